@@ -1,0 +1,51 @@
+# The front door. `make help` lists the verbs; behind each stands `nbs VERB --help`.
+.DEFAULT_GOAL := help
+.PHONY: help run test lab ui study prove bench clean lib
+READY := .venv/.ready
+NBS := .venv/bin/nbs
+
+help: ## What there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+run: $(READY) ## From the table to a model with reports (SAMPLE=0.05: on a part of the rows)
+	@$(NBS) run $(if $(SAMPLE),--sample $(SAMPLE))
+
+test: $(READY) ## Every check and test
+	@.ci/apt chromium
+	@.venv/bin/pytest
+
+lab: $(READY) ## JupyterLab on the notebooks
+	@$(NBS) lab
+
+ui: $(READY) ## The reports and MLflow in a browser
+	@$(NBS) ui
+
+study: $(READY) ## The longer experiments of notebooks/studies
+	@$(NBS) study
+
+prove: $(READY) ## Run three times, once from a fresh clone, and compare every output
+	@$(NBS) prove $(if $(SAMPLE),--sample $(SAMPLE))
+
+bench: $(READY) ## What the pipeline costs beside a plain script
+	@$(NBS) bench
+
+lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, update dvc.yaml
+	@.venv/bin/ruff format --quiet notebooks
+	@.venv/bin/nbdev-clean
+	@.venv/bin/nbdev-export
+	@$(NBS) deps
+
+clean: ## Remove everything that was made, the environment and MLflow's records included
+	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/*.parquet data/*.json models served mlruns mlflow.db* reports/*.html .coverage *.egg-info
+
+# The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start).
+PYTHON := $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $p -c 'import sys, venv, ensurepip; (3, 11) <= sys.version_info < (3, 13) and print("$p")' 2>/dev/null)))
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 with its venv module is needed: apt-get install python3 python3-venv" >&2; exit 1; }
+	@echo "setting up .venv (once; a minute)"
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements.lock)
+	@UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode -r requirements.lock
+	@UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps -e .
+	@touch $(READY)
