@@ -1,0 +1,117 @@
+"""A small bundle made by hand, a small project around it, and a ready MLflow database to copy."""
+
+import json
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper
+
+from nbs_lib.bundle import write_bundle
+from nbs_lib.connection import connect
+from nbs_lib.settings import Tracking
+
+INPUTS = [
+    {"name": "width", "input": "numeric", "position": 0, "from": "request", "type": "number"},
+    {"name": "new", "input": "numeric", "position": 1, "from": "request", "type": "bool"},
+    {"name": "kind", "input": "categorical", "position": 0, "from": "request", "type": "text"},
+    {"name": "made", "input": "time", "position": 0, "from": "request", "type": "time"},
+]
+SCHEMA: dict[str, Any] = {
+    "task": "binary",
+    "classes": ["no", "yes"],
+    "threshold": 0.6,
+    "target": "sold",
+    "key": ["number"],
+    "others": ["number", "sold"],
+    "inputs": INPUTS,
+}
+LINEAGE = {"code": "c0de", "params": "9a7a", "lock": None, "inputs": {"data/x.parquet": "f00d"}}
+ROWS = [
+    {"number": "1", "width": 1, "new": True, "kind": "a", "made": "1970-01-02", "sold": "yes"},
+    {"number": "2", "width": -2.5, "new": False, "kind": None, "made": "1970-01-01", "sold": "no"},
+    {"number": "3", "width": 0, "new": True, "kind": "unseen", "made": "1970-01-01T12:00:00", "sold": "no"},
+]
+MARGINS = [4.0, -2.5, 1.5]
+
+
+def graph() -> bytes:
+    "Log-odds = width + new + (1 where kind is a or b) + days since 1970."
+    levels = {"keys_strings": ["a", "b"], "values_floats": [1.0, 1.0], "default_float": 0.0}
+    nodes = [
+        helper.make_node("ReduceSum", ["numeric", "axes"], ["sum"], keepdims=1),
+        helper.make_node("LabelEncoder", ["categorical"], ["known"], domain="ai.onnx.ml", **levels),
+        helper.make_node("Cast", ["time"], ["seconds"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["seconds", "day"], ["days"]),
+        helper.make_node("Sum", ["sum", "known", "days"], ["margin"]),
+        helper.make_node("Sigmoid", ["margin"], ["output"]),
+    ]
+    inputs = [("numeric", TensorProto.FLOAT, 2), ("categorical", TensorProto.STRING, 1), ("time", TensorProto.INT64, 1)]
+    outputs = [(name, TensorProto.FLOAT, 1) for name in ("margin", "output")]
+    infos = [[helper.make_tensor_value_info(name, kind, [None, n]) for name, kind, n in s] for s in (inputs, outputs)]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("day", TensorProto.FLOAT, [1], [86400.0]),
+    ]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = helper.make_model(helper.make_graph(nodes, "example", *infos, constants), opset_imports=opsets, ir_version=9)
+    return bytes(made.SerializeToString(deterministic=True))
+
+
+def make_bundle(folder: Path, **changes: Any) -> str:
+    "Write the small bundle, some of its contents changed; its id."
+    rest = {"metrics": {}, "fallback": {"prior": {"output": 0.3}}, "reference": {}}
+    return write_bundle(folder, graph(), **{"schema": SCHEMA, "lineage": LINEAGE} | rest | changes)
+
+
+def decision(decision: str = "PROMOTE", **more: Any) -> dict[str, Any]:
+    "A gate.json."
+    return {"decision": decision, "champion": "net", "sentence": "", "ledger": [], **more}
+
+
+@pytest.fixture
+def blank_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    "An empty project, and the working directory, in a folder with a space in its name."
+    root = tmp_path / "a project"
+    root.mkdir()
+    (root / "params.yaml").write_text("train: {lr: 0.1}\n")
+    (root / "dvc.yaml").write_text("stages:\n  train: {cmd: x, metrics: [models/metrics.json: {cache: false}]}\n")
+    (root / "settings.ini").write_text("[tracking]\nuri =\n")
+    monkeypatch.chdir(root)
+    for name in [name for name in os.environ if name.startswith(("NBS_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "An empty MLflow database: creating one takes two seconds, copying it none."
+    root = tmp_path_factory.mktemp("template")
+    connect(Tracking(), root)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def mlflow_project(blank_project: Path, mlflow_template: Path) -> Path:
+    "A project with its MLflow database."
+    shutil.copy(mlflow_template, blank_project / "mlflow.db")
+    with sqlite3.connect(blank_project / "mlflow.db") as connection:
+        connection.execute("UPDATE experiments SET artifact_location = ?", ((blank_project / "mlruns").as_uri(),))
+    connection.close()
+    return blank_project
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    "Rows as a CSV file."
+    names = list(rows[0])
+    lines = [",".join("" if row[name] is None else str(row[name]) for name in names) for row in rows]
+    path.write_text("\n".join([",".join(names), *lines]) + "\n")
+    return path
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    "A bundle's manifest."
+    return json.loads((folder / "manifest.json").read_text())

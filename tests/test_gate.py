@@ -1,0 +1,135 @@
+"""Who is champion, and what becomes of it: each rule once, and none can be talked round."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbs_lib.errors import ParamsError
+from nbs_lib.gate import beats, choose, decide
+
+
+def interval(lo: float | None, hi: float | None) -> dict[str, float | None]:
+    return {"diff": None if lo is None or hi is None else (lo + hi) / 2, "lo": lo, "hi": hi}
+
+
+def candidate(valid: float, dummy: Any, linear: Any, loss: Any = (0.01, 0.02), metric: str = "auc") -> dict[str, Any]:
+    return {
+        "valid": {metric: valid, "log_loss": 1 - valid},
+        "test": {metric: {"value": valid}, "log_loss": {"value": 1 - valid}},
+        "vs_dummy": {metric: interval(*dummy), "log_loss": interval(*loss)},
+        "vs_linear": {metric: interval(*linear), "log_loss": interval(0, 0.1)},
+    }
+
+
+def metrics(task: str = "binary", primary: str = "auc", **candidates: dict[str, Any]) -> dict[str, Any]:
+    every = {"dummy": candidate(0.5, (0, 0), (-0.2, -0.1), metric=primary)} | candidates
+    best = max(every, key=lambda name: every[name]["valid"][primary])
+    return {"task": task, "primary": primary, "best": best, "candidates": every}
+
+
+LINEAR = candidate(0.65, (0.12, 0.18), (0, 0))
+NET = candidate(0.70, (0.15, 0.22), (0.03, 0.06))
+NO_BETTER = candidate(0.66, (0.12, 0.19), (-0.01, 0.02))
+
+
+def gate(found: dict[str, Any], parity: float = 1e-6, sample: float = 1.0, **more: Any) -> tuple[str, str]:
+    decision = decide(found, parity, sample, **more)
+    json.dumps(decision, allow_nan=False)
+    for entry in decision["ledger"]:
+        assert list(entry) == ["check", "passed", "observed", "needed", "sentence"]
+        assert all(entry[key] for key in ("check", "observed", "needed", "sentence"))
+    return decision["decision"], decision["champion"]
+
+
+def test_the_best_that_beats_both_is_promoted() -> None:
+    assert gate(metrics(linear=LINEAR, net=NET)) == ("PROMOTE", "net")
+
+
+def test_one_that_does_not_beat_linear_loses_to_it() -> None:
+    decision = decide(metrics(linear=LINEAR, net=NO_BETTER), 1e-6, 1.0)
+    assert (decision["decision"], decision["champion"]) == ("PROMOTE", "linear")
+    assert "net, the best on validation, does not beat it" in decision["sentence"]
+    versus = next(entry for entry in decision["ledger"] if entry["check"] == "beats linear")
+    assert versus["passed"] is False
+
+
+def test_linear_as_the_best_is_promoted() -> None:
+    assert gate(metrics(linear=LINEAR)) == ("PROMOTE", "linear")
+
+
+def test_one_that_beats_the_dummy_where_linear_does_not_is_champion() -> None:
+    found = metrics(linear=candidate(0.52, (-0.01, 0.04), (0, 0)), net=candidate(0.6, (0.01, 0.1), (-0.01, 0.09)))
+    assert gate(found) == ("PROMOTE", "net")
+
+
+@pytest.mark.parametrize("dummy", [(-0.02, 0.03), (0.0, 0.03), (-0.2, -0.1), (None, None)])
+def test_one_that_does_not_beat_the_dummy_is_rejected(dummy: Any) -> None:
+    decision = decide(metrics(linear=candidate(0.6, dummy, (0, 0))), 1e-6, 1.0)
+    assert decision["decision"] == "REJECT"
+    assert "does not beat dummy" in decision["sentence"]
+
+
+def test_the_dummy_is_never_promoted() -> None:
+    assert gate(metrics())[0] == "REJECT"
+    assert not beats(metrics(), "dummy", "dummy", "auc")
+
+
+def test_probabilities_worse_than_the_prior_are_rejected() -> None:
+    worse = NET | {"vs_dummy": {"auc": interval(0.1, 0.2), "log_loss": interval(-0.2, -0.1)}}
+    assert gate(metrics(linear=LINEAR, net=worse))[0] == "REJECT"
+    unsure = NET | {"vs_dummy": {"auc": interval(0.1, 0.2), "log_loss": interval(-0.2, 0.1)}}
+    assert gate(metrics(linear=LINEAR, net=unsure))[0] == "PROMOTE"
+
+
+@pytest.mark.parametrize("parity", [1e-4, 0.5, float("inf")])
+def test_a_graph_that_answers_otherwise_is_rejected(parity: float) -> None:
+    assert gate(metrics(linear=LINEAR, net=NET), parity)[0] == "REJECT"
+
+
+@pytest.mark.parametrize("sample", [0.05, 0.999])
+def test_a_sampled_run_is_held(sample: float) -> None:
+    decision = decide(metrics(linear=LINEAR, net=NET), 1e-6, sample)
+    assert decision["decision"] == "HOLD"
+    assert "a sampled run is never promoted" in decision["sentence"]
+
+
+def test_a_sampled_run_that_is_no_good_is_rejected() -> None:
+    assert gate(metrics(linear=candidate(0.6, (-0.1, 0.1), (0, 0))), sample=0.1)[0] == "REJECT"
+
+
+def test_a_regression_has_no_log_loss() -> None:
+    found = metrics("regression", "rmse", linear=candidate(0.7, (1, 2), (0, 0), metric="rmse"))
+    for name in found["candidates"]:
+        for side in ("valid", "test", "vs_dummy", "vs_linear"):
+            del found["candidates"][name][side]["log_loss"]
+    found["best"] = "linear"
+    assert gate(found) == ("PROMOTE", "linear")
+
+
+def test_more_certainty_asks_for_more() -> None:
+    found = metrics(linear=LINEAR, net=candidate(0.7, (0.1, 0.2), (0.005, 0.045)))
+    assert gate(found) == ("PROMOTE", "net")
+    assert gate(found, confidence=0.99) == ("PROMOTE", "linear")
+    with pytest.raises(ParamsError, match=r"gate\.confidence must lie between 0 and 1, but is 95"):
+        decide(found, 1e-6, 1.0, confidence=95)
+
+
+def test_another_metric_can_decide() -> None:
+    found = metrics(linear=LINEAR, net=NET)
+    found["candidates"]["linear"]["valid"]["log_loss"] = 0.1
+    assert gate(found, metric="log_loss") == ("PROMOTE", "linear")
+    with pytest.raises(ParamsError, match=r"'log_los' is no metric of a binary task \(did you mean 'log_loss'"):
+        decide(found, 1e-6, 1.0, "log_los")
+
+
+@given(st.tuples(*[st.floats(-1, 1)] * 4).map(lambda v: (*sorted(v[:2]), *sorted(v[2:]))), st.sampled_from([0.5, 1.0]))
+def test_only_what_beats_the_dummy_is_ever_promoted(bounds: tuple[float, ...], sample: float) -> None:
+    found = metrics(linear=candidate(0.6, bounds[:2], (0, 0)), net=candidate(0.7, bounds[2:], (-0.1, 0.1)))
+    decision = decide(found, 1e-6, sample)
+    if decision["decision"] == "PROMOTE":
+        assert found["candidates"][decision["champion"]]["vs_dummy"]["auc"]["lo"] > 0
+        assert sample == 1
+    assert decision["champion"] == choose(found, "auc")

@@ -1,0 +1,166 @@
+"""`nbs predict TABLE`: the champion answers a file whole, or says in one sentence why not."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from ship_fixtures import MARGINS, ROWS, SCHEMA, blank_project, make_bundle, write_rows  # noqa: F401
+
+from nbs_lib import scoring
+from nbs_lib.errors import BundleError, DataError, UserError
+from nbs_lib.registry import champion, deliver
+from nbs_lib.scoring import predict_table
+
+OUT = Path("scored.csv")
+PROBABILITIES = 1 / (1 + np.exp(-np.array(MARGINS)))
+
+
+@pytest.fixture
+def here(blank_project: Path) -> Path:  # noqa: F811
+    make_bundle(Path("models/bundle"))
+    deliver("models/bundle")
+    return blank_project
+
+
+def test_a_csv_file(here: Path) -> None:
+    assert predict_table(write_rows(here / "t.csv", ROWS), OUT) == 3
+    scored = pd.read_csv(OUT, dtype={"number": str})
+    assert list(scored) == ["number", "class", "probability", "margin"]
+    assert scored["number"].tolist() == ["1", "2", "3"]
+    assert scored["class"].tolist() == ["yes", "no", "yes"]
+    np.testing.assert_allclose(scored["probability"], PROBABILITIES, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["plain", "zones", "category", "decimal"])
+def test_a_parquet_file(here: Path, form: str) -> None:
+    table = pd.DataFrame(ROWS)
+    if form == "zones":
+        table["made"] = pd.to_datetime(table["made"], format="ISO8601", utc=True).dt.tz_convert("Asia/Tokyo")
+    if form == "category":
+        table["kind"] = table["kind"].astype("category")
+    if form == "decimal":
+        import decimal
+
+        table["width"] = table["width"].map(lambda value: decimal.Decimal(str(value)))
+    table.to_parquet("t.parquet")
+    predict_table("t.parquet", "scored.parquet")
+    np.testing.assert_allclose(pd.read_parquet("scored.parquet")["probability"], PROBABILITIES, atol=1e-6)
+
+
+def test_standard_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict_table(write_rows(here / "t.csv", ROWS))
+    scored = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert len(scored) == 3
+
+
+def test_without_a_key_rows_are_numbered(here: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "number"} for row in ROWS]
+    predict_table(write_rows(here / "t.csv", rows), OUT)
+    assert pd.read_csv(OUT)["row"].tolist() == [1, 2, 3]
+
+
+def test_many_batches_are_one_answer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "ROWS", 1000)
+    monkeypatch.setattr(scoring, "BLOCK", 4096)
+    table = pd.concat([pd.DataFrame(ROWS)] * 2000, ignore_index=True)
+    table["width"] = np.arange(len(table)) / 1000
+    table.to_csv("t.csv", index=False)
+    table.to_parquet("t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        assert predict_table(name, OUT) == 6000
+        whole = scoring.Bundle.open(champion()).predict(table)["margin"]
+        np.testing.assert_allclose(pd.read_csv(OUT)["margin"], whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{**ROWS[0], "width": "wide"}], r"t\.csv: column 'width', row 1: 'wide' is not a double"),
+        ([ROWS[0], {**ROWS[0], "made": "soon"}], r"t\.csv: column 'made', row 2: 'soon' is not a time"),
+        ([{**ROWS[0], "new": "perhaps"}], r"column 'new', row 1: 'perhaps' is not a bool"),
+        ([{**ROWS[0], "width": "inf"}], "column 'width', row 1: inf is not a finite number"),
+        ([{"widht": 1, "kind": "a"}], r"no column 'width' \(did you mean 'widht'\?\), 'new', 'made'"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_and_no_file(here: Path, rows: list[dict[str, Any]], message: str) -> None:
+    OUT.write_text("old")
+    with pytest.raises(DataError, match=message) as caught:
+        predict_table(write_rows(here / "t.csv", rows), OUT)
+    assert "\n" not in str(caught.value)
+    assert OUT.read_text() == "old"
+    assert not list(here.glob(".scored*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"width,new,kind,made\n", "has no rows"),
+        (b"width,new,kind,made\n1,true,a\n", "row 1 has 3 values where the header has 4"),
+        (b"width,new,kind,made\n1,true,\xff,0\n", "not UTF-8"),
+        (b"width,width,new,kind,made\n1,1,true,a,\n", "two columns are named 'width'"),
+        (b'width,new,kind,made\n1,true,"a,\n', "never closed"),
+        (b"\xef\xbb\xbfwidht\n1\n", "no column 'width'"),
+    ],
+)
+def test_a_broken_csv_file_is_refused(here: Path, content: bytes, message: str) -> None:
+    Path("t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        predict_table("t.csv", OUT)
+    assert not OUT.exists()
+
+
+def test_a_late_error_leaves_nothing_on_standard_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [ROWS[0]] * 50 + [{**ROWS[0], "made": "soon"}]
+    with pytest.raises(DataError, match="row 51"):
+        predict_table(write_rows(here / "t.csv", rows))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_parquet_file_is_refused(here: Path) -> None:
+    pd.DataFrame(ROWS * 500).to_parquet("t.parquet")
+    whole = pq.read_table("t.parquet")
+    pq.write_table(whole, "t.parquet", write_page_checksum=True)
+    content = bytearray(Path("t.parquet").read_bytes())
+    content[200] ^= 1
+    Path("t.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"t\.parquet can't be read"):
+        predict_table("t.parquet", OUT)
+    Path("t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"t\.parquet can't be read"):
+        predict_table("t.parquet", OUT)
+
+
+def test_formulas_and_tags_stay_text(here: Path) -> None:
+    rows = [{**ROWS[0], "number": "=cmd()", "kind": "<script>"}]
+    predict_table(write_rows(here / "t.csv", rows), OUT)
+    assert pd.read_csv(OUT)["number"].tolist() == ["=cmd()"]
+
+
+def test_no_champion(blank_project: Path) -> None:  # noqa: F811
+    with pytest.raises(UserError, match="there is no champion yet: `make run`"):
+        predict_table("t.csv")
+
+
+def test_no_such_file_or_form(here: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file none\.csv"):
+        predict_table("none.csv")
+    with pytest.raises(UserError, match=r"t\.xlsx ends in neither"):
+        predict_table("t.xlsx")
+    with pytest.raises(UserError, match=r"out\.txt ends in neither"):
+        predict_table("t.csv", "out.txt")
+
+
+def test_a_champion_with_another_content_is_refused(here: Path) -> None:
+    (champion() / "model.onnx").write_bytes(b"other")
+    write_rows(here / "t.csv", ROWS)
+    with pytest.raises(BundleError, match="was changed"):
+        predict_table("t.csv")
+    folder = champion()
+    make_bundle(folder, schema=SCHEMA | {"threshold": 0.1})
+    with pytest.raises(BundleError, match="puts the right one there"):
+        predict_table("t.csv")
