@@ -1,0 +1,382 @@
+"""Pages are inert, self-contained, legible and the same bytes each time, whatever a table holds."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from nbformat import NotebookNode, v4
+
+from nbs_lib import blocks, findings, plots, report
+from nbs_lib.files import write_json, write_table
+from nbs_lib.gate import decide
+from nbs_lib.page import POLICY, escape_md, render
+from nbs_lib.roles import Roles
+from nbs_lib.theme import COLOURS
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+
+MARK = "document.documentElement.setAttribute('pwned','1')"
+HOSTILE = [
+    f"</script><script>{MARK}</script>",
+    f'<img src=x onerror="{MARK}">',
+    f'"><svg onload="{MARK}"><style><img src=x onerror={MARK}>',
+    f"[x](javascript:{MARK})",
+    f'<a href="java\tscript:{MARK}">x</a><iframe srcdoc="<script>parent.{MARK}</script>"></iframe>',
+    f"<math><mtext></table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror={MARK}&gt;'>",
+    "![p](http://127.0.0.1:1/p.png) <http://127.0.0.1:1/q> https://127.0.0.1:1/r",
+    "$\\frac{a}{b}$ and $x",
+    "n" * 300,
+    "שלום \u202egnihsihp",
+    "a|b\n\n# c\n\x00\x1b[31m`d`",
+]
+
+
+def output(data: dict[str, str], **metadata: str) -> NotebookNode:
+    return v4.new_output("display_data", data=data, metadata=metadata)
+
+
+def notebook(*outputs: NotebookNode, prose: str = "# Title\n\n> Summary.") -> NotebookNode:
+    return v4.new_notebook(cells=[v4.new_markdown_cell(prose), v4.new_code_cell("show()", outputs=list(outputs))])
+
+
+def figure_of(fig: Any, caption: str = "") -> NotebookNode:
+    return output(plots.drawings(fig), caption=caption)
+
+
+def hostile_notebook() -> NotebookNode:
+    """Every way by which a value gets into a page."""
+    table = pd.DataFrame(dict.fromkeys(HOSTILE[:4], HOSTILE), index=HOSTILE)
+    drawn = plots.interval_plot(HOSTILE, range(11), range(11), range(1, 12), HOSTILE[0])
+    foreign = (
+        f'<svg xmlns="http://www.w3.org/2000/svg"><script>{MARK}</script><image href="http://127.0.0.1:1/s"/></svg>'
+    )
+    return notebook(
+        output({"text/html": table.to_html()}),
+        output({"text/html": table.to_html(escape=False)}),
+        output({"text/html": table.style.to_html()}),
+        *[output({"text/html": value}) for value in HOSTILE],
+        *[output({"text/markdown": value}) for value in HOSTILE],
+        *[output({"text/latex": value}) for value in HOSTILE],
+        output({"text/html": blocks.table(HOSTILE, [HOSTILE]).code}),
+        output({"text/html": blocks.verdict(blocks.BAD, HOSTILE[0], HOSTILE[1], [HOSTILE], HOSTILE).code}),
+        output({"text/html": blocks.tiles([(HOSTILE[0], HOSTILE[1], HOSTILE[2])]).code}),
+        output({"image/svg+xml": foreign}, caption=HOSTILE[2]),
+        output({"image/png": f'"><script>{MARK}</script>'}),
+        output({"application/javascript": MARK, "text/plain": HOSTILE[0]}),
+        figure_of(drawn, HOSTILE[2]),
+        v4.new_output("stream", text="\n".join(HOSTILE)),
+        v4.new_output("error", ename=HOSTILE[0], evalue=HOSTILE[1], traceback=HOSTILE),
+        prose="# " + HOSTILE[0] + "\n\n> " + "\n\n".join(HOSTILE),
+    )
+
+
+def live(page: str, parser: str = "html.parser") -> list[str]:
+    """What a browser might run or fetch."""
+    found = []
+    for tag in BeautifulSoup(page, parser).find_all(True):
+        allowed = {
+            "meta": {"http-equiv", "content", "charset", "name"},
+            "a": {"href"},
+            "source": {"srcset"},
+            "img": {"src"},
+        }
+        for name, value in tag.attrs.items():
+            text = " ".join(value) if isinstance(value, list) else value
+            if name.startswith("on") or name in ("style", "srcdoc", "action", "formaction", "background", "poster"):
+                found.append(f"{tag.name} {name}")
+            elif name in ("src", "srcset") and not text.startswith("data:image/"):
+                found.append(f"{tag.name} {name}={text[:40]}")
+            elif name in ("src", "srcset", "href") and name not in allowed.get(tag.name, ()):
+                found.append(f"{tag.name} {name}")
+            elif name == "href" and re.match(r"\s*[a-z\s]*(script|data)\s*:", text, re.IGNORECASE):
+                found.append(f"{tag.name} href={text[:40]}")
+    inert = BeautifulSoup(page, parser)
+    found += [
+        t.name
+        for t in inert(["script", "iframe", "object", "embed", "svg", "math", "form", "link", "base", "template"])
+    ]
+    found += ["style"] * (len(inert("style")) - 1)
+    return found
+
+
+def test_nothing_in_a_hostile_notebook_is_live() -> None:
+    page = render(hostile_notebook(), "train", ROOT / "notebooks/pipeline")
+    assert live(page) == []
+    assert page.count("http-equiv") == 1
+    assert BeautifulSoup(page, "html.parser").title.string == HOSTILE[0]  # shown as text
+
+
+def test_the_sanitiser_finds_what_is_live() -> None:
+    assert len(live("".join(HOSTILE))) > 4
+
+
+def test_a_value_in_markdown_is_only_words() -> None:
+    plain = {"h1", "blockquote", "p", "strong", "details", "summary", "div", "pre", "span"}
+    for value in HOSTILE:
+        page = render(notebook(output({"text/markdown": f"The value **{escape_md(value)}** is text."})), "train")
+        body = BeautifulSoup(page, "html.parser").main
+        assert {tag.name for tag in body.find_all(True)} <= plain
+        words = body.find_all("p")[-1].get_text()
+        assert words.startswith("The value ")
+        assert words.endswith(" is text.")
+
+
+def test_a_large_table_is_cut_with_a_sentence() -> None:
+    table = pd.DataFrame({"x": np.arange(5000), "text": "a"})
+    with pd.option_context("display.max_rows", None):
+        page = render(notebook(output({"text/html": table._repr_html_()})), "train")
+    assert "The first 30 of 5,000 rows." in page
+    assert page.count("<tr>") == 31
+
+
+def test_no_trace_of_the_run() -> None:
+    noisy = [
+        v4.new_output("stream", name="stderr", text="100 % 00:12"),
+        v4.new_output("stream", name="stdout", text=f"<object object at 0x7fee> {Path.cwd()}/data {Path.home()}/x\n"),
+        output({"text/html": "<style>#T_ab12c{}</style><table id=T_ab12c><tr><td id=T_ab12c_row0>1</td></tr></table>"}),
+        v4.new_output("execute_result", data={"text/plain": "<Axes at 0x7f>"}, execution_count=12),
+    ]
+    node = notebook(*noisy)
+    node.metadata["papermill"] = {"start_time": "2026-11-22T10:00:00", "duration": 12.5}
+    node.cells[1].metadata["execution"] = {"iopub.status.busy": "2026-11-22T10:00:00"}
+    page = render(node, "train")
+    for trace in ("0x7f", "00:12", "2026", "12.5", "T_ab12c", str(Path.cwd()), str(Path.home()), "Out[", "papermill"):
+        assert trace not in page, trace
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from test_page import hostile_notebook, render; "
+        "sys.stdout.buffer.write(render(hostile_notebook(), 'train').encode())"
+    )
+    pages = [
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": seed, "HOME": home}, capture_output=True
+        )
+        for seed, home in [("1", "/nowhere"), ("2", str(tmp_path))]
+    ]
+    assert pages[0].stdout == pages[1].stdout
+    assert len(pages[0].stdout) > 10_000, pages[0].stderr
+
+
+def test_pages_link_to_each_other_and_nowhere_else(tmp_path: Path) -> None:
+    for name in ("10_first", "20_second_one", "60_report"):
+        (tmp_path / f"{name}.ipynb").touch()
+    soup = BeautifulSoup(render(notebook(), "second_one", tmp_path), "html.parser")
+    links = [(a["href"], a.get_text(), a.get("aria-current")) for a in soup.header("a")]
+    assert links == [
+        ("index.html", "Overview", None),
+        ("first.html", "First", None),
+        ("second_one.html", "Second one", "page"),
+    ]
+    assert [a["href"] for a in soup.footer("a")] == ["first.html"]
+    policy = soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+    assert policy == POLICY
+
+
+# The first page
+
+
+def write_run(
+    folder: Path, task: str, decision: str = "PROMOTE", value: Callable[[int], str] = lambda i: f"v{i}"
+) -> Path:
+    """What the stages before the report leave, with names from `value`."""
+    random = np.random.default_rng(0)
+    classes = {"binary": [value(1), value(2)], "multiclass": [value(1), value(2), value(3)], "regression": []}[task]
+    columns = {value(0): {"role": "target", "why": value(4), "description": value(5)}}
+    columns |= {
+        f"{value(i)}{i}": {"role": role, "why": value(i)} for i, role in enumerate(["numeric", "dropped", "later"], 6)
+    }
+    roles = Roles(value(0), value(0), task, classes, columns=columns, notes=[value(i) for i in range(11)])
+    roles.save(folder / "data/contract/roles.yaml")
+    target = random.normal(size=100) if task == "regression" else random.integers(0, len(classes), 100)
+    splits = np.repeat(["train", "valid", "test"], [60, 20, 20])
+    rows = pd.DataFrame({"_split": splits, "_target": target, "_block": np.arange(100)})
+    write_table(rows, folder / "data/training_set.parquet")
+    known = {"binary": ["auc", "log_loss"], "multiclass": ["log_loss", "accuracy"], "regression": ["rmse", "mae"]}[task]
+    lead = 0.1 if decision != "REJECT" else -0.1
+    scores = {metric: {"value": 0.6, "lo": 0.5, "hi": 0.7} for metric in known}
+    leads = {metric: {"diff": lead, "lo": lead - 0.05, "hi": lead + 0.05} for metric in known}
+    candidate = {"valid": dict.fromkeys(known, 0.6), "test": scores, "vs_dummy": leads, "vs_linear": leads}
+    slices = [{"column": value(1), "level": value(2), "rows": 10, **scores}]
+    metrics = {"task": task, "primary": known[0], "best": "net", "slices": slices}
+    metrics["candidates"] = dict.fromkeys(("dummy", "linear", "net"), candidate)
+    models = folder / "models"
+    models.mkdir(parents=True)
+    reliability = {"candidate": ["net"], "predicted": [0.2], "observed": [0.3], "lo": [0.1], "hi": [0.4], "rows": [9]}
+    pd.DataFrame(reliability).to_csv(models / "reliability.csv", index=False)
+    write_json(metrics, models / "metrics.json")
+    write_json(decide(metrics, 1e-7, 0.5 if decision == "HOLD" else 1.0), models / "gate.json")
+    write_json({"net": {"description": value(3)}}, models / "candidates/candidates.json")
+    write_json(
+        {"inputs": {value(0): "0" * 64}, "params": "1", "code": "2", "lock": "3"}, models / "bundle/lineage.json"
+    )
+    write_json({"id": "4" * 64}, models / "bundle/manifest.json")
+    return folder
+
+
+def overview(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The report notebook, run in this process, as a page."""
+    shown: list[NotebookNode] = []
+
+    def collect(fig: Any, caption: str = "") -> None:
+        shown.append(figure_of(fig, caption))
+
+    monkeypatch.setattr(plots, "show", collect)
+    cells = json.loads((ROOT / "notebooks/pipeline/60_report.ipynb").read_text())["cells"]
+    executed = []
+    names: dict[str, Any] = {"found": findings.load(folder), "report": report, "plots": plots}
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            executed.append(v4.new_markdown_cell(source))
+        elif "chdir_root" not in source and source.strip() and not source.startswith("#"):
+            shown.clear()
+            value = eval(source, names)
+            if value is not None:
+                shown.append(output({"text/html": value._repr_html_()}))
+            executed.append(v4.new_code_cell(source, outputs=list(shown)))
+    return render(v4.new_notebook(cells=executed), "report", ROOT / "notebooks/pipeline")
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize(
+    ("decision", "words"),
+    [("PROMOTE", "The model is ready to use."), ("HOLD", "nothing is promoted"), ("REJECT", "No model is good enough")],
+)
+def test_the_first_page(task: str, decision: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = overview(write_run(tmp_path, task, decision), monkeypatch)
+    first = BeautifulSoup(page, "html.parser").select_one("main h2")
+    assert words in first.get_text()
+    assert first.find_previous(class_="badge").get_text() == decision
+    assert live(page) == []
+    assert "snapshot.html" in page
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_the_first_page_of_a_hostile_table(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name.replace("\x00", "").replace("\x1b", "") for name in HOSTILE]  # YAML refuses control characters
+    page = overview(write_run(tmp_path, task, value=lambda i: names[i]), monkeypatch)
+    assert live(page) == []
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    profile = tmp_path_factory.mktemp("chromium")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    quiet += [
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=3000",
+    ]
+    quiet += ["--allow-file-access-from-files", "--hide-scrollbars"]
+
+    def open_page(path: Path, *flags: str) -> str:
+        command = [str(CHROMIUM), *quiet, *flags, path.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    return open_page
+
+
+@pytest.fixture(scope="module")
+def requests() -> Iterator[tuple[int, list[str]]]:
+    """A server that notes what it is asked for."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port, seen
+    server.shutdown()
+
+
+@browser
+@pytest.mark.parametrize("guarded", [True, False], ids=["as written", "without its policy"])
+def test_a_browser_runs_and_fetches_nothing(
+    guarded: bool, tmp_path: Path, chromium: Callable[..., str], requests: tuple[int, list[str]]
+) -> None:
+    port, seen = requests
+    page = render(hostile_notebook(), "train", ROOT / "notebooks/pipeline").replace(
+        "127.0.0.1:1/", f"127.0.0.1:{port}/"
+    )
+    if not guarded:
+        page = page.replace('http-equiv="Content-Security-Policy"', "")
+    path = tmp_path / "page.html"
+    path.write_text(page)
+    dumped = chromium(path, "--dump-dom")
+    assert "<main" in dumped
+    assert 'pwned="1"' not in dumped
+    assert live(dumped) == []
+    assert seen == []
+
+
+@browser
+def test_the_browser_test_would_notice(
+    tmp_path: Path, chromium: Callable[..., str], requests: tuple[int, list[str]]
+) -> None:
+    port, seen = requests
+    path = tmp_path / "page.html"
+    path.write_text(f"<!doctype html>{HOSTILE[1]}<img src=http://127.0.0.1:{port}/p.png>")
+    assert 'pwned="1"' in chromium(path, "--dump-dom")
+    assert seen.pop() == "/p.png"
+
+
+@browser
+def test_a_phone_shows_it_without_scrolling_sideways(
+    tmp_path: Path, chromium: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = {
+        "report.html": overview(write_run(tmp_path, "binary"), monkeypatch),
+        "hostile.html": render(hostile_notebook(), "train", ROOT / "notebooks/pipeline"),
+    }
+    for name, page in pages.items():
+        (tmp_path / name).write_text(page)
+        frame = tmp_path / f"frame-{name}"
+        frame.write_text(
+            f'<iframe id=f src="{name}" style="width:360px;height:640px;border:0"></iframe><script>onload=()=>'
+            '{document.title="w="+document.getElementById("f").contentDocument.documentElement.scrollWidth}</script>'
+        )
+        assert "<title>w=360</title>" in chromium(frame, "--dump-dom"), name
+
+
+@browser
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_light_and_dark_reach_the_figures(mode: int, tmp_path: Path, chromium: Callable[..., str]) -> None:
+    from PIL import Image
+
+    path = tmp_path / "page.html"
+    path.write_text(render(notebook(figure_of(plots.bars(["a", "b"], [1, 2]))), "train"))
+    picture = tmp_path / "page.png"
+    chromium(
+        path, f"--blink-settings=preferredColorScheme={1 - mode}", "--window-size=900,700", f"--screenshot={picture}"
+    )
+    with Image.open(picture) as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
+    paper, blue = (tuple(bytes.fromhex(COLOURS[name][mode][1:])) for name in ("paper", "blue"))
+    assert {paper, blue} <= colours
+    other = tuple(bytes.fromhex(COLOURS["blue"][1 - mode][1:]))
+    assert other not in colours
