@@ -71,7 +71,9 @@ def bench(
             pipeline = cost([sys.executable, "-m", "dvc", "repro", "--force", "--quiet"], root, environment)
             ratios.append(pipeline.cpu / script.cpu)
             print(f"plain script  {script.cpu:7.1f} CPU s  {script.wall:7.1f} s")
-            print(f"dvc repro     {pipeline.cpu:7.1f} CPU s  {pipeline.wall:7.1f} s   ratio {ratios[-1]:.2f}", flush=True)
+            print(
+                f"dvc repro     {pipeline.cpu:7.1f} CPU s  {pipeline.wall:7.1f} s   ratio {ratios[-1]:.2f}", flush=True
+            )
         verb = [sys.executable, "-m", "nbs_lib.cli", "run"]
         cost(verb, root, environment)
         idle = cost(verb, root, environment)

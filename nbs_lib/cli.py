@@ -17,7 +17,12 @@ from .errors import UserError
 from .paths import chdir_root
 
 # %% ../notebooks/lib/54_cli.ipynb #ecdb29ce
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="From a notebook to a model that people can rely on.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a notebook to a model that people can rely on.",
+)
 
 
 @app.command("run")

@@ -95,7 +95,9 @@ def read_table(
     except FileNotFoundError:
         raise DataError(f"{path} is missing: `make run` writes it.") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} is damaged ({str(error).splitlines()[0]}): restore it, or delete it and run again.") from None
+        raise DataError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): restore it, or delete it and run again."
+        ) from None
 
 # %% ../notebooks/lib/02_files.ipynb #712d41a7
 def sha256(

@@ -112,7 +112,7 @@ class Parameter:
 def declared(
     notebook: str | Path,  # a stage notebook
 ) -> list[Parameter]:  # in the order of the cell's lines
-    "What a stage's parameters cell declares; raises `StageError` where there is no such cell or a line has another form."
+    "What a stage's parameters cell declares; raises `StageError` without one, or on a line of another form."
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
@@ -129,11 +129,14 @@ def declared(
                 try:
                     kind = eval(written, {"__builtins__": {}}, _TYPES)
                 except Exception:
-                    raise StageError(f"{notebook}: {name} has the unknown type {written} (known: {', '.join(_TYPES)}).") from None
+                    raise StageError(
+                        f"{notebook}: {name} has the unknown type {written} (known: {', '.join(_TYPES)})."
+                    ) from None
                 found.append(Parameter(name, key, kind, written))
             case _:
+                form = 'name: type = params["section.key"]'
                 raise StageError(
-                    f'{notebook}: `{ast.unparse(line)}` in the parameters cell is not of the form `name: type = params["section.key"]`.'
+                    f"{notebook}: `{ast.unparse(line)}` in the parameters cell is not of the form `{form}`."
                 )
     return found
 

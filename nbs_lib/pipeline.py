@@ -62,7 +62,9 @@ def load_stages(
     stages = {}
     for name, path in notebooks.items():
         if name not in entries:
-            raise StageError(f"{path.relative_to(root)} has no stage {name} in {dvc_file(folder)}{did_you_mean(name, entries)}.")
+            raise StageError(
+                f"{path.relative_to(root)} has no stage {name} in {dvc_file(folder)}{did_you_mean(name, entries)}."
+            )
         entry = entries[name]
         stages[name] = Stage(
             name=name,
@@ -82,7 +84,8 @@ def parameters(
     for parameter in found:
         if not any(parameter.key == key or parameter.key.startswith(f"{key}.") for key in stage.params):
             raise StageError(
-                f"{stage.notebook} reads {parameter.key}, which dvc.yaml does not list under the params of {stage.name}: add it there."
+                f"{stage.notebook} reads {parameter.key}, which dvc.yaml does not list "
+                f"under the params of {stage.name}: add it there."
             )
     return found
 

@@ -6,6 +6,7 @@
 __all__ = ['digests', 'compare', 'clone', 'prove']
 
 # %% ../notebooks/lib/52_proof.ipynb #44c8c803
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,10 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .errors import StageError, UserError
+from .errors import UserError
 from .files import sha256
 from .pipeline import load_stages
-from .run import only_run, sampled
+from .run import only_run, reproduce, sampled
+from .tracking import WAITING
 
 # %% ../notebooks/lib/52_proof.ipynb #5496cd09
 def digests(
@@ -24,7 +26,7 @@ def digests(
 ) -> dict[str, str]:  # SHA-256 by path, in the order of the stages
     "The digest of every file that the pipeline wrote: data, models, metrics and pages."
     root = Path(root)
-    found = {}
+    found: dict[str, str] = {}
     for stage in load_stages(root).values():
         for out in stage.outs:
             place = root / out
@@ -66,12 +68,9 @@ def clone(
 
 
 def _reproduce(root: Path) -> dict[str, str]:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "."}
-    environment.pop("NBS_PIPELINE", None)
-    environment["NBS_TRACKING_URI"] = "none"
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro", "--force", "--quiet"], cwd=root, env=environment)
-    if done.returncode:
-        raise StageError(f"the proof stopped: `dvc repro --force` failed in {root}.")
+    with contextlib.chdir(root):
+        reproduce(force=True)
+    shutil.rmtree(root / WAITING / "prove", ignore_errors=True)  # a proof is no run to be recorded
     return digests(root)
 
 
@@ -80,6 +79,7 @@ def prove(
 ) -> None:
     "Run twice by force and once from a fresh clone, and compare; raises `UserError` where an output differs."
     here = Path.cwd()
+    os.environ["NBS_PIPELINE"] = "prove"
     with only_run(), sampled(sample), tempfile.TemporaryDirectory() as folder:
         runs = {}
         for name, root in [("first", here), ("second", here), ("clone", None)]:

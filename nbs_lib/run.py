@@ -39,7 +39,9 @@ def only_run(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise UserError(f"another run is at work here (process {file.read() or '?'}): wait for it to end.") from None
+            raise UserError(
+                f"another run is at work here (process {file.read() or '?'}): wait for it to end."
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -101,7 +103,9 @@ def reproduce(
     arguments = ["repro", "--quiet", *targets]
     if remote:
         if _dvc("remote", "add", "--quiet", "--local", "--force", "--default", "nbs", remote):
-            raise UserError(f"settings.ini: remote {remote!r} in [dvc] is not one that DVC knows: give a folder or an address.")
+            raise UserError(
+                f"settings.ini: remote {remote!r} in [dvc] is not one that DVC knows: give a folder or an address."
+            )
         if _dvc("pull", "--quiet", "--run-cache", "--allow-missing"):
             print(f"warning: the remote {remote} can't be reached; computing instead.", file=sys.stderr)
         else:
@@ -110,6 +114,11 @@ def reproduce(
         raise StageError("the run stopped at the stage named above; the outputs of earlier runs are as they were.")
 
 # %% ../notebooks/lib/51_run.ipynb #aca6730d
+def _written(found: dict[str, Any], form: str) -> str:
+    value = found.get("value", found.get("diff"))
+    return f"{value:{form}} ({found['lo']:{form}} to {found['hi']:{form}})"
+
+
 def headline(
     metrics: dict[str, Any],  # models/metrics.json
     gate: dict[str, Any],  # models/gate.json
@@ -117,15 +126,13 @@ def headline(
     "The three figures that matter: how good, how much better than linear, and what the gate decides."
     name, primary = gate["champion"], metrics["primary"]
     champion = metrics["candidates"][name]
-    good, versus = champion["test"][primary], champion["vs_linear"][primary]
-    better = (
-        "it is the linear model"
-        if name == "linear"
-        else f"{versus['diff']:+.4f} against linear ({versus['lo']:+.4f} to {versus['hi']:+.4f})"
-    )
+    rival = "dummy" if name == "linear" else "linear"
+    better = champion.get(f"vs_{rival}", {}).get(primary)  # the dummy alone has no rival to be better than
     return [
-        f"{name}: test {primary} {good['value']:.4f} ({good['lo']:.4f} to {good['hi']:.4f})",
-        better,
+        f"{name}: test {primary} {_written(champion['test'][primary], '.4f')}",
+        f"better than {rival} by {_written(better, '+.4f')}"
+        if better
+        else "better than nothing: it is the dummy itself",
         f"gate: {gate['decision']}. {gate['sentence']}",
     ]
 
@@ -177,4 +184,5 @@ def _end_pipeline(status: str) -> None:
 def _register(gate: dict[str, Any], settings: Settings) -> None:
     from nbs_lib.registry import register
 
-    register(Path("models/bundle"), gate, settings.tracking.uri, settings.tracking.model)
+    tracking = settings.tracking
+    register("models/bundle", gate, tracking.uri, tracking.model, tracking.experiment)

@@ -6,6 +6,7 @@
 __all__ = ['PINNED', 'end_with_parent', 'execute', 'publish', 'run_stage', 'main']
 
 # %% ../notebooks/lib/50_stage.ipynb #b6b0754b
+import logging
 import os
 import shutil
 import signal
@@ -83,6 +84,7 @@ def execute(
     import papermill as pm
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it doubts annotations such as `str | list[str]`
     failed.parent.mkdir(exist_ok=True)
     deadline = time.monotonic() + time_limit
     last: dict[str, Any] = {"heading": ""}
@@ -114,9 +116,13 @@ def execute(
         name = "" if hasattr(errors, error.ename) else f"{error.ename}: "
         raise StageError(f"cell {last['cell']}: {name}{sentence} (the notebook as it failed: {failed})") from None
     except CellTimeoutError:
-        raise StageError(f"cell {last['cell']}: stopped after the {time_limit} s that `time_limit` in settings.ini allows.") from None
+        raise StageError(
+            f"cell {last['cell']}: stopped after the {time_limit} s that `time_limit` in settings.ini allows."
+        ) from None
     except DeadKernelError:
-        raise StageError(f"cell {last['cell']}: its kernel died (out of memory, or killed); the notebook: {failed}") from None
+        raise StageError(
+            f"cell {last['cell']}: its kernel died (out of memory, or killed); the notebook: {failed}"
+        ) from None
     failed.unlink()
     return node
 
@@ -128,7 +134,9 @@ def publish(
     "Move whole outputs into place; raises `StageError` where one was not written."
     missing = [out for out in stage.outs if not (staging / out).exists()]
     if missing:
-        raise StageError(f"{stage.notebook} has not written {', '.join(missing)}, which dvc.yaml lists among its outputs.")
+        raise StageError(
+            f"{stage.notebook} has not written {', '.join(missing)}, which dvc.yaml lists among its outputs."
+        )
     for out in stage.outs:
         place = Path(out)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +202,9 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"stage {name} failed: {error}")
     except OSError as error:
-        sys.exit(f"stage {name} failed: {error.strerror} ({error.filename or 'no file'}); its old outputs are as they were.")
+        sys.exit(
+            f"stage {name} failed: {error.strerror} ({error.filename or 'no file'}); its old outputs are as they were."
+        )
 
 
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook

@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import UserError
 from .files import write_text
+from .page import POLICY
 from .settings import load_settings
 from .stage import end_with_parent
 
@@ -24,7 +25,10 @@ class _Pages(http.server.SimpleHTTPRequestHandler):
     "Static pages with headers that let them neither run nor load anything."
 
     def end_headers(self) -> None:
-        self.send_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups")
+        self.send_header(
+            "Content-Security-Policy",
+            f"{POLICY}; sandbox allow-popups",
+        )
         self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()
 
@@ -33,8 +37,8 @@ class _Pages(http.server.SimpleHTTPRequestHandler):
 
 
 def serve() -> None:
-    "Serve reports/ and MLflow's own pages until interrupted; raises `UserError` where there is no report or a port is taken."
-    from nbs_lib.tracking import tracking_uri
+    "Serve reports/ and MLflow's own pages until interrupted; raises `UserError` without a report, or where a port is taken."
+    from nbs_lib.connection import tracking_uri
 
     if not Path("reports/index.html").exists():
         raise UserError("reports/index.html is missing: `make run` writes it.")
@@ -43,14 +47,27 @@ def serve() -> None:
     try:
         server = http.server.ThreadingHTTPServer((host, port), partial(_Pages, directory="reports"))
     except OSError as error:
-        raise UserError(f"settings.ini: reports_port {port} in [ui] can't be used ({error.strerror}): choose another.") from None
+        raise UserError(
+            f"settings.ini: reports_port {port} in [ui] can't be used ({error.strerror}): choose another."
+        ) from None
     print(f"reports  http://{host}:{port}/")
     uri = tracking_uri(settings.tracking.uri)
     if uri.startswith("http"):
         print(f"mlflow   {uri}")
         server.serve_forever()
     print(f"mlflow   http://{host}:{settings.ui.mlflow_port}/   (Ctrl-C ends both)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(settings.ui.mlflow_port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(settings.ui.mlflow_port),
+    ]
     with subprocess.Popen(command, preexec_fn=end_with_parent, stderr=subprocess.DEVNULL) as process, server:
         try:
             server.serve_forever()
@@ -91,6 +108,8 @@ def lab() -> None:
     settings = load_settings()
     config = Path(".nbs/jupyter_lab_config.py")
     config.parent.mkdir(exist_ok=True)
-    config.write_text("from nbs_lib.ui import strip_outputs\nc.FileContentsManager.pre_save_hook = strip_outputs\n", encoding="utf-8")
+    config.write_text(
+        "from nbs_lib.ui import strip_outputs\nc.FileContentsManager.pre_save_hook = strip_outputs\n", encoding="utf-8"
+    )
     command = [sys.executable, "-m", "jupyterlab", f"--config={config}", "--allow-root", f"--ip={settings.ui.host}"]
     subprocess.run([*command, f"--port={settings.ui.lab_port}"], check=False)

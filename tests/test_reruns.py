@@ -1,0 +1,116 @@
+"""What re-runs and what does not."""
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+from nbs_lib.pipeline import load_stages, module_files
+
+
+def would_run(project: Project) -> list[str]:
+    """The stages that `dvc repro` would run, the source aside."""
+    done = project.call(["python", "-m", "dvc", "repro", "--dry"])
+    assert done.returncode == 0, done.stderr
+    return [name for name in re.findall(r"Running stage '(\w+)'", done.stdout) if name != "source"]
+
+
+def test_nothing_changed(project: Project) -> None:
+    assert would_run(project) == []
+    started = time.monotonic()
+    done = project.nbs("run")
+    assert done.returncode == 0
+    assert time.monotonic() - started < 30  # make bench states the figure
+    assert "report:" in done.stdout
+
+
+def test_settings_rerun_nothing(project: Project) -> None:
+    path = project.root / "settings.ini"
+    path.write_text(path.read_text().replace("experiment = nbs", "experiment = other"))
+    assert would_run(project) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "first"),
+    [("resamples", "60", "evaluate"), ("trials", "2", "train"), ("confidence", "0.9", "bundle")],
+)
+def test_a_parameter_reruns_the_stages_that_read_it(project: Project, key: str, value: str, first: str) -> None:
+    project.set(**{key: value})
+    assert would_run(project)[0] == first
+
+
+def test_prose_and_tests_of_a_library_notebook_rerun_nothing(project: Project) -> None:
+    path = next((project.root / "notebooks/lib").glob("*_split.ipynb"))
+    nb = json.loads(path.read_text())
+    markdown = {"cell_type": "markdown", "id": "prose", "metadata": {}, "source": "More prose."}
+    test = {
+        "cell_type": "code",
+        "id": "test",
+        "metadata": {},
+        "execution_count": 1,
+        "outputs": [],
+        "source": "assert True",
+    }
+    nb["cells"][2:2] = [markdown, test]
+    path.write_text(json.dumps(nb))
+    assert project.call(["nbdev-export"]).returncode == 0
+    assert would_run(project) == []
+
+
+def test_code_of_a_library_notebook_reruns_the_stages_that_import_it(project: Project) -> None:
+    path = project.root / "nbs_lib/gate.py"
+    path.write_text(path.read_text() + "\nADDED = 1\n")
+    importing = [
+        s.name
+        for s in load_stages(project.root).values()
+        if "nbs_lib/gate.py" in module_files(s.notebook, project.root)
+    ]
+    assert importing
+    assert would_run(project)[0] == importing[0]
+
+
+def test_outputs_of_a_stage_notebook_rerun_nothing(project: Project) -> None:
+    path = next((project.root / "notebooks/pipeline").glob("*_evaluate.ipynb"))
+    nb = json.loads(path.read_text())
+    cell = next(c for c in nb["cells"] if c["cell_type"] == "code")
+    cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "saved by hand"}]
+    path.write_text(json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    done = project.nbs("run")
+    assert done.returncode == 0
+    assert "evaluate" not in done.stderr
+    assert "saved by hand" not in path.read_text()
+
+
+def test_prose_of_a_stage_notebook_reruns_that_stage(project: Project) -> None:
+    path = next((project.root / "notebooks/pipeline").glob("*_evaluate.ipynb"))
+    nb = json.loads(path.read_text())
+    nb["cells"][0]["source"] = "# Another title\n\n> Another summary."
+    path.write_text(json.dumps(nb))
+    done = project.nbs("run")
+    assert done.returncode == 0
+    assert "  evaluate  " in f"  {done.stderr}"
+    assert "train  " not in done.stderr
+
+
+def test_what_dvc_users_expect(project: Project) -> None:
+    for command in (["metrics", "show"], ["params", "diff"], ["plots", "show", "--json"], ["status"]):
+        done = project.call(["python", "-m", "dvc", *command])
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_remote_is_pulled_before_anything_is_computed(project: Project, tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    for command in (["remote", "add", "-d", "team", str(remote)], ["push", "--run-cache"]):
+        assert project.call(["python", "-m", "dvc", *command]).returncode == 0
+    for folder in (".dvc/cache", "models", ".nbs"):
+        subprocess.run(["rm", "-rf", project.root / folder], check=True)
+    for name in ("snapshot.parquet", "training_set.parquet"):
+        (project.root / "data" / name).unlink()
+    done = project.nbs("run", NBS_DVC_REMOTE=str(remote))
+    assert done.returncode == 0, done.stderr
+    assert "train  " not in done.stderr, "nothing was recomputed"
+    assert (project.root / "models/bundle/model.onnx").exists()

@@ -1,0 +1,97 @@
+"""Other tables: with two lines of params.yaml changed, the same pipeline runs to the report. One table of each task."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project, small
+from ruamel.yaml import YAML
+
+from nbs_lib.proof import clone
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Project:
+    return Project(clone(tmp_path / "project", ROOT))
+
+
+def results(project: Project) -> tuple[dict, dict, dict]:
+    done = project.nbs("run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "report:" in done.stdout
+    assert (project.root / "reports/index.html").exists()
+    read = YAML(typ="safe").load
+    contract = project.root / "data/contract"
+    roles = read((contract / "roles.yaml").read_text())
+    return (
+        roles,
+        json.loads((project.root / "models/metrics.json").read_text()),
+        json.loads((project.root / "models/gate.json").read_text()),
+    )
+
+
+def served(project: Project, table: str, column: str) -> int:
+    done = project.nbs("predict", table, "--out", "scores.csv")
+    assert done.returncode == 0, done.stderr
+    lines = (project.root / "scores.csv").read_text().splitlines()
+    assert column in lines[0]
+    return len(lines) - 1
+
+
+def test_multiclass_with_missing_values_and_text(finished: Project, penguins: Path, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    roles, metrics, gate = results(project)
+    assert roles["task"] == metrics["task"] == "multiclass"
+    assert roles["classes"] == ["Adelie", "Chinstrap", "Gentoo"]
+    assert gate["decision"] == "PROMOTE"
+    rows = len(penguins.read_text().splitlines()) - 1
+    assert served(project, "penguins.csv", "species") == rows
+
+
+def test_binary(fresh: Project) -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    frame = load_breast_cancer(as_frame=True).frame
+    frame["target"] = frame["target"].map({0: "malignant", 1: "benign"})
+    frame.to_csv(fresh.root / "cancer.csv", index=False)
+    roles, metrics, gate = results(small(fresh, "cancer.csv", "target", candidates="auto", epochs="4"))
+    assert roles["task"] == "binary"
+    assert set(metrics["candidates"]) == {"dummy", "linear", "hgb_small", "hgb_large", "net"}
+    assert metrics["candidates"][gate["champion"]]["test"]["auc"]["value"] > 0.9
+    assert gate["decision"] == "PROMOTE"
+    assert served(fresh, "cancer.csv", "target") == len(frame)
+
+
+def test_regression_with_missing_values_text_and_time(fresh: Project) -> None:
+    from vega_datasets import data
+
+    frame = data.cars()
+    assert frame.isna().any().any()
+    frame.to_parquet(fresh.root / "cars.parquet")
+    small(fresh, "cars.parquet", "Miles_per_Gallon", candidates="auto", epochs="4", timestamp="Year")
+    roles, metrics, gate = results(fresh)
+    assert roles["task"] == "regression"
+    assert roles["timestamp"] == "Year"
+    assert metrics["candidates"]["linear"]["vs_dummy"]["rmse"]["lo"] > 0
+    assert gate["decision"] in ("PROMOTE", "REJECT")
+    shutil.rmtree(fresh.root)
+
+
+def test_groups_stay_on_one_side(fresh: Project) -> None:
+    import pandas as pd
+
+    rows = [
+        {
+            "who": f"person {i % 40}",
+            "x": i % 7,
+            "z": (i * 13) % 11,
+            "bought": "yes" if (i * 7) % 10 + i % 7 > 8 else "no",
+        }
+        for i in range(2000)
+    ]
+    pd.DataFrame(rows).to_csv(fresh.root / "people.csv", index=False)
+    roles, _, _ = results(small(fresh, "people.csv", "bought", entity="who", candidates="[dummy, linear]"))
+    assert roles["entity"] == ["who"]
+    frame = pd.read_parquet(fresh.root / "data/training_set.parquet")
+    assert frame.groupby("_block")["_split"].nunique().max() == 1
