@@ -75,6 +75,9 @@ def candidate(
 ) -> Callable[[Callable[[Task], Pipeline]], Callable[[Task], Pipeline]]:  # a decorator
     "Register a function from a task to an unfitted pipeline as a candidate."
 
+    if not name.isidentifier() or name.startswith("_"):
+        raise ValueError(f"{name!r} can't name a candidate: take letters, digits and _ alone, a letter first.")
+
     def register(build: Callable[[Task], Pipeline]) -> Callable[[Task], Pipeline]:
         CANDIDATES[name] = Candidate(name, kind, description, space, build)
         return build
@@ -142,9 +145,10 @@ def _hgb_large(task: Task) -> Pipeline:
     "net",
     "net",
     "a neural network on binned numbers and learnt vectors for levels",
-    learning_rate=[3e-4, 5e-4, 1e-3],
+    learning_rate=[5e-4, 1e-3],
     bins=[24, 48],
     width=[128, 256],
+    depth=[2, 3],
     dropout=[0.2, 0.4, 0.5],
     unknown=[0.02, 0.05, 0.1],
 )

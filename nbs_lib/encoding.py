@@ -48,6 +48,7 @@ class Layout:
     time: tuple[str, ...]  # int64 columns, epoch seconds (UTC)
     levels: tuple[tuple[str, ...], ...]  # the known levels of each categorical column, most frequent first
     timestamp: str | None = None  # the time column by which rows are split: its year never comes back
+    empty: tuple[str, ...] = ()  # numeric columns without any value in training: nothing is learnt from them
 
     @classmethod
     def learn(
@@ -58,9 +59,10 @@ class Layout:
         "Learn the levels: one needs 20 rows, or one row in a thousand of a small table, but at least 2."
         least = int(np.clip(len(table) // 1000, 2, 20))
         levels = tuple(frequent_levels(table[name], least) for name in roles.categorical)
-        if not (roles.numeric or roles.time or any(levels)):
-            raise DataError(f"{roles.source}: every text of the features is rare, so there is nothing to learn from.")
-        return cls(tuple(roles.numeric), tuple(roles.categorical), tuple(roles.time), levels, roles.timestamp)
+        empty = tuple(name for name in roles.numeric if table[name].isna().all())
+        if not (len(empty) < len(roles.numeric) or roles.time or any(levels)):
+            raise DataError(f"{roles.source}: the features hold no number and no frequent text to learn from.")
+        return cls(tuple(roles.numeric), tuple(roles.categorical), tuple(roles.time), levels, roles.timestamp, empty)
 
     @property
     def features(self) -> list[str]:
@@ -172,7 +174,7 @@ def _columns(
     own = [name for name in layout.time if name != layout.timestamp]
     split = [name for name in layout.time if name == layout.timestamp]
     parts = [
-        ("numeric", numeric, layout.positions(layout.numeric)),
+        ("numeric", numeric, layout.positions(name for name in layout.numeric if name not in layout.empty)),
         ("dates", times(True), layout.positions(own)),
         ("timestamp", times(False), layout.positions(split)),
         ("categorical", categorical, layout.positions(layout.known)),

@@ -25,7 +25,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from .calibration import Calibration
 from .encoding import Layout
-from .search import Fitted, margins
+from .search import SMALLEST, Fitted, margins
 
 # %% ../notebooks/lib/25_graph.ipynb #0572913d
 KINDS = {
@@ -64,7 +64,9 @@ def exact_trees() -> Iterator[None]:
 
 
 def _converted(estimator: Any, inputs: list[tuple[str, Any]], name: str) -> onnx.ModelProto:
-    options = {"zipmap": False, "raw_scores": True} if is_classifier(estimator) else None
+    options: dict[str, Any] | None = None
+    if is_classifier(estimator):
+        options = {"zipmap": False} | ({"raw_scores": True} if hasattr(estimator, "decision_function") else {})
     with exact_trees():
         return to_onnx(estimator, initial_types=inputs, options=options, name=name, target_opset=OPSETS)
 
@@ -82,29 +84,51 @@ def _constant(values: NDArray[np.float64]) -> onnx.ModelProto:
     return helper.make_model(helper.make_graph(nodes, "constant", ends[:1], ends[1:], [row, one]))
 
 
+def _shares(estimator: Any) -> bool:
+    "Whether an estimator's graph gives probabilities instead of margins."
+    return is_classifier(estimator) and not hasattr(estimator, "decision_function") and not _is_dummy(estimator)
+
+
+def _is_dummy(estimator: Any) -> bool:
+    return isinstance(estimator, (DummyClassifier, DummyRegressor))
+
+
 def _estimator(estimator: Any, encoded: NDArray[Any], kind: str) -> onnx.ModelProto:
-    if isinstance(estimator, (DummyClassifier, DummyRegressor)):
+    if _is_dummy(estimator):
         return _constant(margins(estimator, encoded, kind)[0])
     if hasattr(estimator, "to_onnx"):
         return estimator.to_onnx()
     return _converted(estimator, [("encoded", FloatTensorType([None, encoded.shape[1]]))], "estimator")
 
 
-def _tail(calibration: Calibration, columns: int) -> onnx.ModelProto:
-    "From raw scores to `margin` and `output`; of two columns of scores, the second is class 1."
-    numbers = {"slope": calibration.slope, "shift": calibration.shift}
-    constants = [numpy_helper.from_array(np.array([value], np.float32), name) for name, value in numbers.items()]
-    own = np.arange(columns) if columns > 1 else np.array([-1])
-    constants.append(numpy_helper.from_array(own.astype(np.int64), "own"))
-    last = {"binary": "Sigmoid", "multiclass": "Softmax", "regression": "Identity"}[calibration.task]
+def _margins(columns: int, shares: bool) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+    "From `scores` to `raw`: their logarithms where they are shares; of two columns, the second is class 1."
+    if not shares:
+        own = np.arange(columns, dtype=np.int64) if columns > 1 else np.array([-1])
+        return [helper.make_node("Gather", ["scores", "own"], ["raw"], name="raw", axis=1)], {"own": own}
     nodes = [
-        helper.make_node("Gather", ["scores", "own"], ["raw"], name="raw", axis=1),
+        helper.make_node("Max", ["scores", "smallest"], ["large"], name="large"),
+        helper.make_node("Log", ["large"], ["logs"], name="logs"),
+        helper.make_node("MatMul", ["logs", "turn"], ["raw"], name="raw"),
+    ]
+    turn = np.eye(columns) if columns > 1 else np.array([[-1], [1]])  # log p1 - log p0
+    return nodes, {"smallest": np.array(SMALLEST, np.float32), "turn": turn.astype(np.float32)}
+
+
+def _tail(calibration: Calibration, columns: int, shares: bool) -> onnx.ModelProto:
+    "From `scores` to `margin` and `output`."
+    nodes, constants = _margins(columns, shares)
+    constants |= {name: np.array(getattr(calibration, name), np.float32) for name in ("slope", "shift")}
+    last = {"binary": "Sigmoid", "multiclass": "Softmax", "regression": "Identity"}[calibration.task]
+    nodes += [
         helper.make_node("Mul", ["raw", "slope"], ["scaled"], name="scaled"),
         helper.make_node("Add", ["scaled", "shift"], ["margin"], name="margin"),
         helper.make_node(last, ["margin"], ["output"], name="output"),
     ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", columns]) for n in ("scores", "margin", "output")]
-    return helper.make_model(helper.make_graph(nodes, "tail", ends[:1], ends[1:], constants))
+    held = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    widths = {"scores": None, "margin": columns, "output": columns}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width]) for name, width in widths.items()]
+    return helper.make_model(helper.make_graph(nodes, "tail", ends[:1], ends[1:], held))
 
 # %% ../notebooks/lib/25_graph.ipynb #b7f2f41e
 def _same_version(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -123,8 +147,9 @@ def graph(
     inputs = [(name, KINDS[name][1]([None, x.shape[1]])) for name, x in feeds(table[:1], layout).items()]
     encoded = fitted.pipeline[:-1].transform(table[layout.features][:1])
     encoder = _same_version(_converted(fitted.pipeline[:-1], inputs, "encoder"))
-    estimator = _same_version(_estimator(fitted.pipeline[-1], encoded, kind))
-    tail = _same_version(_tail(fitted.calibration, margins(fitted.pipeline[-1], encoded, kind).shape[1]))
+    last = fitted.pipeline[-1]
+    estimator = _same_version(_estimator(last, encoded, kind))
+    tail = _same_version(_tail(fitted.calibration, margins(last, encoded, kind).shape[1], _shares(last)))
     encoder = compose.add_prefix(encoder, "encode/", rename_inputs=False)
     estimator = compose.add_prefix(estimator, "estimate/")
     whole = compose.merge_models(encoder, estimator, io_map=[(encoder.graph.output[0].name, "estimate/encoded")])
@@ -165,6 +190,6 @@ def parity(
 
 def bound(
     difference: float,  # as `parity` gives it
-) -> float:  # 1e-6, 1e-5, …
-    "The power of ten that a difference stays below, 1e-6 at least."
-    return 10.0 ** math.ceil(math.log10(max(difference, 1e-6)))
+) -> float:  # 1e-5, 1e-4, …
+    "The power of ten that a difference stays below, 1e-5 at least."
+    return 10.0 ** math.ceil(math.log10(max(difference, 1e-5)))

@@ -82,10 +82,22 @@ def check() -> Settings:  # as loaded
     return settings
 
 # %% ../notebooks/lib/51_run.ipynb #275c6534
+def _forget_the_dead(locks: Path = Path(".dvc/tmp/rwlock")) -> None:
+    "Drop DVC's locks of a killed run: it takes a process that is dead, but not buried yet, for one at work."
+    pids = {int(pid) for pid in re.findall(r'"pid": (\d+)', locks.read_text())} if locks.exists() else set()
+    if pids:
+        import psutil
+
+        alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            locks.unlink()
+
+
 def _dvc(*arguments: str) -> int:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     command = [sys.executable, "-m", "dvc", *arguments]
-    with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent) as process:
+    # DVC's own news go to standard output; its errors and the stages' progress to standard error.
+    with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, stdout=subprocess.DEVNULL) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
@@ -100,7 +112,8 @@ def reproduce(
     force: bool = False,  # run every stage, changed or not
 ) -> None:
     "`dvc repro`, from what the remote holds where there is one; raises `StageError` where a stage fails."
-    arguments = ["repro", "--quiet", *targets]
+    _forget_the_dead()
+    arguments = ["repro", *targets]
     if remote:
         if _dvc("remote", "add", "--quiet", "--local", "--force", "--default", "nbs", remote):
             raise UserError(
@@ -116,7 +129,8 @@ def reproduce(
 # %% ../notebooks/lib/51_run.ipynb #aca6730d
 def _written(found: dict[str, Any], form: str) -> str:
     value = found.get("value", found.get("diff"))
-    return f"{value:{form}} ({found['lo']:{form}} to {found['hi']:{form}})"
+    numbers = ["-" if each is None else f"{each:{form}}" for each in (value, found["lo"], found["hi"])]
+    return "{} ({} to {})".format(*numbers)
 
 
 def headline(
@@ -130,9 +144,7 @@ def headline(
     better = champion.get(f"vs_{rival}", {}).get(primary)  # the dummy alone has no rival to be better than
     return [
         f"{name}: test {primary} {_written(champion['test'][primary], '.4f')}",
-        f"better than {rival} by {_written(better, '+.4f')}"
-        if better
-        else "better than nothing: it is the dummy itself",
+        f"better than {rival} by {_written(better, '+.4f')}" if better else "it is the dummy itself",
         f"gate: {gate['decision']}. {gate['sentence']}",
     ]
 

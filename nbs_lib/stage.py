@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -59,11 +60,14 @@ def _kernel_manager() -> Any:
     from jupyter_client.manager import AsyncKernelManager
 
     class SocketKernelManager(AsyncKernelManager):
-        "A kernel behind a Unix socket, which needs no port and warns of none."
+        "A kernel behind a Unix socket, which needs no port and warns of none; what it logs of its own end is dropped."
 
         def __init__(self, **kwargs: Any) -> None:
             folder = tempfile.mkdtemp(prefix="kernel-")
             super().__init__(**{**kwargs, "transport": "ipc", "ip": f"{folder}/s"})
+
+        async def start_kernel(self, **kwargs: Any) -> None:  # type: ignore[override]
+            await super().start_kernel(**{"stderr": subprocess.DEVNULL, **kwargs})
 
     return SocketKernelManager
 
@@ -84,7 +88,7 @@ def execute(
     import papermill as pm
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it doubts annotations such as `str | list[str]`
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters is in the exception
     failed.parent.mkdir(exist_ok=True)
     deadline = time.monotonic() + time_limit
     last: dict[str, Any] = {"heading": ""}

@@ -37,7 +37,7 @@ class _Pages(http.server.SimpleHTTPRequestHandler):
 
 
 def serve() -> None:
-    "Serve reports/ and MLflow's own pages until interrupted; raises `UserError` without a report, or where a port is taken."
+    "Serve reports/ and MLflow's own pages until interrupted; raises `UserError` without a report or a free port."
     from nbs_lib.connection import tracking_uri
 
     if not Path("reports/index.html").exists():

@@ -45,13 +45,13 @@ class Project:
         path.write_text(text)
 
     def outputs(self) -> dict[str, bytes]:
-        """Everything that the pipeline has written."""
+        """Everything that the pipeline has made; `source.json` only says what was brought."""
         folders = ("data", "models", "reports")
         return {
             file.relative_to(self.root).as_posix(): file.read_bytes()
             for folder in folders
             for file in sorted((self.root / folder).rglob("*"))
-            if file.is_file()
+            if file.is_file() and file.name != "source.json"
         }
 
     def copy(self, to: Path) -> "Project":

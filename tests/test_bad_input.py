@@ -146,7 +146,7 @@ def test_a_notebook_that_raises(project: Project) -> None:
 
 def test_a_stage_that_takes_too_long(project: Project) -> None:
     notebook_with(project, "evaluate", "import time\ntime.sleep(120)")
-    refused(project, "stage evaluate failed", "time_limit in settings.ini", NBS_RUN_TIME_LIMIT="15")
+    refused(project, "stage evaluate failed", "`time_limit` in settings.ini", NBS_RUN_TIME_LIMIT="15")
 
 
 def test_a_parameters_cell_that_lost_its_tag(project: Project) -> None:

@@ -46,7 +46,7 @@ def test_multiclass_with_missing_values_and_text(finished: Project, penguins: Pa
     assert roles["classes"] == ["Adelie", "Chinstrap", "Gentoo"]
     assert gate["decision"] == "PROMOTE"
     rows = len(penguins.read_text().splitlines()) - 1
-    assert served(project, "penguins.csv", "species") == rows
+    assert served(project, "penguins.csv", "probability:Gentoo") == rows
 
 
 def test_binary(fresh: Project) -> None:
@@ -60,7 +60,7 @@ def test_binary(fresh: Project) -> None:
     assert set(metrics["candidates"]) == {"dummy", "linear", "hgb_small", "hgb_large", "net"}
     assert metrics["candidates"][gate["champion"]]["test"]["auc"]["value"] > 0.9
     assert gate["decision"] == "PROMOTE"
-    assert served(fresh, "cancer.csv", "target") == len(frame)
+    assert served(fresh, "cancer.csv", "class") == len(frame)
 
 
 def test_regression_with_missing_values_text_and_time(fresh: Project) -> None:

@@ -1,0 +1,120 @@
+"""Every candidate learns every task, from the oddest of tables; adding one is one cell."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.pipeline import Pipeline
+from sklearn.tree import DecisionTreeClassifier
+
+from nbs_lib import candidates as models
+from nbs_lib.candidates import CANDIDATES, Task, candidate, chosen
+from nbs_lib.encoding import MISSING_TIME, Layout, ordinal
+from nbs_lib.errors import DataError, ParamsError
+from nbs_lib.graph import graph, parity
+from nbs_lib.metrics import evaluate
+from nbs_lib.predictions import flat, part
+from nbs_lib.search import search
+
+RNG = np.random.default_rng(0)
+N = 400
+SIGNAL = RNG.normal(size=N)
+COLUMNS: dict[str, dict[str, Any]] = {
+    "numbers alone": {"numeric": {"x": SIGNAL.astype("float32")}},
+    "text alone": {"categorical": {"c": np.where(SIGNAL > 0, "up", "down").astype(object)}},
+    "times alone": {"time": {"t": (86_400 * (10_000 + 40 * SIGNAL)).astype("int64")}},
+    "the timestamp as a feature": {"numeric": {"x": SIGNAL.astype("float32")}, "time": {"at": np.arange(N) * 3600}},
+    "a number missing in all training rows": {
+        "numeric": {"x": SIGNAL.astype("float32"), "late": np.repeat([np.nan, 1], [300, 100]).astype("float32")},
+    },
+    "a number missing only after training": {
+        "numeric": {"x": np.where(np.arange(N) < 300, SIGNAL, np.nan).astype("float32")},
+    },
+    "a constant": {"numeric": {"x": SIGNAL.astype("float32"), "one": np.ones(N, "float32")}},
+    "huge and tiny numbers": {
+        "numeric": {"x": (SIGNAL * 1e30).astype("float32"), "y": (SIGNAL * 1e-30).astype("float32")},
+    },
+    "text that is always rare": {
+        "numeric": {"x": SIGNAL.astype("float32")},
+        "categorical": {"c": np.array([f"id {i}" for i in range(N)], dtype=object)},
+    },
+    "text in many scripts": {
+        "categorical": {"c": RNG.choice(["é", "日本", "<b>", '"', "a\nb", "🙂", ""], N).astype(object)},
+    },
+    "times that are missing": {"time": {"t": np.where(SIGNAL > 0, MISSING_TIME, 10**9)}},
+}
+TARGETS = {
+    "binary": (SIGNAL + RNG.normal(0, 0.5, N) > 0).astype("int64"),
+    "multiclass": np.digitize(SIGNAL + RNG.normal(0, 0.3, N), [-0.6, 0.6]),
+    "regression": 1e5 + 100 * SIGNAL,
+}
+
+
+def parts(about: dict[str, Any], kind: str) -> tuple[Layout, pd.DataFrame, pd.DataFrame]:
+    columns = {name: values for group in about.values() for name, values in group.items()}
+    table = pd.DataFrame(columns).assign(_target=TARGETS[kind])
+    names = {group: list(about.get(group, {})) for group in ("numeric", "categorical", "time")}
+    roles: Any = SimpleNamespace(**names, timestamp="at", source="toy")
+    return Layout.learn(table[:300], roles), table[:300], table[300:]
+
+
+@pytest.mark.parametrize("name", list(CANDIDATES))
+@pytest.mark.parametrize("what", list(COLUMNS))
+def test_odd_tables_are_learnt_and_converted(what: str, name: str) -> None:
+    layout, train, valid = parts(COLUMNS[what], "binary")
+    fitted = search(CANDIDATES[name], Task("binary", layout, epochs=1), train, valid, trials=1)
+    answers = fitted.answers(valid)
+    assert np.isfinite(answers["margin"]).all()
+    assert parity(graph(fitted, train), answers, valid, layout) < 1e-4
+
+
+@pytest.mark.parametrize("name", list(CANDIDATES))
+@pytest.mark.parametrize("kind", list(TARGETS))
+def test_all_tasks_are_learnt_better_than_by_the_dummy(kind: str, name: str) -> None:
+    layout, train, valid = parts(COLUMNS["a constant"], kind)
+    outputs = {}
+    for one in ("dummy", name):
+        fitted = search(CANDIDATES[one], Task(kind, layout), train, valid, trials=1)
+        outputs[one] = flat(fitted.answers(valid)["output"])
+    loss = "rmse" if kind == "regression" else "log_loss"
+    found = {one: evaluate(kind, valid["_target"].to_numpy(), output)[loss] for one, output in outputs.items()}
+    assert found[name] < 0.8 * found["dummy"] or name == "dummy"
+
+
+def test_adding_one_is_one_cell_and_removing_it_is_deleting_that_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "CANDIDATES", dict(CANDIDATES))
+
+    @candidate("tree", "trees", "one small tree", max_depth=[2, 3])
+    def _tree(task: Task) -> Pipeline:
+        return Pipeline([("encode", ordinal(task.layout)), ("tree", DecisionTreeClassifier(random_state=task.seed))])
+
+    assert [one.name for one in chosen(["tree"])] == ["dummy", "linear", "tree"]
+    for kind in ("binary", "multiclass"):
+        layout, train, valid = parts(COLUMNS["numbers alone"], kind)
+        fitted = search(chosen("tree")[-1], Task(kind, layout), train, valid, trials=3)
+        assert {trial.params["max_depth"] for trial in fitted.trials} == {None, 2, 3}
+        assert parity(graph(fitted, train), fitted.answers(valid), valid, layout) < 1e-5
+
+
+def test_unknown_candidates_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ParamsError, match="did you mean 'linear'"):
+        chosen(["linaer"])
+
+
+def test_a_part_with_a_single_class_is_refused() -> None:
+    table = pd.DataFrame({"_split": ["train"] * 4 + ["test"] * 4, "_target": [0, 1, 0, 1, 1, 1, 1, 1]})
+    with pytest.raises(DataError, match="The test part holds a single class"):
+        part(table, "test", "binary")
+    with pytest.raises(DataError, match="The valid part is empty"):
+        part(table, "valid", "binary")
+
+
+def test_the_search_is_the_same_again() -> None:
+    layout, train, valid = parts(COLUMNS["a constant"], "binary")
+    for name in ("hgb_large", "net"):
+        task = Task("binary", layout, seed=3, epochs=2)
+        first, again = (search(CANDIDATES[name], task, train, valid, trials=2) for _ in range(2))
+        assert first.trials == again.trials
+        assert len(first.trials) == 2
