@@ -176,7 +176,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'nbs_lib.graph._same_version': ('lib/graph.html#_same_version', 'nbs_lib/graph.py'),
                                'nbs_lib.graph._shares': ('lib/graph.html#_shares', 'nbs_lib/graph.py'),
                                'nbs_lib.graph._tail': ('lib/graph.html#_tail', 'nbs_lib/graph.py'),
-                               'nbs_lib.graph.bound': ('lib/graph.html#bound', 'nbs_lib/graph.py'),
                                'nbs_lib.graph.exact_trees': ('lib/graph.html#exact_trees', 'nbs_lib/graph.py'),
                                'nbs_lib.graph.feeds': ('lib/graph.html#feeds', 'nbs_lib/graph.py'),
                                'nbs_lib.graph.graph': ('lib/graph.html#graph', 'nbs_lib/graph.py'),

@@ -36,22 +36,22 @@ def difference(
 
 def bound(
     largest: float,  # a largest difference
-) -> float:  # 1e-6, 1e-5, …
+) -> float:  # 1e-5, 1e-4, …
     "The power of ten that a difference stays below: its last bits differ between machines, and a report must not."
-    return math.inf if largest == math.inf else 10.0 ** math.ceil(math.log10(max(largest, 1e-6)))
+    return math.inf if largest == math.inf else 10.0 ** math.ceil(math.log10(max(largest, 1e-5)))
 
 
 def parity(
     task: str,  # binary, multiclass or regression
     learnt: Mapping[str, Array],  # output and margin of the training library
     answered: Mapping[str, Array],  # output and margin of the graph
-) -> float:  # a power of ten
-    "The bound below which outputs and margins agree."
+) -> float:  # on the scale of a probability, or of the target's spread
+    "How far outputs and margins are apart at most."
     scales: dict[str, Array | float] = {"output": 1.0, "margin": 4.0 * np.maximum(1.0, np.abs(learnt["margin"]))}
     if task == "regression":
         spread = float(np.std(learnt["output"])) or 1.0
         scales = {part: np.maximum(spread, np.abs(values)) for part, values in learnt.items()}
-    return bound(max(difference(learnt[part], answered[part], scales[part]) for part in ("output", "margin")))
+    return max(difference(learnt[part], answered[part], scales[part]) for part in ("output", "margin"))
 
 # %% ../notebooks/lib/33_parity.ipynb #7c374b5c
 def saved(
@@ -73,8 +73,8 @@ def of_bundle(
     bundle: Bundle,
     rows: pd.DataFrame,  # of the snapshot
     learnt: Mapping[str, Array],  # output and margin of the training library
-) -> float:  # a power of ten
-    "The bound below which a bundle agrees with the training library, on raw rows."
+) -> float:  # as `parity`
+    "How far a bundle is from the training library, on raw rows."
     records = [
         {str(name): None if pd.isna(value) else value for name, value in record.items()}
         for record in rows.head(ONE_BY_ONE).to_dict("records")
@@ -93,8 +93,8 @@ def of_graph(
     encoded: pd.DataFrame,  # rows of the training set
     roles: Roles,
     learnt: Mapping[str, Array],  # output and margin of the training library
-) -> float:  # a power of ten
-    "The bound below which a graph agrees with the training library."
+) -> float:  # as `parity`
+    "How far a graph is from the training library."
     features = {"numeric": roles.numeric, "categorical": roles.categorical, "time": roles.time}
     arrays = {kind: encoded[names].to_numpy() for kind, names in features.items() if names}
     output, margin = run(session(graph), arrays)
@@ -102,10 +102,10 @@ def of_graph(
 
 
 def refuse(
-    bounds: Mapping[str, float],  # by candidate
+    differences: Mapping[str, float],  # by candidate
 ) -> None:
     "Raise `BundleError` where a graph answers otherwise than the library that learnt it."
-    for name, largest in bounds.items():
+    for name, largest in differences.items():
         if largest > LIMIT:
             raise BundleError(
                 f"the graph of {name} differs from the training library by up to {largest:.0e}, and {LIMIT:.0e} is "
@@ -114,11 +114,11 @@ def refuse(
 
 
 def summary(
-    bounds: Mapping[str, float],  # by candidate
+    differences: Mapping[str, float],  # by candidate
     champion: str,
     rows: int,  # that were compared
 ) -> pd.DataFrame:  # a row per candidate
-    "The bounds as people read them."
+    "The differences as people read them, each as its bound."
     ways = {True: "raw rows, through the bundle", False: "encoded rows, through its graph"}
-    found = [[name, ways[name == champion], f"{rows:,}", f"at most {bound:.0e}"] for name, bound in bounds.items()]
+    found = [[name, ways[name == champion], f"{rows:,}", f"at most {bound(d):.0e}"] for name, d in differences.items()]
     return pd.DataFrame(found, columns=["candidate", "asked with", "rows", "largest difference"])

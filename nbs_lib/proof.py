@@ -27,11 +27,10 @@ def digests(
     "The digest of every file that the pipeline wrote: data, models, metrics and pages."
     root = Path(root)
     found: dict[str, str] = {}
-    for stage in load_stages(root).values():
-        for out in stage.outs:
-            place = root / out
-            files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
-            found |= {file.relative_to(root).as_posix(): sha256(file) for file in files}
+    for out in ["data/source.json", *(out for stage in load_stages(root).values() for out in stage.outs)]:
+        place = root / out
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        found |= {file.relative_to(root).as_posix(): sha256(file) for file in files}
     return found
 
 

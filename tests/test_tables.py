@@ -63,16 +63,15 @@ def test_binary(fresh: Project) -> None:
     assert served(fresh, "cancer.csv", "class") == len(frame)
 
 
-def test_regression_with_missing_values_text_and_time(fresh: Project) -> None:
+def test_regression_with_missing_values_and_text(fresh: Project) -> None:
     from vega_datasets import data
 
     frame = data.cars()
     assert frame.isna().any().any()
     frame.to_parquet(fresh.root / "cars.parquet")
-    small(fresh, "cars.parquet", "Miles_per_Gallon", candidates="auto", epochs="4", timestamp="Year")
+    small(fresh, "cars.parquet", "Miles_per_Gallon", candidates="auto", epochs="4")
     roles, metrics, gate = results(fresh)
     assert roles["task"] == "regression"
-    assert roles["timestamp"] == "Year"
     assert metrics["candidates"]["linear"]["vs_dummy"]["rmse"]["lo"] > 0
     assert gate["decision"] in ("PROMOTE", "REJECT")
     shutil.rmtree(fresh.root)
