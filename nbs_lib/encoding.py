@@ -98,7 +98,8 @@ class Standardise(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         deviation = np.sqrt((np.where(gone, 0, values - mean) ** 2).sum(axis=0) / weight)
         self.n_features_in_ = values.shape[1]
         self.mean_ = mean.astype(np.float32)
-        self.rate_ = (1 / np.where(deviation > 0, deviation, 1)).astype(np.float32)
+        tiny = np.finfo(np.float32).tiny  # below it, 1 / deviation leaves float32
+        self.rate_ = (1 / np.where(deviation > tiny, deviation, 1)).astype(np.float32)
         self.gaps_ = np.flatnonzero(gone.any(axis=0))
         return self
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from nbs_lib.proof import clone
+from nbs_lib.stage import PINNED
 
+os.environ.update(PINNED)  # before numpy is imported: two test processes with two threads each get in each other's way
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -10,6 +10,8 @@ from conftest import ROOT, Project
 from nbs_lib.params import load_params, read_yaml
 from nbs_lib.proof import clone
 
+pytestmark = pytest.mark.xdist_group("demo")  # one process, one run of the demo
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
