@@ -36,7 +36,7 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 	@$(NBS) deps
 
 clean: ## Remove everything that was made, the environment and MLflow's records included
-	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/*.parquet data/*.json models served mlruns mlflow.db* reports/*.html .coverage *.egg-info
+	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/source.json models served mlruns mlflow.db* reports/*.html .coverage *.egg-info
 
 # The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start).
 PYTHON := $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $p -c 'import sys, venv, ensurepip; (3, 11) <= sys.version_info < (3, 13) and print("$p")' 2>/dev/null)))

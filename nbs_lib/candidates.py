@@ -95,7 +95,7 @@ def _dummy(task: Task) -> Pipeline:
     "linear",
     "linear",
     "adds up one weight per number and frequent level (logistic or ridge regression)",
-    C=[0.001, 0.01, 0.1, 1.0, 10.0],
+    C=[1e-4, 1e-3, 1e-2, 0.1, 1.0],
     alpha=[0.1, 1.0, 10.0, 100.0, 1000.0],
 )
 def _linear(task: Task) -> Pipeline:
@@ -103,7 +103,7 @@ def _linear(task: Task) -> Pipeline:
         estimator = Ridge(solver="sparse_cg", tol=1e-10)
     else:
         solver = "newton-cholesky" if task.kind == "binary" else "lbfgs"
-        estimator = LogisticRegression(solver=solver, max_iter=2000, tol=1e-6)
+        estimator = LogisticRegression(C=0.001, solver=solver, max_iter=2000, tol=1e-6)
     return Pipeline([("encode", one_hot(task.layout)), ("estimator", estimator)])
 
 # %% ../notebooks/lib/22_candidates.ipynb #01464b71

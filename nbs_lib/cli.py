@@ -34,7 +34,7 @@ def run_verb(
     from nbs_lib.run import run
 
     chdir_root()
-    run(sample or None, force)
+    run(sample, force)
 
 
 @app.command("predict")
@@ -58,7 +58,7 @@ def prove_verb(
     from nbs_lib.proof import prove
 
     chdir_root()
-    prove(sample or None)
+    prove(sample)
 
 
 @app.command("bench")
@@ -117,6 +117,8 @@ def main() -> None:
         app()
     except UserError as error:
         sys.exit(f"nbs: {error}")
+    except OSError as error:
+        sys.exit(f"nbs: {error.filename or 'a file'}: {error.strerror}.")
     except KeyboardInterrupt:
         sys.exit("nbs: interrupted; outputs are as they were, and the next run goes on from there.")
 

@@ -99,7 +99,8 @@ def schema(
     inputs = []
     for group, names in _features(roles).items():
         for position, name in enumerate(names):
-            about = {key: roles.columns[name][key] for key in ("unit", "description") if roles.columns[name].get(key)}
+            told = roles.columns[name]
+            about = {key: told[key] for key in ("unit", "description", "format") if told.get(key)}
             what = {"name": name, "input": group, "position": position, "from": "request", "type": kind(snapshot[name])}
             seen = statistics["inputs"][name]
             inputs.append(what | about | _range(group, seen) | {"nulls": seen["nulls"]})

@@ -27,7 +27,7 @@ def digests(
     "The digest of every file that the pipeline wrote: data, models, metrics and pages."
     root = Path(root)
     found: dict[str, str] = {}
-    for out in ["data/source.json", *(out for stage in load_stages(root).values() for out in stage.outs)]:
+    for out in ["dvc.lock", "data/source.json", *(out for stage in load_stages(root).values() for out in stage.outs)]:
         place = root / out
         files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
         found |= {file.relative_to(root).as_posix(): sha256(file) for file in files}
@@ -41,10 +41,10 @@ def compare(
     names = sorted({name for found in runs.values() for name in found})
     lines, same = [], 0
     for name in names:
-        seen = [found.get(name, "-" * 12)[:12] for found in runs.values()]
+        seen = [found.get(name, "-" * 12) for found in runs.values()]
         identical = len(set(seen)) == 1
         same += identical
-        lines.append(f"{'identical' if identical else 'DIFFERENT':10} {'  '.join(seen)}  {name}")
+        lines.append(f"{'identical' if identical else 'DIFFERENT':10} {'  '.join(each[:12] for each in seen)}  {name}")
     return lines, same, len(names)
 
 # %% ../notebooks/lib/52_proof.ipynb #6e645666

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from . import blocks, plots
 from .blocks import Block, code, note
-from .findings import METRICS, Findings, digits, interval, number
-from .gate import LOWER_IS_BETTER
+from .findings import METRICS, Findings, digits, interval, named, number
+from .metrics import HIGHER_IS_BETTER
 
 # %% ../notebooks/lib/43_report.ipynb #ade329eb
 def _what(found: Findings) -> list[object]:
@@ -43,9 +43,11 @@ def _how_well(found: Findings) -> str:
     return f"{unseen}it was off by {near} on average (always the same answer: {far})."
 
 
-def _agreement(found: Findings) -> tuple[Any, int, str]:
-    "The champion's reliability by group, the number of groups that hold, and what is wrong if most don't."
+def _agreement(found: Findings) -> tuple[Any, int | None, str]:
+    "The champion's reliability by group, how many groups hold (None: no intervals), and what is wrong if most don't."
     curve = found.reliability[found.reliability["candidate"] == found.champion]
+    if curve[["lo", "hi"]].isna().any(axis=None):
+        return curve, None, ""
     holds = int(((curve["lo"] <= curve["predicted"]) & (curve["predicted"] <= curve["hi"])).sum())
     said, was = (float(np.average(curve[end], weights=curve["rows"])) for end in ("predicted", "observed"))
     if 2 * holds >= len(curve):
@@ -64,6 +66,15 @@ def share(
     return number(value, digits(found, "mae")) if found.roles.task == "regression" else f"{value:.0%}"
 
 
+def _held(found: Findings) -> tuple[str, list[object]]:
+    "Why a run is held, and what to do."
+    if any(entry["passed"] is None for entry in found.gate["ledger"]):
+        todo = ["What next: take more rows or days, or raise ", code("evaluate.resamples"), ", and run again. "]
+        return "Too little was measured: nothing is promoted.", todo
+    todo = ["What next: set ", code("run.sample"), " to 1 and run again, with all rows. "]
+    return "A trial run: nothing is promoted.", todo
+
+
 def verdict(
     found: Findings,
 ) -> Block:
@@ -77,26 +88,31 @@ def verdict(
         return blocks.verdict(blocks.GOOD, decision, "The model is ready to use.", reasons, todo)
     stays = "What is served stays as it is."
     if decision == "HOLD":
-        todo = ["What next: set ", code("run.sample"), " to 1 and run again, with all rows. ", stays]
-        return blocks.verdict(blocks.WARN, decision, "A trial run: nothing is promoted.", [does, [reason]], todo)
+        headline, todo = _held(found)
+        return blocks.verdict(blocks.WARN, decision, headline, [does, [reason]], [*todo, stays])
     todo = ["What next: see below which check failed, then try more rows, better columns, or another question. ", stays]
     sought = ["What was sought: for each row, ", *_what(found), "."]
     return blocks.verdict(blocks.BAD, decision, "No model is good enough to use.", [sought, [reason]], todo)
 
 # %% ../notebooks/lib/43_report.ipynb #14469722
+def _likely(ends: dict[str, Any], exact: int, sign: bool = False) -> str:
+    written = interval(ends, exact, sign)
+    return written if ends["lo"] is None else f"likely {written}"
+
+
 def tiles(
     found: Findings,
 ) -> Block:
     "The champion's quality, its lead, and the rows behind both."
-    name, meaning = METRICS.get(found.primary, (found.primary, ""))
+    name, meaning = named(found.primary), METRICS.get(found.primary, ("", ""))[1]
     quality, exact = found.on_test(found.champion), digits(found, found.primary)
-    meaning = f"likely {interval(quality, exact)}. {meaning[:1].upper()}{meaning[1:]}."
+    meaning = f"{_likely(quality, exact)}. {meaning[:1].upper()}{meaning[1:]}."
     items = [(f"{name} on unseen rows", number(quality["value"], exact), meaning)]
     other = "dummy" if found.champion == "linear" else "linear"
     lead = found.metrics["candidates"][found.champion].get(f"vs_{other}", {}).get(found.primary)
     if lead and lead["diff"] is not None and found.champion != other:
         simple = {"linear": "Linear is a weighted sum.", "dummy": "Dummy gives every row the same answer."}[other]
-        simple = f"likely {interval(lead, exact, True)}. {simple}"
+        simple = f"{_likely(lead, exact, True)}. {simple}"
         items.append((f"better than {other} by", number(lead["diff"], exact, True), simple))
     counts = found.rows["_split"].value_counts()
     about = f"and {counts['valid'] + counts['test']:,} more to choose and to test with"
@@ -154,7 +170,7 @@ def ranked(
     found: Findings,
 ) -> list[str]:  # names
     "The candidates, the best on the test rows first."
-    sign = 1 if found.primary in LOWER_IS_BETTER else -1
+    sign = -1 if found.primary in HIGHER_IS_BETTER else 1
     values = {name: found.on_test(name)["value"] for name in found.metrics["candidates"]}
     return sorted(values, key=lambda name: (values[name] is None, sign * (values[name] or 0), name))
 
@@ -165,7 +181,7 @@ def candidates_plot(
     "The primary metric of each candidate with its interval."
     names = ranked(found)
     values, lo, hi = ([found.on_test(name)[end] for name in names] for end in ("value", "lo", "hi"))
-    unit = f"{METRICS.get(found.primary, (found.primary,))[0]} on the test rows"
+    unit = f"{named(found.primary)} on the test rows"
     baseline = found.on_test("dummy")["value"] if "dummy" in names else None
     return plots.interval_plot(names, values, lo, hi, unit, found.champion, baseline, digits(found, found.primary))
 
@@ -174,11 +190,15 @@ def candidates_caption(
     found: Findings,
 ) -> str:  # a sentence
     "What the drawing of the candidates shows."
-    best = ranked(found)[0]
+    best, preferred, champion = ranked(found)[0], found.metrics["best"], found.champion
     value = number(found.on_test(best)["value"], digits(found, found.primary))
-    name = METRICS.get(found.primary, (found.primary,))[0]
-    chosen = "it is the champion" if best == found.champion else f"{found.champion} was chosen before, on other rows"
-    return f"The best on the test rows is {best} with {name} {value}; {chosen}."
+    chosen = f"the champion is {champion}, the best on the validation rows"
+    if preferred != champion:
+        why = f"{preferred}, the best on the validation rows, is not shown to beat it here"
+        chosen = f"the champion is {champion}, because {why}"
+    elif best == champion:
+        chosen = "it is the champion, and was the best on the validation rows too"
+    return f"The best on the test rows is {best} with {named(found.primary)} {value}; {chosen}."
 
 
 def candidates_table(
@@ -199,7 +219,7 @@ def candidates_table(
         quality = (number(first["value"], exact), note(interval(first, exact)))
         rest = [number(found.on_test(name, metric)["value"], digits(found, metric)) for metric in metrics[1:]]
         lines.append([(name, note(about)), quality, against, *rest])
-    heads = [METRICS.get(metric, (metric,))[0] for metric in metrics]
+    heads = [named(metric) for metric in metrics]
     head = ["candidate", heads[0], "better than linear by", *heads[1:]]
     return blocks.table(head, lines, strong=names.index(found.champion))
 
@@ -218,7 +238,7 @@ WORST = 8  # slices that are drawn
 
 def _slices(found: Findings) -> list[tuple[str, dict[str, float], int]]:
     "Name, metric and rows of each slice with at least a hundredth of the test rows, the worst first."
-    sign = -1 if found.primary in LOWER_IS_BETTER else 1
+    sign = 1 if found.primary in HIGHER_IS_BETTER else -1
     few = found.rows["_split"].eq("test").sum() / 100
     slices = [s for s in found.metrics["slices"] if s[found.primary]["value"] is not None and s["rows"] >= few]
     slices.sort(key=lambda s: sign * s[found.primary]["value"])
@@ -233,14 +253,16 @@ def weak_spots(
     worst = _slices(found)[:WORST]
     if not worst:
         return print("No column has levels that are frequent enough to be scored on their own.")
-    overall = found.on_test(found.metrics["best"])["value"]
+    best = found.metrics["best"]
+    overall = found.on_test(best)["value"]
     values, lo, hi = ([s[end] for _, s, _ in worst] for end in ("value", "lo", "hi"))
-    unit = METRICS.get(found.primary, (found.primary,))[0]
+    unit = named(found.primary)
     names = [name for name, _, _ in worst]
     name, least, rows = worst[0]
     exact = digits(found, found.primary)
     low, all_rows = number(least["value"], exact), number(overall, exact)
-    caption = f"Weakest where {name}: {unit} {low} in {rows:,} rows, against {all_rows} over all."
+    who = best if best == found.champion else f"{best} (the best on the validation rows, not the champion)"
+    caption = f"{who} is weakest where {name}: {unit} {low} in {rows:,} rows, against {all_rows} over all."
     plots.show(plots.interval_plot(names, values, lo, hi, unit, name, overall, exact), caption)
 
 
@@ -251,10 +273,12 @@ def calibration(
     curve, holds, care = _agreement(found)
     worst = curve.loc[(curve["predicted"] - curve["observed"]).abs().idxmax()]
     said, was = share(found, float(worst["predicted"])), share(found, float(worst["observed"]))
+    agrees = f"In {holds} of the groups it agrees with what happened, as far as chance lets one see;"
+    if holds is None:
+        agrees = "Without intervals, nothing tells chance from a fault;"
     return Block(
-        f"<p>The test rows were put into {len(curve)} groups by what was predicted for them. In {holds} of the groups "
-        f"it agrees with what happened, as far as chance lets one see; the widest gap is {said} predicted and {was} "
-        f"observed. {care}</p>"
+        f"<p>The test rows were put into {len(curve)} groups by what was predicted for them. {agrees} "
+        f"the widest gap is {said} predicted and {was} observed. {care}</p>"
     )
 
 
@@ -276,7 +300,11 @@ def ledger(
     found: Findings,
 ) -> Block:
     "Each check of the gate."
-    word = {True: blocks.badge("passed", blocks.GOOD), False: blocks.badge("failed", blocks.BAD)}
+    word = {
+        True: blocks.badge("passed", blocks.GOOD),
+        False: blocks.badge("failed", blocks.BAD),
+        None: blocks.badge("can't be told", blocks.WARN),
+    }
     lines = [
         [(entry["check"], note(entry["sentence"])), word[entry["passed"]], entry["observed"], entry["needed"]]
         for entry in found.gate["ledger"]

@@ -33,7 +33,8 @@ class Roles:
     horizon: str = "0s"  # from the prediction to the timestamp
     label_delay: str = "0s"  # from the timestamp to the knowledge of the target
     as_of: str | None = None  # what is known; None without a timestamp
-    columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # role, why, unit, description, feature: by column
+    timezone: str = "UTC"  # of the days that rows are split and resampled by
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # role, why, unit, description, feature, format
     notes: list[str] = field(default_factory=list)  # plain sentences on rows left out
 
     def _features(self, role: str, other: str = "") -> list[str]:

@@ -48,29 +48,38 @@ def only_run(
         yield
 
 # %% ../notebooks/lib/51_run.ipynb #b9337fa3
+_SAMPLE = re.compile(r"(?m)(^run:[^\n]*\n(?:[ \t#][^\n]*\n|\n)*?[ \t]+sample:[ \t]*)([^\s#]+)")
+
+
+def _set_sample(path: Path, value: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    write_text(_SAMPLE.sub(lambda found: found[1] + value, text, count=1), path)
+
+
 @contextlib.contextmanager
 def sampled(
     share: float | None,  # of the rows, in (0, 1]; None: as `params.yaml` says
     path: str | Path = "params.yaml",
-    backup: str | Path = ".nbs/params.yaml",  # the file as it was
+    memory: str | Path = ".nbs/sample",  # holds what the line said before
 ) -> Iterator[None]:
-    "Override `run.sample` for the time of a run; raises `ParamsError` where the key is not there."
-    path, backup = Path(path), Path(backup)
-    if backup.exists():
-        backup.replace(path)
+    "Override `run.sample` for one run, and touch nothing else; raises `ParamsError` where the key is not there."
+    path, memory = Path(path), Path(memory)
+    if memory.exists():
+        _set_sample(path, memory.read_text())
+        memory.unlink()
     if share is None:
         yield
         return
-    text = path.read_text(encoding="utf-8")
-    changed, count = re.subn(r"(?m)^(\s+sample:\s*)[^\s#]+", rf"\g<1>{share}", text)
-    if count != 1:
-        raise ParamsError(f"{path}: run.sample is not there: add `sample: 1.0` under `run:`.")
-    write_text(text, backup)
-    write_text(changed, path)
+    found = _SAMPLE.search(path.read_text(encoding="utf-8"))
+    if not found:
+        raise ParamsError(f"{path}: run.sample is not there: write `sample: 1.0` in a line of its own under `run:`.")
+    write_text(found[2], memory)
+    _set_sample(path, str(share))
     try:
         yield
     finally:
-        backup.replace(path)
+        _set_sample(path, found[2])
+        memory.unlink()
 
 # %% ../notebooks/lib/51_run.ipynb #809b40fc
 def check() -> Settings:  # as loaded

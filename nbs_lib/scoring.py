@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
@@ -28,7 +29,7 @@ from .errors import BundleError, DataError, UserError
 from .files import replacing
 from .registry import champion
 from .rows import missing_columns
-from .table import MISSING, csv_bytes
+from .table import MISSING, clean_type, csv_bytes
 
 # %% ../notebooks/lib/39_scoring.ipynb #81b23ae9
 ROWS = 65_536  # of a Parquet file at a time
@@ -99,12 +100,14 @@ def batches(
         raise DataError(f"{path} can't be read: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 # %% ../notebooks/lib/39_scoring.ipynb #067ac0af
-def _values(column: pa.Array) -> Any:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_decimal(column.type):
-        column = column.cast(pa.float64())
-    return column.to_numpy(zero_copy_only=False)
+def _values(column: pa.Array, form: str | None = None) -> Any:
+    "The values of a column, in the types that training knew, and its times in the form that training read."
+    cleaned = clean_type(pa.chunked_array([column]))
+    values = (column if cleaned is None else cleaned.combine_chunks()).to_numpy(zero_copy_only=False)
+    if form is None or values.dtype != object:
+        return values
+    times = pd.to_datetime(pd.Series(values, dtype=object), utc=True, errors="coerce", format=form)
+    return np.where(times.notna(), times.astype(object), values)  # what is no such time may be ISO, or is refused
 
 
 def score(
@@ -113,8 +116,8 @@ def score(
     first: int,  # the number of its first row, counted from 1
 ) -> pa.RecordBatch:  # key, or row number, and the answer
     "Answer one batch; raises `DataError` with column and row."
-    inputs = [each["name"] for each in bundle.schema["inputs"]]
-    answer = bundle.flat(bundle.predict({name: _values(batch[name]) for name in inputs}, first))
+    forms = {each["name"]: each.get("format") for each in bundle.schema["inputs"]}
+    answer = bundle.flat(bundle.predict({name: _values(batch[name], form) for name, form in forms.items()}, first))
     keys = {name: batch[name] for name in bundle.schema["key"] if name in batch.schema.names}
     number = {} if keys else {"row": np.arange(first, first + batch.num_rows)}
     return pa.record_batch({**keys, **number, **answer})

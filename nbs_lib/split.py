@@ -33,12 +33,14 @@ def by_time(
     times: pd.Series,  # datetime64[us, UTC] [rows]
     valid: float,  # share of the rows
     test: float,  # share of the rows
-) -> tuple[np.ndarray, np.ndarray]:  # int [rows]: the part, and the number of the day (UTC, since 1970)
+    zone: str = "UTC",  # whose midnights
+) -> tuple[np.ndarray, np.ndarray]:  # int [rows]: the part, and the number of the local day (since 1970-01-01)
     "Split at midnights; raises `DataError` where there are fewer than three days."
-    day = times.astype("datetime64[us, UTC]").astype("int64").to_numpy() // 86_400_000_000
+    local = times.astype("datetime64[us, UTC]").dt.tz_convert(zone).dt.tz_localize(None)
+    day = local.astype("int64").to_numpy() // 86_400_000_000
     days, position, rows = np.unique(day, return_inverse=True, return_counts=True)
     if len(days) < 3:
-        found = ", ".join(str(d) for d in sorted(times.dt.date.unique()))
+        found = ", ".join(str(d) for d in sorted(local.dt.date.unique()))
         raise DataError(
             f"A split by time needs three days with a target at least, but {times.name!r} has only {found}: "
             "take another data.timestamp, or none."
@@ -144,7 +146,7 @@ def training_set(
     rows = snapshot.iloc[target.index.to_numpy()]
     ids = target.astype("float64" if roles.task == "regression" else "int64").to_numpy()
     if roles.timestamp:
-        part, block = by_time(rows[roles.timestamp], valid, test)
+        part, block = by_time(rows[roles.timestamp], valid, test, roles.timezone)
     elif roles.entity:
         part, block = by_group(rows[roles.entity], valid, test, seed)
     else:

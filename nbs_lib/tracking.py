@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAITING', 'PIPELINE', 'StageRun', 'flatten', 'git_state', 'dvc_hashes', 'stage_run', 'log_stage', 'end_pipeline',
-           'find_runs']
+           'deliver_waiting', 'find_runs']
 
 # %% ../notebooks/lib/37_tracking.ipynb #bac4ffa5
 import contextlib
@@ -27,7 +27,7 @@ import yaml
 
 from .connection import connect, reachable, tracking_uri, warn
 from .files import read_json, write_json
-from .pipeline import Stage
+from .pipeline import Stage, load_stages
 from .settings import Tracking, load_settings
 
 if TYPE_CHECKING:
@@ -134,8 +134,14 @@ def log_stage(
     pipeline = os.environ.get("NBS_PIPELINE", "")
     with _never_fails():
         _keep(stage_run(stage, params, status, started), WAITING / (pipeline or f"stage-{uuid.uuid4().hex}"))
-        if not pipeline:
+        if not pipeline and (status != "FINISHED" or not _followed(stage)):
             _deliver(WAITING.glob("stage-*"), tracking)
+
+
+def _followed(stage: Stage) -> bool:
+    "Whether a stage comes after this one: importing MLflow costs 2 CPU seconds, and the last can log for all."
+    names = list(load_stages())
+    return stage.name in names[:-1]
 
 
 def end_pipeline(
@@ -148,6 +154,14 @@ def end_pipeline(
         if own.is_dir():
             write_json(status, own / "status")
         _deliver(WAITING.glob("*"), tracking)
+
+
+def deliver_waiting(
+    tracking: Tracking | None = None,  # uri and experiment; as in `settings.ini` by default
+) -> None:
+    "Log the stages of a bare `dvc repro` that ended before the last one, from the project's root; never raises."
+    with _never_fails():
+        _deliver(WAITING.glob("stage-*"), tracking)
 
 
 @contextlib.contextmanager

@@ -39,10 +39,12 @@ class _Pages(http.server.SimpleHTTPRequestHandler):
 def serve() -> None:
     "Serve reports/ and MLflow's own pages until interrupted; raises `UserError` without a report or a free port."
     from nbs_lib.connection import tracking_uri
+    from nbs_lib.tracking import deliver_waiting
 
     if not Path("reports/index.html").exists():
         raise UserError("reports/index.html is missing: `make run` writes it.")
     settings = load_settings()
+    deliver_waiting()
     host, port = settings.ui.host, settings.ui.reports_port
     try:
         server = http.server.ThreadingHTTPServer((host, port), partial(_Pages, directory="reports"))

@@ -37,9 +37,15 @@ def edit(project: Project, name: str, old: str, new: str) -> None:
     [
         ("  trials:", "  trails:", "there is no key train.trails (did you mean 'train.trials'?)"),
         ("\ntrain:", "\ntrian:", "there is no section trian (did you mean 'train'?)"),
-        ("  seed: 0", "  seed: zero", "run.seed must be int, but is 'zero'"),
-        ("  sample: 1.0", "  sample: [1]", "run.sample must be float"),
+        ("  seed: 0", "  seed: zero", "run.seed must be a whole number from 0, but is 'zero'"),
+        ("  sample: 1.0", "  sample: [1]", "run.sample must be a number above 0, at most 1"),
         ("  seed: 0", "  seed: 0\n  seed: 1", "params.yaml can't be read in line"),
+        ("  seed: 0", "  seed: -1", "run.seed must be a whole number from 0, but is -1"),
+        ("  trials: 1", "  trials: 0", "train.trials must be a whole number from 1, but is 0"),
+        ("  resamples: 50", "  resamples: 0", "evaluate.resamples must be a whole number from 1, but is 0"),
+        ("  valid: 0.15", "  valid: 2", "split.valid must be a number between 0 and 1, but is 2"),
+        ("  confidence: 0.95", "  confidence: 5", "gate.confidence must be a number between 0 and 1, but is 5"),
+        ("  as_of: auto", "  as_of: 2020-01-01", "write the date in quotes"),
     ],
 )
 def test_params(project: Project, old: str, new: str, sentence: str) -> None:
@@ -52,7 +58,7 @@ def test_params(project: Project, old: str, new: str, sentence: str) -> None:
     [
         ("experiment =", "experimnet =", "[tracking] has no key experimnet (did you mean 'experiment'?)"),
         ("[run]", "[rum]", "there is no section [rum] (did you mean 'run'?)"),
-        ("time_limit = 1800", "time_limit = long", "time_limit in [run] must be a whole number, but is 'long'"),
+        ("time_limit = 1800", "time_limit = long", "time_limit in [run] must be a whole number above 0, but is 'long'"),
     ],
 )
 def test_settings(project: Project, old: str, new: str, sentence: str) -> None:

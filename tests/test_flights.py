@@ -68,6 +68,17 @@ def test_the_hour_in_progress_is_not_known() -> None:
     assert pd.Series(taken).equals(table["temp"].reset_index(drop=True)), "the record of the hour that was over"
 
 
+def test_an_evening_is_one_block() -> None:
+    _, roles = resolve(whole(), {"source": "flights"})
+    assert roles.timezone == "America/New_York"
+    _, other = resolve(whole(), {"source": "flights", "timezone": "UTC"})
+    assert other.timezone == "UTC"
+
+
+def test_that_planes_may_be_hindsight_is_said() -> None:
+    assert any("tail number" in note and "hindsight" in note for note in whole().notes)
+
+
 def test_later_columns_are_no_features() -> None:
     _, roles = resolve(whole(), {"source": "flights"})
     learnt = roles.numeric + roles.categorical + roles.time

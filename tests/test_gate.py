@@ -51,7 +51,8 @@ def test_the_best_that_beats_both_is_promoted() -> None:
 def test_one_that_does_not_beat_linear_loses_to_it() -> None:
     decision = decide(metrics(linear=LINEAR, net=NO_BETTER), 1e-6, 1.0)
     assert (decision["decision"], decision["champion"]) == ("PROMOTE", "linear")
-    assert "net, the best on validation, does not beat it" in decision["sentence"]
+    assert "The champion is linear. Net does not beat linear in AUC beyond noise." in decision["sentence"]
+    assert "Linear beats dummy" in decision["sentence"]
     versus = next(entry for entry in decision["ledger"] if entry["check"] == "beats linear")
     assert versus["passed"] is False
 
@@ -60,12 +61,38 @@ def test_linear_as_the_best_is_promoted() -> None:
     assert gate(metrics(linear=LINEAR)) == ("PROMOTE", "linear")
 
 
-def test_one_that_beats_the_dummy_where_linear_does_not_is_champion() -> None:
+def test_one_that_loses_to_a_useless_linear_is_not_promoted() -> None:
     found = metrics(linear=candidate(0.52, (-0.01, 0.04), (0, 0)), net=candidate(0.6, (0.01, 0.1), (-0.01, 0.09)))
-    assert gate(found) == ("PROMOTE", "net")
+    decision = decide(found, 1e-6, 1.0)
+    assert (decision["decision"], decision["champion"]) == ("REJECT", "linear")
+    assert "Net does not beat linear" in decision["sentence"]
+    assert "Linear does not beat dummy" in decision["sentence"]
 
 
-@pytest.mark.parametrize("dummy", [(-0.02, 0.03), (0.0, 0.03), (-0.2, -0.1), (None, None)])
+def test_what_was_not_measured_is_held_and_not_blamed() -> None:
+    blind = candidate(0.6, (None, None), (0, 0), loss=(None, None))
+    found = metrics(linear=blind, net=candidate(0.7, (None, None), (None, None), loss=(None, None)))
+    decision = decide(found, 1e-6, 1.0)
+    assert (decision["decision"], decision["champion"]) == ("HOLD", "linear")
+    assert "there is no interval to tell whether linear beats dummy" in decision["sentence"].lower()
+    assert "evaluate.resamples" in decision["sentence"]
+    assert {entry["check"]: entry["passed"] for entry in decision["ledger"]} == {
+        "beats dummy": None,
+        "beats linear": None,
+        "log loss": None,
+        "parity": True,
+        "all rows": True,
+    }
+    for blame in (
+        "worse than always answering the usual share, beyond",
+        "does not beat",
+        "linear beats dummy in AUC b",
+    ):
+        assert blame not in decision["sentence"]
+    assert gate(found, parity=1.0)[0] == "REJECT"
+
+
+@pytest.mark.parametrize("dummy", [(-0.02, 0.03), (0.0, 0.03), (-0.2, -0.1)])
 def test_one_that_does_not_beat_the_dummy_is_rejected(dummy: Any) -> None:
     decision = decide(metrics(linear=candidate(0.6, dummy, (0, 0))), 1e-6, 1.0)
     assert decision["decision"] == "REJECT"
@@ -73,7 +100,10 @@ def test_one_that_does_not_beat_the_dummy_is_rejected(dummy: Any) -> None:
 
 
 def test_the_dummy_is_never_promoted() -> None:
-    assert gate(metrics())[0] == "REJECT"
+    decision = decide(metrics(), 1e-6, 1.0)
+    assert decision["decision"] == "REJECT"
+    assert decision["sentence"].startswith("The champion is dummy. Dummy is the best on validation: nothing was learnt")
+    assert "dummy does not beat dummy" not in decision["sentence"].lower()
     assert not beats(metrics(), "dummy", "dummy", "auc")
 
 
@@ -84,9 +114,12 @@ def test_probabilities_worse_than_the_prior_are_rejected() -> None:
     assert gate(metrics(linear=LINEAR, net=unsure))[0] == "PROMOTE"
 
 
-@pytest.mark.parametrize("parity", [1e-4, 0.5, float("inf")])
+@pytest.mark.parametrize("parity", [1.01e-5, 1e-4, 0.5, float("inf")])
 def test_a_graph_that_answers_otherwise_is_rejected(parity: float) -> None:
-    assert gate(metrics(linear=LINEAR, net=NET), parity)[0] == "REJECT"
+    decision = decide(metrics(linear=LINEAR, net=NET), parity, 1.0)
+    assert decision["decision"] == "REJECT"
+    assert [entry["check"] for entry in decision["ledger"] if not entry["passed"]] == ["parity"]
+    assert gate(metrics(linear=LINEAR, net=NET), 9.9e-6)[0] == "PROMOTE"
 
 
 @pytest.mark.parametrize("sample", [0.05, 0.999])
@@ -125,11 +158,20 @@ def test_another_metric_can_decide() -> None:
         decide(found, 1e-6, 1.0, "log_los")
 
 
-@given(st.tuples(*[st.floats(-1, 1)] * 4).map(lambda v: (*sorted(v[:2]), *sorted(v[2:]))), st.sampled_from([0.5, 1.0]))
-def test_only_what_beats_the_dummy_is_ever_promoted(bounds: tuple[float, ...], sample: float) -> None:
-    found = metrics(linear=candidate(0.6, bounds[:2], (0, 0)), net=candidate(0.7, bounds[2:], (-0.1, 0.1)))
+@given(
+    st.tuples(*[st.floats(-1, 1)] * 4).map(lambda v: (*sorted(v[:2]), *sorted(v[2:]))),
+    st.sampled_from([0.5, 1.0]),
+    st.sampled_from([(-0.1, 0.1), (0.01, 0.1)]),
+)
+def test_only_what_beats_the_dummy_is_ever_promoted(bounds: tuple[float, ...], sample: float, lead: Any) -> None:
+    found = metrics(linear=candidate(0.6, bounds[:2], (0, 0)), net=candidate(0.7, bounds[2:], lead))
     decision = decide(found, 1e-6, sample)
+    for entry in decision["ledger"]:  # no sentence praises what failed
+        if entry["check"].startswith("beats") and not entry["passed"]:
+            other, name = entry["check"].removeprefix("beats "), entry["sentence"].split()[0]
+            assert f"{name} beats {other}" not in decision["sentence"].lower()
     if decision["decision"] == "PROMOTE":
+        assert decision["champion"] == "linear" or found["candidates"]["net"]["vs_linear"]["auc"]["lo"] > 0
         assert found["candidates"][decision["champion"]]["vs_dummy"]["auc"]["lo"] > 0
         assert sample == 1
     assert decision["champion"] == choose(found, "auc")

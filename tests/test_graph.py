@@ -3,17 +3,21 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from skl2onnx import to_onnx
 from skl2onnx.common import tree_ensemble
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from nbs_lib.bundle import run, session
 from nbs_lib.candidates import CANDIDATES, Task
 from nbs_lib.encoding import MISSING_TIME, Layout
-from nbs_lib.graph import exact_trees, graph, parity, run
+from nbs_lib.graph import exact_trees, feeds, graph
+from nbs_lib.parity import LIMIT, parity
 from nbs_lib.search import Fitted, search
 
 
@@ -36,6 +40,11 @@ def toy(rows: int = 600, seed: int = 0) -> pd.DataFrame:
 LAYOUT = Layout(("year", "gap"), ("colour", "rare"), ("born",), (("blue", "red", "grün"), ()))
 
 
+def answer(model: onnx.ModelProto, rows: pd.DataFrame, layout: Layout = LAYOUT) -> dict[str, Any]:
+    """What production's session answers."""
+    return dict(zip(("output", "margin"), run(session(model.SerializeToString()), feeds(rows, layout)), strict=True))
+
+
 @pytest.fixture(scope="module", params=list(CANDIDATES))
 def fitted(request: pytest.FixtureRequest) -> Fitted:
     table = toy()
@@ -45,20 +54,22 @@ def fitted(request: pytest.FixtureRequest) -> Fitted:
 def test_it_answers_like_the_library_on_rows_never_seen(fitted: Fitted) -> None:
     new = toy(seed=1).assign(rare="never seen")
     new.loc[:99, "colour"] = "never seen"
-    assert parity(graph(fitted, new), fitted.answers(new), new, LAYOUT) < 1e-5
+    answers = answer(graph(fitted, new), new)
+    assert parity("binary", fitted.answers(new), answers) <= LIMIT
+    assert parity("binary", fitted.answers(new), answers | {"output": answers["output"] + 2 * LIMIT}) > LIMIT
 
 
 def test_a_row_is_answered_alone_as_among_others(fitted: Fitted) -> None:
     table, model = toy(50), graph(fitted, toy(1))
-    together = run(model, table, LAYOUT)["output"]
-    alone = np.concatenate([run(model, table[i : i + 1], LAYOUT)["output"] for i in range(len(table))])
+    together = answer(model, table)["output"]
+    alone = np.concatenate([answer(model, table[i : i + 1])["output"] for i in range(len(table))])
     np.testing.assert_allclose(alone, together, rtol=1e-5)
-    assert run(model, table[:0], LAYOUT)["output"].shape == (0, 1)
+    assert answer(model, table[:0])["output"].shape == (0, 1)
 
 
 def test_unknown_and_missing_levels_get_the_same_answer(fitted: Fitted) -> None:
     model, table = graph(fitted, toy(1)), toy(20)
-    answers = [run(model, table.assign(colour=level), LAYOUT)["output"] for level in ("", "never seen")]
+    answers = [answer(model, table.assign(colour=level))["output"] for level in ("", "never seen")]
     assert np.array_equal(*answers)
 
 
@@ -80,7 +91,7 @@ def test_values_at_the_very_threshold_stay_on_their_side() -> None:
     layout = Layout(("x",), (), (), ())
     train = pd.DataFrame({"x": x[:, 0], "_target": (np.sin(9 * x[:, 0]) > 0).astype(int)})
     found = search(CANDIDATES["hgb_small"], Task("binary", layout), train, train, trials=1)
-    assert parity(graph(found, train), found.answers(table), table, layout) < 1e-5
+    assert parity("binary", found.answers(table), answer(graph(found, train), table, layout)) <= LIMIT
 
 
 def test_the_converter_still_needs_its_corrections() -> None:

@@ -106,6 +106,7 @@ def test_nothing_but_its_folder_knows_the_demo() -> None:
         *(ROOT / "nbs_lib").glob("*.py"),
         *(ROOT / "notebooks/lib").glob("*.ipynb"),
         *(ROOT / "notebooks/pipeline").glob("*.ipynb"),
+        *(ROOT / "notebooks/studies").glob("*.ipynb"),
     ]
     found = [
         f"{p.name}: {c}" for p in places for c in sorted(columns) if re.search(rf"\b{re.escape(c)}\b", p.read_text())

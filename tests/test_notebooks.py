@@ -25,7 +25,11 @@ def test_examples(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = next(m[1] for cell in cells if (m := re.search(r"#\| default_exp (\S+)", cell)))
     names = vars(importlib.import_module(f"nbs_lib.{name}")) | {"display": lambda *_: None}
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(os, "environ", os.environ)
-    for number, cell in enumerate(cells):
-        if not re.search(r"#\| *(export|default_exp|eval: *false|notest)", cell) and "nbdev_export" not in cell:
-            exec(compile(cell, f"{notebook.name}, code cell {number}", "exec"), names)
+    before = dict(os.environ)
+    try:
+        for number, cell in enumerate(cells):
+            if not re.search(r"#\| *(export|default_exp|eval: *false|notest)", cell) and "nbdev_export" not in cell:
+                exec(compile(cell, f"{notebook.name}, code cell {number}", "exec"), names)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -216,8 +216,8 @@ def write_run(
     metrics["candidates"] = dict.fromkeys(("dummy", "linear", "net"), candidate)
     models = folder / "models"
     models.mkdir(parents=True)
-    reliability = {"candidate": ["net"], "predicted": [0.2], "observed": [0.3], "lo": [0.1], "hi": [0.4], "rows": [9]}
-    pd.DataFrame(reliability).to_csv(models / "reliability.csv", index=False)
+    groups = {"predicted": [0.2] * 2, "observed": [0.3] * 2, "lo": [0.1] * 2, "hi": [0.4] * 2, "rows": [9] * 2}
+    pd.DataFrame({"candidate": ["linear", "net"], **groups}).to_csv(models / "reliability.csv", index=False)
     write_json(metrics, models / "metrics.json")
     write_json(decide(metrics, 1e-7, 0.5 if decision == "HOLD" else 1.0), models / "gate.json")
     write_json({"net": {"description": value(3)}}, models / "candidates/candidates.json")
@@ -264,6 +264,31 @@ def test_the_first_page(task: str, decision: str, words: str, tmp_path: Path, mo
     assert first.find_previous(class_="badge").get_text() == decision
     assert live(page) == []
     assert "snapshot.html" in page
+
+
+def test_the_first_page_says_who_won_and_who_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = " ".join(overview(write_run(tmp_path, "binary", "REJECT"), monkeypatch).split())
+    assert "The champion is linear. Net does not beat linear in AUC beyond noise. Linear does not beat dummy" in page
+    assert "because net, the best on the validation rows, is not shown to beat it here" in page
+    assert "net (the best on the validation rows, not the champion) is weakest where" in page
+
+
+def test_the_first_page_of_a_run_without_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = write_run(tmp_path, "binary") / "models"
+    metrics = json.loads((models / "metrics.json").read_text())
+    for found in metrics["candidates"].values():
+        for side in ("test", "vs_dummy", "vs_linear"):
+            found[side] = {metric: ends | {"lo": None, "hi": None} for metric, ends in found[side].items()}
+    write_json(metrics, models / "metrics.json")
+    write_json(decide(metrics, 1e-7, 1.0), models / "gate.json")
+    curve = {"candidate": ["linear"], "predicted": [0.9], "observed": [0.3], "lo": [None], "hi": [None], "rows": [9]}
+    pd.DataFrame(curve).to_csv(models / "reliability.csv", index=False)
+    page = BeautifulSoup(overview(tmp_path, monkeypatch), "html.parser").get_text()
+    assert "Too little was measured: nothing is promoted." in page
+    assert "evaluate.resamples" in page
+    assert "Without intervals, nothing tells chance from a fault" in page
+    for unmeasured in ("Take care", "of the groups it agrees", "does not beat", "likely no interval"):
+        assert unmeasured not in page
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 
 import pytest
@@ -70,6 +71,15 @@ def test_dvc_lock_is_of_this_code() -> None:
             now = params[key] if key in params else params[key.split(".")[0]][key.split(".")[1]]
             stale += [f"{name}: {key}"] if now != value else []
     assert not stale, "run `make run` and commit dvc.lock"
+
+
+def test_the_readme_is_whole() -> None:
+    """No figure is left to be filled in, and what it shows is committed."""
+    text = (ROOT / "README.md").read_text()
+    assert "@@" not in text
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert link in tracked, link
 
 
 def test_the_newcomer_types_nothing_else() -> None:

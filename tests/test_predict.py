@@ -1,19 +1,26 @@
 """`nbs predict TABLE`: the champion answers a file whole, or says in one sentence why not."""
 
+import datetime
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from ship_fixtures import MARGINS, ROWS, SCHEMA, blank_project, make_bundle, write_rows  # noqa: F401
 
-from nbs_lib import scoring
+from nbs_lib import contents, scoring, source
 from nbs_lib.errors import BundleError, DataError, UserError
+from nbs_lib.inference import resolve
 from nbs_lib.registry import champion, deliver
+from nbs_lib.roles import Roles, kind
+from nbs_lib.rows import wide
 from nbs_lib.scoring import predict_table
+from nbs_lib.split import features
 
 OUT = Path("scored.csv")
 PROBABILITIES = 1 / (1 + np.exp(-np.array(MARGINS)))
@@ -49,6 +56,77 @@ def test_a_parquet_file(here: Path, form: str) -> None:
     table.to_parquet("t.parquet")
     predict_table("t.parquet", "scored.parquet")
     np.testing.assert_allclose(pd.read_parquet("scored.parquet")["probability"], PROBABILITIES, atol=1e-6)
+
+
+SPELLINGS = {
+    "time of day": ["08:00", "09:30", ""],
+    "time of day with seconds": ["08:00:00", "09:30:15", "NA"],
+    "date": ["2024-01-01", "2024-02-29", ""],
+    "moment": ["2024-01-01 08:00", "2024-01-01T09:00:00", ""],
+    "moment with zones": ["2024-01-01T08:00Z", "2024-01-01T09:00+02:00", "null"],
+    "mixed moments": ["2024-01-01T08:00Z", "2024-01-01", ""],
+    "fraction of a second": ["2024-01-01T08:00:00.123456789Z", "2024-01-01T08:00:00.5Z", ""],
+    "leading zeros": ["007", "08", "N/A"],
+    "trailing zeros": ["1.50", "2.00", "3.0"],
+    "trailing zeros and text": ["1.50", "A", "1.5"],
+    "exponents": ["1e5", "+2", ".5"],
+    "hexadecimal": ["0x1F", "0x2", "7"],
+    "large numbers": ["9223372036854775808", "1", "NaN"],
+    "exact numbers": ["9007199254740993", "16777217", ""],
+    "spaces": [" 5", "6 ", "7"],
+    "spaces around text": [" a", "a ", "a"],
+    "booleans": ["true", "False", ""],
+    "booleans of many forms": ["TRUE", "1", "0"],
+    "yes and no": ["yes", "no", "true"],
+    "missing": ["NULL", "nan", "x"],
+    "nearly missing": ["None", "-", "na"],
+    "quoted": ['"NA"', '"a,b"', '""'],
+}
+
+
+@pytest.mark.parametrize("values", SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_training_and_production_read_the_same(tmp_path: Path, values: list[str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("x,y\n" + "".join(f"{value},{i}\n" for i, value in enumerate(values)))
+    agree(path, source.read(str(path)).table)
+
+
+def agree(path: Path, table: pd.DataFrame, form: str | None = None) -> None:
+    """What training encodes of column `x` of a file is what production encodes."""
+    role = {"text": "categorical", "time": "time"}.get(kind(table["x"]), "numeric")
+    roles = Roles("t", "y", "regression", [], columns={"x": {"role": role}, "y": {"role": "target"}})
+    learnt = features(table, roles)["x"].to_numpy()
+    entry = {"name": "x", "input": role, "type": kind(table["x"]), "format": form}
+    bundle = SimpleNamespace(schema={"inputs": [entry], "key": []})
+    asked = [scoring._values(batch["x"], form) for batch in scoring.batches(bundle, path)]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(wide({"x": np.concatenate(asked)}, {role: ["x"]})[role][:, 0], learnt)
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        (["31/12/2024 08:00", "01/02/2024 23:59"], "%d/%m/%Y %H:%M"),
+        (["12/31/2024", "02/01/2024"], "%m/%d/%Y"),
+        (["2024-01-01T08:00Z", "2024-01-01"], "ISO8601"),
+        (["2024-01", "2024-02"], "ISO8601"),
+    ],
+)
+def test_production_reads_times_in_the_form_that_training_read(tmp_path: Path, values: list[str], form: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("x,y\n" + "".join(f"{value},{i}\n" for i, value in enumerate(values * 20)))
+    found = source.read(str(path))
+    rows, roles = resolve(found, {"source": "t.csv", "target": "y", "timestamp": "x"})
+    assert roles.columns["x"]["format"] == form
+    promised = contents.schema(roles, rows, {"inputs": {"x": {"nulls": 0.0}}}, None)
+    assert promised["inputs"][0]["format"] == form
+    agree(path, rows.sort_index(), form)
+
+
+def test_parquet_with_times_of_day(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    times = pa.array([datetime.time(8), None, datetime.time(9, 30)], pa.time32("s"))
+    pq.write_table(pa.table({"x": times, "y": [1, 2, 3]}), path)
+    agree(path, source.read(str(path)).table)
 
 
 def test_standard_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,21 @@ def test_time_order_is_respected(seconds: list[int], share: tuple[float, float])
         assert times[part == earlier].max() < times[part == later].min()
 
 
+def test_days_are_local_across_a_change_of_the_clock() -> None:
+    local = pd.Series(pd.date_range("2024-03-08", "2024-03-13", freq="30min", tz="America/New_York", inclusive="left"))
+    part, day = by_time(local.dt.tz_convert("UTC").rename("at"), 0.2, 0.2, "America/New_York")
+    assert np.bincount(day - day[0]).tolist() == [48, 48, 46, 48, 48], "the day on which clocks go forward has 23 hours"
+    assert pd.to_datetime(day[0], unit="D") == pd.Timestamp("2024-03-08")
+    assert pd.Series(part).groupby(day).nunique().max() == 1
+
+
+def test_the_zone_of_the_roles_decides_the_blocks() -> None:
+    table, roles = example(400, timestamp="at", timezone="America/New_York")
+    ready = training_set(table, roles, 0.2, 0.2)
+    local = table["at"].dt.tz_convert("America/New_York").dt.strftime("%Y-%m-%d")
+    assert (pd.to_datetime(ready["_block"], unit="D").dt.strftime("%Y-%m-%d") == local[ready["_row"]].to_numpy()).all()
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["x", "y", None])), min_size=5, max_size=80),
     shares,

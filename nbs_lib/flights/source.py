@@ -189,6 +189,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
 DEFAULTS: dict[str, Any] = {
     "target": "late",
     "timestamp": "scheduled",
+    "timezone": "America/New_York",
     "entity": ["tailnum"],
     "key": ["scheduled", "carrier", "flight", "origin"],
     "later": LATER,
@@ -211,6 +212,8 @@ def notes(
         "they stay in the snapshot without a target, and nothing is learnt from them.",
         "A weather record is used only once its hour is over, and for six hours at most.",
         "A wind speed of 200 mph or more is an error of the record and read as missing.",
+        "The tail number is that of the plane that flew; two hours before, another may have been planned, "
+        "so what is learnt from planes may be hindsight.",
     ]
 
 
