@@ -51,7 +51,7 @@ def test_the_best_that_beats_both_is_promoted() -> None:
 def test_one_that_does_not_beat_linear_loses_to_it() -> None:
     decision = decide(metrics(linear=LINEAR, net=NO_BETTER), 1e-6, 1.0)
     assert (decision["decision"], decision["champion"]) == ("PROMOTE", "linear")
-    assert "The champion is linear. Net does not beat linear in AUC beyond noise." in decision["sentence"]
+    assert "The champion is linear. net does not beat linear in AUC beyond noise." in decision["sentence"]
     assert "Linear beats dummy" in decision["sentence"]
     versus = next(entry for entry in decision["ledger"] if entry["check"] == "beats linear")
     assert versus["passed"] is False
@@ -65,7 +65,7 @@ def test_one_that_loses_to_a_useless_linear_is_not_promoted() -> None:
     found = metrics(linear=candidate(0.52, (-0.01, 0.04), (0, 0)), net=candidate(0.6, (0.01, 0.1), (-0.01, 0.09)))
     decision = decide(found, 1e-6, 1.0)
     assert (decision["decision"], decision["champion"]) == ("REJECT", "linear")
-    assert "Net does not beat linear" in decision["sentence"]
+    assert "net does not beat linear" in decision["sentence"]
     assert "Linear does not beat dummy" in decision["sentence"]
 
 
@@ -102,7 +102,7 @@ def test_one_that_does_not_beat_the_dummy_is_rejected(dummy: Any) -> None:
 def test_the_dummy_is_never_promoted() -> None:
     decision = decide(metrics(), 1e-6, 1.0)
     assert decision["decision"] == "REJECT"
-    assert decision["sentence"].startswith("The champion is dummy. Dummy is the best on validation: nothing was learnt")
+    assert decision["sentence"].startswith("The champion is dummy. dummy is the best on validation: nothing was learnt")
     assert "dummy does not beat dummy" not in decision["sentence"].lower()
     assert not beats(metrics(), "dummy", "dummy", "auc")
 
