@@ -52,7 +52,7 @@ def test_one_that_does_not_beat_linear_loses_to_it() -> None:
     decision = decide(metrics(linear=LINEAR, net=NO_BETTER), 1e-6, 1.0)
     assert (decision["decision"], decision["champion"]) == ("PROMOTE", "linear")
     assert "The champion is linear. net does not beat linear in AUC beyond noise." in decision["sentence"]
-    assert "Linear beats dummy" in decision["sentence"]
+    assert "linear beats dummy" in decision["sentence"]
     versus = next(entry for entry in decision["ledger"] if entry["check"] == "beats linear")
     assert versus["passed"] is False
 
@@ -66,7 +66,7 @@ def test_one_that_loses_to_a_useless_linear_is_not_promoted() -> None:
     decision = decide(found, 1e-6, 1.0)
     assert (decision["decision"], decision["champion"]) == ("REJECT", "linear")
     assert "net does not beat linear" in decision["sentence"]
-    assert "Linear does not beat dummy" in decision["sentence"]
+    assert "linear does not beat dummy" in decision["sentence"]
 
 
 def test_what_was_not_measured_is_held_and_not_blamed() -> None:
