@@ -11,7 +11,8 @@ run: $(READY) ## From the table to a model with reports (SAMPLE=0.05: on a part 
 	@$(NBS) run $(if $(SAMPLE),--sample $(SAMPLE))
 
 test: $(READY) ## Every check and test
-	@.ci/apt chromium
+	@.ci/apt chromium redis-server
+	@.ci/env feast
 	@.venv/bin/pytest
 
 lab: $(READY) ## JupyterLab on the notebooks
@@ -26,8 +27,9 @@ study: $(READY) ## The longer experiments of notebooks/studies
 prove: $(READY) ## Run three times, once from a fresh clone, and compare every output
 	@$(NBS) prove $(if $(SAMPLE),--sample $(SAMPLE))
 
-bench: $(READY) ## What the pipeline costs beside a plain script
-	@$(NBS) bench
+bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features or store: what those cost)
+	@$(if $(filter features,$(WHAT)),.ci/env bench)
+	@$(NBS) bench $(WHAT)
 
 lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, update dvc.yaml
 	@.venv/bin/ruff format --quiet notebooks
@@ -36,7 +38,7 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 	@$(NBS) deps
 
 clean: ## Remove everything that was made, the environment and MLflow's records included
-	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/source.json models served mlruns mlflow.db* reports/*.html .coverage *.egg-info
+	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json models served mlruns mlflow.db* reports/*.html .coverage *.egg-info
 
 # The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start).
 PYTHON := $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $p -c 'import sys, venv, ensurepip; (3, 11) <= sys.version_info < (3, 13) and print("$p")' 2>/dev/null)))

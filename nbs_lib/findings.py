@@ -54,7 +54,7 @@ def load(
     "Read what the stages wrote; raises `DataError` where a file is missing or damaged."
     models = Path(root) / "models"
     return Findings(
-        roles=Roles.load(Path(root) / "data/contract/roles.yaml"),
+        roles=Roles.load(Path(root) / "data/contract/features.yaml"),
         metrics=read_json(models / "metrics.json"),
         gate=read_json(models / "gate.json"),
         candidates=read_json(models / "candidates/candidates.json"),

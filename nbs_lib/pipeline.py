@@ -123,8 +123,9 @@ def module_files(
         if path.as_posix() in found or not (root / path).is_file():
             continue
         found.add(path.as_posix())
-        if name == "nbs_lib.source":  # which imports a demo's folder by its name
-            waiting |= {f"nbs_lib.{demo.parent.name}.source" for demo in (root / "nbs_lib").glob("*/source.py")}
+        for part in ("source", "views"):
+            if name == f"nbs_lib.{part}":  # which stands for a demo's own, imported by its name
+                waiting |= {f"nbs_lib.{demo.parent.name}.{part}" for demo in (root / "nbs_lib").glob(f"*/{part}.py")}
         waiting |= _imports((root / path).read_text(encoding="utf-8"), name.rpartition(".")[0])
     return sorted(found)
 

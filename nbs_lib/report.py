@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'WORST', 'share', 'verdict', 'tiles', 'parts', 'sources', 'ranked', 'candidates_plot', 'candidates_caption',
-           'candidates_table', 'glossary', 'weak_spots', 'calibration', 'left_out', 'ledger', 'lineage']
+           'candidates_table', 'views_gain', 'glossary', 'weak_spots', 'calibration', 'left_out', 'ledger', 'lineage']
 
 # %% ../notebooks/lib/43_report.ipynb #49a61251
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,21 @@ def candidates_table(
     heads = [named(metric) for metric in metrics]
     head = ["candidate", heads[0], "better than linear by", *heads[1:]]
     return blocks.table(head, lines, strong=names.index(found.champion))
+
+
+def views_gain(
+    found: Findings,
+) -> Block:
+    "What the feature views add; nothing where there are none."
+    views = found.metrics.get("views")
+    if not views:
+        return Block("")
+    best, without = str(found.metrics["best"]), next(name for name in views if name != found.metrics["best"])
+    lead, exact = views[best][f"vs_{without}"][found.primary], digits(found, found.primary)
+    values = [number(views[name]["test"][found.primary]["value"], exact) for name in (best, without)]
+    gain = f"{number(lead['diff'], exact, True)} ({interval(lead, exact, True)})"
+    told = f"{best} reaches {named(found.primary)} {values[0]} with the feature views, and {values[1]} without: {gain}."
+    return Block(f"<p>{escape(told)}</p>")
 
 
 def glossary(

@@ -36,6 +36,7 @@ class Roles:
     timezone: str = "UTC"  # of the days that rows are split and resampled by
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # role, why, unit, description, feature, format
     notes: list[str] = field(default_factory=list)  # plain sentences on rows left out
+    views: list[dict[str, Any]] = field(default_factory=list)  # the feature views that a row is joined to
 
     def _features(self, role: str, other: str = "") -> list[str]:
         about = self.columns.items()
@@ -55,6 +56,23 @@ class Roles:
     def time(self) -> list[str]:  # in the table's order
         "The features that are times."
         return self._features("time", "timestamp")
+
+    @property
+    def context(self) -> list[str]:  # in the views' order
+        "The columns of views that only the model without identities learns from, all of them numbers."
+        return self._features("context")
+
+    @property
+    def identities(self) -> list[str]:  # numeric ones first
+        "The features that name who or what a row is about: they can be new."
+        named = {*self.entity, *(name for view in self.views for name in view["entity"])}
+        named |= {name for name in self.key if self.columns[name]["role"] == "categorical"}
+        return [name for name in (*self.numeric, *self.categorical) if name in named]
+
+    def without_views(self) -> "Roles":
+        "The same, but for what feature views bring."
+        own = {name: about for name, about in self.columns.items() if "from" not in about}
+        return dataclasses.replace(self, columns=own, views=[])
 
     def save(
         self,
@@ -132,7 +150,7 @@ def summary(
     roles: Roles,  # resolved
 ) -> pd.DataFrame:  # one row per column: role, why, unit, description
     "The roles as people read them: what is learnt from first, what is left out last."
-    order = ("target", "numeric", "categorical", "time", "timestamp", "entity", "key", "later", "dropped")
+    order = ("target", "numeric", "categorical", "time", "timestamp", "entity", "key", "context", "later", "dropped")
     table = pd.DataFrame(roles.columns).T.reindex(columns=["role", "why", "unit", "description"]).fillna("")
     table["feature"] = ["yes" if c in roles.numeric + roles.categorical + roles.time else "" for c in table.index]
     ranked = table.assign(rank=[order.index(r) for r in table["role"]]).sort_values("rank", kind="stable")

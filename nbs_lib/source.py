@@ -71,12 +71,11 @@ def files(
 # %% ../notebooks/lib/11_source.ipynb #3587f937
 def read(
     name: str,  # a value of `data.source`
-    horizon: str = "auto",  # `data.horizon`, such as 2h
 ) -> Source:  # the table and what is said about it
     "Read a table; raises `DataError` where it can't be trusted."
     module = folder(name)
     if module is not None:
-        return module.read(horizon)
+        return module.read()
     path = existing(name)
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"data.source: {name} ends in neither .csv nor .parquet: save it as one of them.")

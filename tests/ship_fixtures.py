@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from nbs_lib.bundle import write_bundle
 from nbs_lib.connection import connect
 from nbs_lib.settings import Tracking
+from nbs_lib.store import encode, open_store
 
 INPUTS = [
     {"name": "width", "input": "numeric", "position": 0, "from": "request", "type": "number"},
@@ -63,8 +64,87 @@ def graph() -> bytes:
 
 def make_bundle(folder: Path, **changes: Any) -> str:
     "Write the small bundle, some of its contents changed; its id."
-    rest = {"metrics": {}, "fallback": {"prior": {"output": 0.3}}, "reference": {}}
+    rest = {"metrics": {}, "fallback": {"prior": {"output": 0.3, "margin": -0.85}}, "reference": {}}
     return write_bundle(folder, graph(), **{"schema": SCHEMA, "lineage": LINEAGE} | rest | changes)
+
+
+# A bundle with views and a context graph
+
+
+VERSION = "1a2b3c4d5e6f"
+VIEWS: list[dict[str, Any]] = [
+    {"name": "maker", "entity": ["maker"], "ttl": 3 * 86400, "columns": ["sold", "days", "best"], "history": "days"},
+    {"name": "spot", "entity": ["place"], "ttl": None, "columns": ["rain"], "history": None, "age": True},
+    {"name": "market", "entity": [], "ttl": None, "columns": ["share"], "history": None},
+]
+VIEWS = [{"version": VERSION, "age": False} | view for view in VIEWS]
+NUMBERS = ["width", "maker_sold", "maker_days", "spot_age", "spot_rain", "market_share"]
+WORDS = ["maker", "maker_best"]
+
+
+def _ladder_graph(nodes: list[Any], inputs: list[tuple[str, int, int]], width: int) -> bytes:
+    last = helper.make_node("Softmax" if width > 1 else "Sigmoid", ["margin"], ["output"])
+    nodes = [*nodes, helper.make_node("MatMul", ["sum", "turn"], ["margin"]), last]
+    outputs = [(name, TensorProto.FLOAT, width) for name in ("margin", "output")]
+    infos = [[helper.make_tensor_value_info(name, kind, [None, n]) for name, kind, n in s] for s in (inputs, outputs)]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("zero", TensorProto.FLOAT, [1, 1], [0.0]),
+        helper.make_tensor("turn", TensorProto.FLOAT, [1, width], [1.0 + k for k in range(width)]),
+    ]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = helper.make_model(helper.make_graph(nodes, "g", *infos, constants), opset_imports=opsets, ir_version=9)
+    return bytes(made.SerializeToString(deterministic=True))
+
+
+def make_ladder_bundle(
+    folder: Path, takes_over: bool = False, classes: list[str] | None = None, **changes: Any
+) -> None:
+    "A model that adds what it is given, missing as 0, and a context graph that takes the root of a time."
+    levels = {"keys_strings": ["m1", "b"], "values_floats": [1.0, 0.5], "default_float": 0.0}
+    nodes = [
+        helper.make_node("IsNaN", ["numeric"], ["unknown"]),
+        helper.make_node("Where", ["unknown", "zero", "numeric"], ["numbers"]),
+        helper.make_node("ReduceSum", ["numbers", "axes"], ["of numbers"], keepdims=1),
+        helper.make_node("LabelEncoder", ["categorical"], ["levels"], domain="ai.onnx.ml", **levels),
+        helper.make_node("ReduceSum", ["levels", "axes"], ["of words"], keepdims=1),
+        helper.make_node("Add", ["of numbers", "of words"], ["sum"]),
+    ]
+    of_context = [
+        helper.make_node("Cast", ["time"], ["seconds"], to=TensorProto.FLOAT),
+        helper.make_node("Sqrt", ["seconds"], ["sum"]),
+    ]
+    width = len(classes) if classes else 1
+    inputs = [("numeric", TensorProto.FLOAT, len(NUMBERS)), ("categorical", TensorProto.STRING, len(WORDS))]
+    model = _ladder_graph(nodes, inputs, width)
+    context = _ladder_graph(of_context, [("time", TensorProto.INT64, 1)], width)
+    columns = {f"{view['name']}_{column}" for view in VIEWS for column in ["age", *view["columns"]]}
+    described = [
+        {"name": name, "input": kind, "position": position, "type": "number" if kind == "numeric" else "text"}
+        | {"from": f"{name.partition('_')[0]}@{VERSION}" if name in columns else "request"}
+        for kind, names in {"numeric": NUMBERS, "categorical": WORDS}.items()
+        for position, name in enumerate(names)
+    ]
+    made = {"name": "made", "input": "time", "position": 0, "from": "request", "type": "time"}
+    schema = SCHEMA | {"inputs": described, "views": VIEWS, "entities": {"maker": "text", "place": "number"}}
+    schema |= {"others": ["made", "note", "place"], "key": [], "context": {"inputs": [made], "takes_over": takes_over}}
+    prior: dict[str, Any] = {"output": 0.3, "margin": -0.85}
+    if classes:
+        schema |= {"task": "multiclass", "classes": classes}
+        prior = {"output": [0.2, 0.5, 0.3], "margin": [-1.6, -0.7, -1.2]}
+    rest = {"metrics": {}, "fallback": {"prior": prior}, "reference": {}}
+    write_bundle(folder, model, context, **{"schema": schema, "lineage": LINEAGE} | rest | changes)
+
+
+def store_of(root: Path, version: str = VERSION) -> None:
+    "A store that knows one maker, one of long ago, and one place."
+    day = 86_400_000_000
+    rows = {
+        "maker": [("m1", encode([9 * day, 3.0, 20.0, "b"])), ("old", encode([day, 9.0, 40.0, "c"]))],
+        "spot": [("7", encode([9 * day + day // 2, 0.25]))],
+        "market": [("", encode([9 * day, 0.5]))],
+    }
+    open_store(root=root).write(10 * day, {f"{view}@{version}": each for view, each in rows.items()})
 
 
 def decision(decision: str = "PROMOTE", **more: Any) -> dict[str, Any]:

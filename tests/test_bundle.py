@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from ship_fixtures import MARGINS, ROWS, SCHEMA, graph, make_bundle, manifest
+from ship_fixtures import MARGINS, ROWS, SCHEMA, graph, make_bundle, make_ladder_bundle, manifest
 
-from nbs_lib.bundle import FILES, Bundle, identity, write_bundle
+from nbs_lib.bundle import CONTEXT, FILES, Bundle, identity, write_bundle
 from nbs_lib.errors import BundleError, DataError
 from nbs_lib.rows import MISSING_TIME, numbers, texts, times
 
@@ -132,6 +132,35 @@ def test_a_schema_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None
 def test_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         Bundle.open(tmp_path / "none")
+
+
+def test_a_context_graph_and_its_inputs_belong_together(tmp_path: Path) -> None:
+    make_ladder_bundle(tmp_path / "bundle")
+    whole = Bundle.open(tmp_path / "bundle")
+    assert whole.context([{"made": 4}, {"made": 9, "width": 1}])["margin"].tolist() == [2, 3]
+    files = manifest(tmp_path / "bundle")["files"]
+    assert CONTEXT in files
+    del files[CONTEXT]
+    (tmp_path / "bundle" / CONTEXT).unlink()
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps({"format": 1, "id": identity(files), "files": files}))
+    with pytest.raises(BundleError, match=r"of context\.onnx and its inputs in schema\.json one is missing"):
+        Bundle.open(tmp_path / "bundle")
+
+
+def test_a_changed_context_graph_is_refused(tmp_path: Path) -> None:
+    make_ladder_bundle(tmp_path / "bundle")
+    content = bytearray((tmp_path / "bundle" / CONTEXT).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "bundle" / CONTEXT).write_bytes(content)
+    with pytest.raises(BundleError, match=r"context\.onnx was changed"):
+        Bundle.open(tmp_path / "bundle")
+
+
+def test_an_input_of_a_view_that_is_not_listed_is_refused(tmp_path: Path) -> None:
+    other = SCHEMA["inputs"][0] | {"from": "shop@1a2b3c4d5e6f"}
+    make_bundle(tmp_path / "bundle", schema=SCHEMA | {"inputs": [other, *SCHEMA["inputs"][1:]]})
+    with pytest.raises(BundleError, match="input 'width' is from shop@1a2b3c4d5e6f, which it does not list"):
+        Bundle.open(tmp_path / "bundle")
 
 
 # The same bytes

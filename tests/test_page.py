@@ -201,7 +201,7 @@ def write_run(
         f"{value(i)}{i}": {"role": role, "why": value(i)} for i, role in enumerate(["numeric", "dropped", "later"], 6)
     }
     roles = Roles(value(0), value(0), task, classes, columns=columns, notes=[value(i) for i in range(11)])
-    roles.save(folder / "data/contract/roles.yaml")
+    roles.save(folder / "data/contract/features.yaml")
     target = random.normal(size=100) if task == "regression" else random.integers(0, len(classes), 100)
     splits = np.repeat(["train", "valid", "test"], [60, 20, 20])
     rows = pd.DataFrame({"_split": splits, "_target": target, "_block": np.arange(100)})

@@ -11,23 +11,27 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ship_fixtures import MARGINS, ROWS, SCHEMA, blank_project, make_bundle, write_rows  # noqa: F401
+from ship_fixtures import MARGINS, ROWS, SCHEMA, VERSION, VIEWS, make_bundle, make_ladder_bundle, store_of, write_rows
+from ship_fixtures import blank_project as blank_project
 
 from nbs_lib import contents, scoring, source
+from nbs_lib.bundle import Bundle
 from nbs_lib.errors import BundleError, DataError, UserError
 from nbs_lib.inference import resolve
+from nbs_lib.ladder import Ladder
 from nbs_lib.registry import champion, deliver
 from nbs_lib.roles import Roles, kind
 from nbs_lib.rows import wide
 from nbs_lib.scoring import predict_table
 from nbs_lib.split import features
+from nbs_lib.store import Lookup, encode, open_store
 
 OUT = Path("scored.csv")
 PROBABILITIES = 1 / (1 + np.exp(-np.array(MARGINS)))
 
 
 @pytest.fixture
-def here(blank_project: Path) -> Path:  # noqa: F811
+def here(blank_project: Path) -> Path:
     make_bundle(Path("models/bundle"))
     deliver("models/bundle")
     return blank_project
@@ -97,7 +101,9 @@ def agree(path: Path, table: pd.DataFrame, form: str | None = None) -> None:
     roles = Roles("t", "y", "regression", [], columns={"x": {"role": role}, "y": {"role": "target"}})
     learnt = features(table, roles)["x"].to_numpy()
     entry = {"name": "x", "input": role, "type": kind(table["x"]), "format": form}
-    bundle = SimpleNamespace(schema={"inputs": [entry], "key": []})
+    names = {kind: ["x"] if kind == role else [] for kind in ("numeric", "categorical", "time")}
+    schema = {"inputs": [entry], "key": []}
+    bundle = SimpleNamespace(schema=schema, names=names, context_names={}, views=[])
     asked = [scoring._values(batch["x"], form) for batch in scoring.batches(bundle, path)]  # type: ignore[arg-type]
     np.testing.assert_array_equal(wide({"x": np.concatenate(asked)}, {role: ["x"]})[role][:, 0], learnt)
 
@@ -219,7 +225,7 @@ def test_formulas_and_tags_stay_text(here: Path) -> None:
     assert pd.read_csv(OUT)["number"].tolist() == ["=cmd()"]
 
 
-def test_no_champion(blank_project: Path) -> None:  # noqa: F811
+def test_no_champion(blank_project: Path) -> None:
     with pytest.raises(UserError, match="there is no champion yet: `make run`"):
         predict_table("t.csv")
 
@@ -242,3 +248,88 @@ def test_a_champion_with_another_content_is_refused(here: Path) -> None:
     make_bundle(folder, schema=SCHEMA | {"threshold": 0.1})
     with pytest.raises(BundleError, match="puts the right one there"):
         predict_table("t.csv")
+
+
+# Views and rungs
+
+ASKED: list[dict[str, Any]] = [
+    {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01"},
+    {"width": 1, "maker": "never seen", "place": None, "made": "1971-01-01"},
+    {"width": None, "maker": None, "place": None, "made": "1971-01-01"},
+]
+
+
+@pytest.fixture
+def viewed(blank_project: Path) -> Path:
+    make_ladder_bundle(Path("models/bundle"))
+    deliver("models/bundle")
+    return blank_project
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_views_are_read_from_the_store(viewed: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store_of(viewed)
+    write_rows(viewed / "t.csv", ASKED)
+    pd.DataFrame(ASKED).to_parquet("t.parquet")
+    assert predict_table(name, OUT) == 3
+    scored = pd.read_csv(OUT)
+    assert list(scored) == ["row", "class", "probability", "margin", "rung", "history"]
+    assert scored["rung"].tolist() == ["model", "partial", "context"]
+    assert scored["history"].tolist() == [20, 0, 0]
+    alone = [Ladder(Bundle.open(champion()), Lookup(VIEWS, open_store())).answer(row) for row in ASKED]
+    np.testing.assert_allclose(scored["margin"], [answer["margin"][0] for answer in alone], rtol=1e-6)
+    assert "rung" not in capsys.readouterr().err
+
+
+LONG = 123456789012345679  # as a number with a point it ends in 0
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+@pytest.mark.parametrize("places", [[LONG, LONG + 1], [LONG, None], [7.0, None]])
+def test_long_ids_keep_their_digits(viewed: Path, name: str, places: list[Any]) -> None:
+    day = 86_400_000_000
+    rows = [(str(int(place)), encode([9 * day, 0.25])) for place in places[:1]]
+    others = {"maker": [("m1", encode([9 * day, 3.0, 20.0, "b"]))], "market": [("", encode([9 * day, 0.5]))]}
+    open_store().write(10 * day, {f"{view}@{VERSION}": each for view, each in ({"spot": rows} | others).items()})
+    asked = [ASKED[0] | {"place": place} for place in places]
+    write_rows(viewed / "t.csv", asked)
+    table = pd.DataFrame(asked).astype({"place": object})
+    table["place"] = pd.array(places, dtype="Float64" if isinstance(places[0], float) else "Int64")
+    table.to_parquet("t.parquet")
+    predict_table(name, OUT)
+    assert pd.read_csv(OUT)["rung"].tolist() == ["model", "partial"]
+
+
+def test_a_store_that_fails_is_said_once(viewed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pd.concat([pd.DataFrame(ASKED)] * 1000).to_parquet("t.parquet")
+    predict_table("t.parquet", OUT)
+    assert set(pd.read_csv(OUT)["rung"]) == {"partial", "context"}
+    said = capsys.readouterr().err
+    assert said.count("nbs materialise") == 1
+    assert said.count("on a lower rung") == 1
+    store_of(viewed, version="ffffffffffff")
+    predict_table("t.parquet", OUT)
+    said = capsys.readouterr().err
+    for view in ("maker", "spot", "market"):
+        assert said.count(f"view {view} changed") == 1
+
+
+def test_views_may_be_in_the_file(viewed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"maker_sold": 3.0, "maker_days": 2, "maker_best": "b", "spot_age": 5, "spot_rain": 1, "market_share": 1}
+    rows = [{name: value for name, value in row.items() if name != "place"} | known for row in ASKED]
+    predict_table(write_rows(viewed / "t.csv", rows), OUT)
+    scored = pd.read_csv(OUT)
+    assert scored["rung"].tolist() == ["model"] * 3
+    assert scored["history"].tolist() == [2] * 3
+    assert "rung" not in capsys.readouterr().err
+
+
+def test_what_a_view_needs_has_to_be_there(viewed: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "place"} for row in ASKED]
+    with pytest.raises(DataError, match=r"t\.csv: the table has no column 'place'"):
+        predict_table(write_rows(viewed / "t.csv", rows), OUT)
+    with pytest.raises(DataError, match="brings values of the view 'maker', but no 'maker_days'"):
+        predict_table(write_rows(viewed / "t.csv", [ASKED[0] | {"maker_sold": 1}]), OUT)
+    with pytest.raises(DataError, match="'place', row 1: '7 a' is not a double"):
+        predict_table(write_rows(viewed / "t.csv", [ASKED[0] | {"place": "7 a"}]), OUT)
+    assert not OUT.exists()
