@@ -108,6 +108,8 @@ def freshness(
 ) -> pd.DataFrame:  # a row per view that expires: entities, the age of their last row, expired ones, and their share
     "How old the last row of each entity is at `data.as_of`."
     lines: list[dict[str, Any]] = []
+    if not roles.views:
+        return pd.DataFrame(lines)
     moment = f"'{pd.to_datetime(str(roles.as_of), utc=True)}'::TIMESTAMPTZ"
     with database() as db:
         for view in roles.views:
