@@ -236,6 +236,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nbs_lib.features.open_tables': ('lib/features.html#open_tables', 'nbs_lib/features.py'),
                                   'nbs_lib.features.prediction_times': ('lib/features.html#prediction_times', 'nbs_lib/features.py'),
                                   'nbs_lib.features.table_name': ('lib/features.html#table_name', 'nbs_lib/features.py'),
+                                  'nbs_lib.features.view_file': ('lib/features.html#view_file', 'nbs_lib/features.py'),
                                   'nbs_lib.features.with_views': ('lib/features.html#with_views', 'nbs_lib/features.py')},
             'nbs_lib.files': { 'nbs_lib.files.read_json': ('lib/files.html#read_json', 'nbs_lib/files.py'),
                                'nbs_lib.files.read_table': ('lib/files.html#read_table', 'nbs_lib/files.py'),

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from .errors import DataError
-from .features import STATUS, database, facts, literal, table_name
+from .features import STATUS, database, facts, literal, table_name, view_file
 from .files import read_json
 from .roles import Roles
 from .views import quoted
@@ -115,7 +115,7 @@ def freshness(
         for view in roles.views:
             if view["ttl"] is None:
                 continue
-            file = literal(Path(folder, f"{table_name(view)}.parquet"))
+            file = literal(view_file(folder, view))
             keys = f"GROUP BY {quoted(view['entity'])}" if view["entity"] else ""
             last = f"SELECT epoch({moment}) - epoch(max(_known_at)) AS age"
             ages = f"{last} FROM read_parquet({file}) WHERE _known_at < {moment} {keys}"
@@ -154,7 +154,7 @@ def catalogue(
     found = {}
     with database() as db:
         for view in roles.views:
-            path = root / "data/features" / f"{table_name(view)}.parquet"
+            path = view_file(root / "data/features", view)
             if not path.exists():
                 raise DataError(f"{path} is missing: `make run` writes it.")
             found[view["name"]] = facts(db, path, view["entity"], view["columns"])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MEMORY', 'LARGEST', 'STATUS', 'declared', 'database', 'literal', 'open_tables', 'compute', 'facts', 'with_views',
-           'build', 'table_name', 'join_query', 'join', 'prediction_times', 'attach']
+           'build', 'table_name', 'view_file', 'join_query', 'join', 'prediction_times', 'attach']
 
 # %% ../notebooks/lib/18_features.ipynb #1944d489
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,18 +163,17 @@ def _check_rows(db: duckdb.DuckDBPyConnection, view: View, as_of: str | None) ->
 
 
 def _check_ranges(db: duckdb.DuckDBPyConnection, view: View) -> None:
-    for name, about in view.columns.items():
-        if about.get("type", "number") == "number":
-            wide = f"SELECT count(*) FROM {quoted([view.name])} WHERE abs({quoted([name])}::DOUBLE) > {LARGEST}"
-            if db.sql(wide).fetchall()[0][0]:
-                raise ViewError(f"view {view.name}: column {name!r} holds infinite or too large numbers: mend its SQL.")
-    for name, about in view.columns.items():
-        for bound, worst, wrong in (("min", "min", "below"), ("max", "max", "above")):
-            if about.get(bound) is None:
-                continue
-            found = db.sql(f"SELECT {worst}({quoted([name])}) FROM {quoted([view.name])}").fetchall()[0][0]
-            if found is not None and (found < about[bound] if bound == "min" else found > about[bound]):
-                said = f"column {name!r} holds {found:g}, {wrong} its {bound} {about[bound]:g}"
+    numbers = {name: about for name, about in view.columns.items() if about.get("type", "number") == "number"}
+    ends = ", ".join(f"min({quoted([n])}::DOUBLE), max({quoted([n])}::DOUBLE)" for n in numbers)
+    found = iter(db.sql(f"SELECT {ends} FROM {quoted([view.name])}").fetchall()[0] if numbers else ())
+    for (name, about), low, high in zip(numbers.items(), found, found, strict=False):
+        if low is None:
+            continue
+        if not -LARGEST <= low <= high <= LARGEST:  # nor not a number
+            raise ViewError(f"view {view.name}: column {name!r} holds infinite or too large numbers: mend its SQL.")
+        for bound, worst, wrong in (("min", low, "below"), ("max", high, "above")):
+            if about.get(bound) is not None and (worst < about[bound] if bound == "min" else worst > about[bound]):
+                said = f"column {name!r} holds {worst:g}, {wrong} its {bound} {about[bound]:g}"
                 raise ViewError(f"view {view.name}: {said}: correct the data, its SQL, or the {bound}.")
 
 
@@ -263,8 +262,8 @@ def with_views(
                 raise ViewError(
                     f"view {view.name}: feature {name!r} is also a column of the table or of another view: rename one."
                 )
-            source = f"{view.name}@{version[view.name]}"
-            columns[name] = {"role": about.pop("role"), "why": f"feature view {view.name}"} | about | {"from": source}
+            columns[name] = {"role": about.pop("role"), "why": f"feature view {view.name}"} | about
+            columns[name]["from"] = table_name(described[-1])
     return dataclasses.replace(roles, columns=columns, views=described)
 
 
@@ -294,9 +293,9 @@ def build(
         views = ordered(views, open_tables(db, snapshot, roles, companions))
         version, found = versions(views, [roles.target, roles.task, roles.classes]), {}
         joined = with_views(roles, views, version)
-        for view in views:
+        for view, told in zip(views, joined.views, strict=True):
             progress(view.name)
-            found[view.name] = compute(db, view, Path(folder, f"{view.name}@{version[view.name]}.parquet"), roles.as_of)
+            found[view.name] = compute(db, view, view_file(folder, told), roles.as_of)
     return joined, found
 
 # %% ../notebooks/lib/18_features.ipynb #46b73e65
@@ -304,10 +303,18 @@ STATUS = ("present", "expired", "missing")
 
 
 def table_name(
-    view: dict[str, Any],  # one of `Roles.views`
+    view: Mapping[str, Any],  # one of `Roles.views`
 ) -> str:  # such as shop@1a2b3c4d5e6f
     "What the table of a view is called, on disk and in the store: two versions never meet."
     return f"{view['name']}@{view['version']}"
+
+
+def view_file(
+    folder: str | Path,
+    view: Mapping[str, Any],  # one of `Roles.views`
+) -> Path:
+    "Where the table of a view lies."
+    return Path(folder, f"{table_name(view)}.parquet")
 
 
 def _joined(view: dict[str, Any], folder: str | Path, rows: str, status: bool) -> str:
@@ -325,7 +332,7 @@ def _joined(view: dict[str, Any], folder: str | Path, rows: str, status: bool) -
     on = " AND ".join(
         [f"r.{key} = v.{key}" for key in map(quoted, [[k] for k in view["entity"]])] + ["r._at > v._known_at"]
     )
-    file = literal(Path(folder, f"{table_name(view)}.parquet"))
+    file = literal(view_file(folder, view))
     return (
         f"SELECT {', '.join(selected)} FROM {rows} r ASOF LEFT JOIN read_parquet({file}) v ON {on} ORDER BY r._position"
     )

@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .catalogue import users
 from .errors import DataError, ParamsError, StoreError
-from .features import STATUS, database, join, literal, table_name
-from .files import read_json, read_table
+from .features import STATUS, database, join, literal, table_name, view_file
+from .files import read_table
 from .registry import SERVED
 from .roles import Roles
 from .settings import load_settings
@@ -57,7 +58,7 @@ def latest(
     folder: str | Path = FEATURES,
 ) -> Iterator[tuple[str, bytes]]:  # key and value
     "The last rows of a view known before a moment; raises `DataError` where its file is missing or damaged."
-    path = Path(folder, f"{table_name(dict(view))}.parquet")
+    path = view_file(folder, view)
     if not path.is_file():
         raise DataError(f"{path} is missing: `make run` writes it.")
     entity, columns = quoted(view["entity"]), quoted(view["columns"])
@@ -97,7 +98,7 @@ def fill(
 ) -> None:
     "Write what was known at a moment into a store, whole or not at all."
     with database() as db:
-        tables = {table_name(dict(view)): latest(db, view, now_us, folder) for view in views}
+        tables = {table_name(view): latest(db, view, now_us, folder) for view in views}
         store.write(now_us, tables if quiet else {table: _told(table, entries) for table, entries in tables.items()})
 
 
@@ -106,8 +107,7 @@ def used(
     served: str | Path = SERVED,  # a folder of bundles
 ) -> set[str]:  # such as shop@1a2b3c4d5e6f
     "The tables that the contract or a served bundle reads."
-    bundles = [read_json(path).get("views") or [] for path in sorted(Path(served).glob("*/schema.json"))]
-    return {table_name(view) for views in [roles.views, *bundles] for view in views}
+    return {*map(table_name, roles.views), *users(served)}
 
 
 def materialise(
@@ -155,7 +155,7 @@ def moments(
     found = []
     for i, base in enumerate(np.linspace(first_us, last_us, count + 1)[1:-1].astype(int)):
         view = views[i // 4 % len(views)] if i % 4 < 2 else _expiring(views, i // 4)
-        file = f"read_parquet({literal(Path(folder, f'{table_name(dict(view))}.parquet'))})"
+        file = f"read_parquet({literal(view_file(folder, view))})"
         edge = _scalar(db, f"SELECT epoch_us(max(_known_at)) FROM {file} WHERE _known_at <= {_timestamp(base)}")
         after = round((view["ttl"] or 0) * 1e6) + (i % 4 == 3) if i % 4 >= 2 else i // 4 % 2
         at = base if edge is None or i % 4 == 0 else edge + after
@@ -172,7 +172,7 @@ def _edges(
     db: duckdb.DuckDBPyConnection, view: Mapping[str, Any], now_us: int, count: int, folder: str | Path, seed: int
 ) -> pd.DataFrame:
     "Entities of a view that expired before a moment, or that stand on an edge just then."
-    file = f"read_parquet({literal(Path(folder, f'{table_name(dict(view))}.parquet'))})"
+    file = f"read_parquet({literal(view_file(folder, view))})"
     entity, ttl = quoted(view["entity"]), round((view["ttl"] or 0) * 1e6)
     known = f"FROM {file} WHERE _known_at <= {_timestamp(now_us)}"
     last = f"SELECT {entity}, max(epoch_us(_known_at)) AS _us {known} GROUP BY ALL"
@@ -236,7 +236,7 @@ def _compare(view: Mapping[str, Any], rows: pd.DataFrame, offline: pd.DataFrame,
                 who = ", ".join(f"{key} {rows[key].iloc[i]!r}" for key in view["entity"]) or "any row"
                 at, why = pd.to_datetime(now_us, unit="us", utc=True), found.reason[view["name"]]
                 raise StoreError(
-                    f"view {table_name(dict(view))}, column {name}, {who} at {at}: "
+                    f"view {table_name(view)}, column {name}, {who} at {at}: "
                     f"offline {old!r}, online {new!r}{f' ({why})' if why else ''}."
                 )
     return (len(names) - 1) * len(rows)
