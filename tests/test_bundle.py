@@ -328,7 +328,7 @@ def test_classes_of_three(tmp_path: Path) -> None:
 # Production
 
 BLOCKED = ("sklearn", "skl2onnx", "onnx", "torch", "mlflow", "pandas", "scipy", "pyarrow", "yaml", "duckdb")
-PRODUCTION = f"""
+REFUSE = f"""
 import sys, json, datetime
 
 class Refuse:
@@ -337,7 +337,8 @@ class Refuse:
             raise ImportError(f"production must not import {{name}}")
 
 sys.meta_path.insert(0, Refuse())
-from nbs_lib.bundle import Bundle
+"""
+PRODUCTION = f"""{REFUSE}from nbs_lib.bundle import Bundle
 answer = Bundle.open(sys.argv[1]).predict(json.loads(sys.argv[2]))
 print(json.dumps({{name: values.tolist() for name, values in answer.items()}}))
 assert not any(name.partition(".")[0] in {BLOCKED!r} for name in sys.modules)

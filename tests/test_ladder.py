@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ship_fixtures import VERSION, VIEWS, make_ladder_bundle, store_of
-from test_bundle import BLOCKED
+from test_bundle import BLOCKED, REFUSE
 
 from nbs_lib.bundle import Bundle
 from nbs_lib.errors import BundleError, DataError
@@ -439,16 +439,7 @@ def test_the_ladder_adds_little(ladder: Ladder, lookup: Lookup, bundle: Bundle) 
     assert np.median(spans) < 300e-6  # a loaded machine is several times slower than an idle one
 
 
-PRODUCTION = f"""
-import sys, json
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BLOCKED!r}:
-            raise ImportError(f"production must not import {{name}}")
-
-sys.meta_path.insert(0, Refuse())
-from nbs_lib.bundle import Bundle
+PRODUCTION = f"""{REFUSE}from nbs_lib.bundle import Bundle
 from nbs_lib.ladder import Ladder
 from nbs_lib.store import Lookup, open_store
 bundle = Bundle.open(sys.argv[1] + "/bundle")
