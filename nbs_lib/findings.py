@@ -28,6 +28,7 @@ class Findings:
     rows: pd.DataFrame  # `_split`, `_target` and `_block` of the training set
     lineage: dict[str, Any]  # models/bundle/lineage.json
     bundle: str  # its id
+    frontier: dict[str, Any]  # models/frontier.json
 
     @property
     def champion(self) -> str:
@@ -62,6 +63,7 @@ def load(
         rows=read_table(Path(root) / "data/training_set.parquet", ["_split", "_target", "_block"]),
         lineage=read_json(models / "bundle/lineage.json"),
         bundle=read_json(models / "bundle/manifest.json")["id"],
+        frontier=read_json(models / "frontier.json"),
     )
 
 # %% ../notebooks/lib/46_findings.ipynb #f19b8be0

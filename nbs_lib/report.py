@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'WORST', 'share', 'verdict', 'tiles', 'parts', 'sources', 'ranked', 'candidates_plot', 'candidates_caption',
-           'candidates_table', 'views_gain', 'glossary', 'weak_spots', 'calibration', 'left_out', 'ledger', 'lineage']
+           'candidates_table', 'views_gain', 'budget', 'glossary', 'weak_spots', 'calibration', 'left_out', 'ledger',
+           'lineage']
 
 # %% ../notebooks/lib/43_report.ipynb #49a61251
 from html import escape
@@ -15,7 +16,9 @@ from matplotlib.figure import Figure
 
 from . import blocks, plots
 from .blocks import Block, code, note
+from .evaluation import WITHOUT_VIEWS
 from .findings import METRICS, Findings, digits, interval, named, number
+from .frontier import lead as against_best
 from .metrics import HIGHER_IS_BETTER
 
 # %% ../notebooks/lib/43_report.ipynb #ade329eb
@@ -195,7 +198,9 @@ def candidates_caption(
     value = number(found.on_test(best)["value"], digits(found, found.primary))
     chosen = f"the champion is {champion}, the best on the validation rows"
     if preferred != champion:
-        why = f"{preferred}, the best on the validation rows, is not shown to beat it here"
+        within = found.frontier["candidates"][preferred]["within"]
+        fault = "is not shown to beat it here" if within else "is above the budget"
+        why = f"{preferred}, the best on the validation rows, {fault}"
         chosen = f"the champion is {champion}, because {why}"
     elif best == champion:
         chosen = "it is the champion, and was the best on the validation rows too"
@@ -232,12 +237,20 @@ def views_gain(
     views = found.metrics.get("views")
     if not views:
         return Block("")
-    best, without = str(found.metrics["best"]), next(name for name in views if name != found.metrics["best"])
+    best, without = next(name for name in views if name != WITHOUT_VIEWS), WITHOUT_VIEWS
     lead, exact = views[best][f"vs_{without}"][found.primary], digits(found, found.primary)
     values = [number(views[name]["test"][found.primary]["value"], exact) for name in (best, without)]
     gain = f"{number(lead['diff'], exact, True)} ({interval(lead, exact, True)})"
     told = f"{best} reaches {named(found.primary)} {values[0]} with the feature views, and {values[1]} without: {gain}."
     return Block(f"<p>{escape(told)}</p>")
+
+
+def budget(
+    found: Findings,
+) -> Block:
+    "What the champion costs against the best without a budget."
+    told = against_best(found.metrics, found.frontier, found.champion, found.primary)
+    return Block(f'<p>{escape(told)} <a href="frontier.html">What each candidate costs</a>.</p>')
 
 
 def glossary(

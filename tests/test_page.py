@@ -219,6 +219,9 @@ def write_run(
     groups = {"predicted": [0.2] * 2, "observed": [0.3] * 2, "lo": [0.1] * 2, "hi": [0.4] * 2, "rows": [9] * 2}
     pd.DataFrame({"candidate": ["linear", "net"], **groups}).to_csv(models / "reliability.csv", index=False)
     write_json(metrics, models / "metrics.json")
+    told = {"within": True, "bytes": 9000, "p99_ms": None, "seen": "0.009 MB", "sentence": "It is within the budget."}
+    judged = {"budget": {"p99_ms": 5, "size_mb": 1}, "candidates": dict.fromkeys(metrics["candidates"], told)}
+    write_json(judged, models / "frontier.json")
     write_json(decide(metrics, 1e-7, 0.5 if decision == "HOLD" else 1.0), models / "gate.json")
     write_json({"net": {"description": value(3)}}, models / "candidates/candidates.json")
     write_json(

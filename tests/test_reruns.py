@@ -36,7 +36,12 @@ def test_settings_rerun_nothing(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "first"),
-    [("resamples", "60", "evaluate"), ("trials", "2", "train"), ("confidence", "0.9", "bundle")],
+    [
+        ("resamples", "60", "evaluate"),
+        ("trials", "2", "train"),
+        ("confidence", "0.9", "bundle"),
+        ("size_mb", "9", "frontier"),
+    ],
 )
 def test_a_parameter_reruns_the_stages_that_read_it(project: Project, key: str, value: str, first: str) -> None:
     project.set(**{key: value})
