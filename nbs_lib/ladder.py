@@ -10,14 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import chain
-from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
 
 from .bundle import Bundle
-from .request import Layout, Many, One, Reading
+from .request import Layout, Many, Reading
 from .rows import Array
 
 # %% ../notebooks/lib/62_ladder.ipynb #f15a8f34
@@ -58,36 +56,7 @@ class _Looking:
 
     def __init__(self, layout: Layout, lookup: Reader | None, failed: Callable[[str, str, int], None]) -> None:
         self.layout, self.lookup, self.failed = layout, lookup, failed
-        self.views = list(layout.inputs)
         self.kinds = {name: kind for kind, names in layout.of_views.items() for name in names}
-        self.numbers, self.words = (
-            list(zip(layout.of_views[kind], layout.positions[kind], strict=True)) for kind in ("numeric", "categorical")
-        )
-
-    def one(
-        self,
-        row: One,  # its values are filled
-    ) -> tuple[str, ...] | None:  # what became of each view; None: it has to take the long way
-        "Put what the store knows into one row."
-        found = self._found(row.entities, 1, self.views)
-        if found is None:
-            return (FAILED,) * len(self.views)
-        numbers, words, values = row.numbers, row.words, found.columns
-        try:
-            for name, place in self.numbers:
-                value = values[name][0]
-                if value is not None:
-                    if type(value) not in _NUMBERS or not -_LARGEST <= value <= _LARGEST:
-                        return None
-                    numbers[place] = value
-            for name, place in self.words:
-                word = values[name][0]
-                if type(word) not in _WORDS:
-                    return None
-                words[place] = "" if word is None else word
-            return tuple([found.status[view][0] for view in self.views])
-        except Exception:  # the long way says what is wrong
-            return None
 
     def many(
         self,
@@ -96,12 +65,8 @@ class _Looking:
         "Put what the store knows into the arrays, but for what came with the rows."
         n, sent, arrays = len(rows.empty), rows.sent, rows.arrays
         asked = [view for view in self.layout.inputs if view not in sent or not sent[view].all()]
-        statuses: dict[str, Sequence[str]] = {view: [FAILED] * n for view in asked}
-        found = self._found(rows.entities, n, asked) if asked and n else None
-        if found is not None:
-            known: dict[str, Sequence[Any]] = dict.fromkeys(self.kinds, [None] * n)
-            for view in asked:
-                statuses[view] = self._sound(found, view, n, known)
+        statuses, known = self.known(rows.entities, n, asked)
+        if known:
             for kind, names in self.layout.of_views.items():
                 if names:
                     places = self.layout.places[kind]
@@ -112,7 +77,23 @@ class _Looking:
             statuses[view] = np.where(mask, values, statuses.get(view, values)).tolist()
         return [statuses[view] for view in self.layout.inputs]
 
-    def _found(self, entities: dict[str, list[Any]], n: int, asked: list[str]) -> Found | None:
+    def known(
+        self,
+        entities: Mapping[str, list[Any]],  # who or what each row is about
+        n: int,  # rows
+        asked: Sequence[str],  # views
+    ) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[Any]]]:  # by view: statuses [N]; by input: values [N]
+        "What a store knows; nothing where it can't be read."
+        statuses: dict[str, Sequence[str]] = {view: [FAILED] * n for view in asked}
+        found = self._found(entities, n, asked) if asked and n else None
+        if found is None:
+            return statuses, {}
+        values: dict[str, Sequence[Any]] = dict.fromkeys(self.kinds, [None] * n)
+        for view in asked:
+            statuses[view] = self._sound(found, view, n, values)
+        return statuses, values
+
+    def _found(self, entities: Mapping[str, list[Any]], n: int, asked: Sequence[str]) -> Found | None:
         "What the store says, if it says something of use."
         try:
             if self.lookup is None:
@@ -196,7 +177,7 @@ class Ladder:
         self.reasons: dict[str, str] = {}  # why it failed last
         self._counting = threading.Lock()
         self._reading = Reading(bundle)
-        self._looking = _Looking(self._reading, lookup, self._failed)
+        self.looking = _Looking(self._reading, lookup, self._failed)
         prior = bundle.prior(1)
         self._prior = prior["output"].reshape(1, -1), prior["margin"].reshape(1, -1)
         self._steps = ((MODEL, CONTEXT), (CONTEXT, PRIOR)) if context else ((MODEL, PRIOR),)
@@ -205,7 +186,7 @@ class Ladder:
         self._feeds = [bool(inputs & {*names}) for names in self._reading.inputs.values()]  # the model, not the context
         self._takes_over = bool(context and context["takes_over"] and any(self._own))
         self._sees_empty = bool(context and set(self._reading.model) - {"time"})
-        self._begin = cache(self._begins)
+        self.begin: Callable[[tuple[str, ...], bool], str] = cache(self._begins)
 
     def answer(
         self,
@@ -213,38 +194,41 @@ class Ladder:
         first: int = 1,  # the number of the first row, for messages
     ) -> dict[str, Array]:  # as `Bundle.predict`, and `rung` and `history` [N]
         "Answer raw rows, whatever fails; raises `DataError` with column and row where they can't be read."
-        only = rows[0] if isinstance(rows, list) and len(rows) == 1 else rows
-        one = self._reading.one(only, first) if isinstance(only, dict) else None
-        answer = self._one(one) if one else None
-        return self._many(self._reading.many(rows, first)) if answer is None else answer
+        read = self._reading.many(rows, first)
+        n = len(read.empty)
+        statuses = self.looking.many(read) if self._own else []
+        states = list(zip(*statuses, strict=True)) if statuses else [()] * n
+        rungs = [self.begin(state, empty) for state, empty in zip(states, read.empty.tolist(), strict=True)]
+        output, margin, rungs = self.climb(read.arrays, rungs)
+        answer = {"rung": np.array(rungs, dtype=object), "history": self.history(read.arrays["numeric"])}
+        return self.bundle.decide(output, margin) | answer
 
-    def _one(self, row: One) -> dict[str, Array] | None:
-        states = self._looking.one(row) if self._own else ()
-        arrays = self._reading.arrays(row)
-        if states is None or arrays is None:
-            return None
-        rung = np.array([self._begin(states, row.empty)], dtype=object)
-        days = [days if (days := row.numbers[place]) == days else 0 for place in self._reading.history]
-        history = np.array([min(days) if days else np.nan], dtype=np.float32)
-        if rung[0] != CONTEXT:
+    def history(
+        self,
+        numeric: Array,  # what the graphs take, shape [N, number of columns]
+    ) -> Array:  # days [N]; NaN where no view counts any
+        "How many days the view with the shortest history knows of each row."
+        if not self._reading.history:
+            return np.full(len(numeric), np.nan, dtype=np.float32)
+        days = numeric[:, self._reading.history]
+        return np.where(np.isnan(days), np.float32(0), days).min(axis=1)
+
+    def climb(
+        self,
+        arrays: dict[str, Array],  # what the graphs take, by kind, shape [N, number of columns]
+        rungs: list[str],  # which each row begins on
+    ) -> tuple[Array, Array, list[str]]:  # output and margin, shape [N, 1 or K], and the rung that each row ended on
+        "Ask the graphs, and go down where one fails."
+        if CONTEXT not in rungs:
             try:
-                found = self.bundle.ask({kind: arrays[kind][:, part] for kind, part in self._reading.model.items()})
-                if all(map(isfinite, chain(*found[0].tolist(), *found[1].tolist()))):
-                    return self.bundle.decide(*found) | {"rung": rung, "history": history}
+                taken = {kind: arrays[kind][:, part] for kind, part in self._reading.model.items()}
+                output, margin = self.bundle.ask(taken)
+                if np.isfinite(output).all() and np.isfinite(margin).all():
+                    return output, margin, rungs
             except Exception:  # `_ask` asks again, and notes why
                 pass
-        output, margin, rung = self._ask(arrays, rung)
-        return self.bundle.decide(output, margin) | {"rung": rung, "history": history}
-
-    def _many(self, rows: Many) -> dict[str, Array]:
-        statuses = self._looking.many(rows) if self._own else []
-        states = list(zip(*statuses, strict=True)) if statuses else [()] * len(rows.empty)
-        rungs = [self._begin(state, empty) for state, empty in zip(states, rows.empty.tolist(), strict=True)]
-        output, margin, rung = self._ask(rows.arrays, np.array(rungs, dtype=object))
-        days = rows.arrays["numeric"][:, self._reading.history]
-        history = np.where(np.isnan(days), np.float32(0), days).min(axis=1, initial=np.inf)
-        history = history if self._reading.history else np.full(len(rung), np.nan, dtype=np.float32)
-        return self.bundle.decide(output, margin) | {"rung": rung, "history": history}
+        output, margin, ended = self._ask(arrays, np.array(rungs, dtype=object))
+        return output, margin, ended.tolist()
 
     def _failed(self, what: str, reason: str, rows: int) -> None:
         with self._counting:

@@ -21,10 +21,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from .catalogue import users
+from .champion import SERVED
 from .errors import DataError, ParamsError, StoreError
 from .features import STATUS, database, join, literal, table_name, view_file
 from .files import read_table
-from .registry import SERVED
 from .roles import Roles
 from .settings import load_settings
 from .sqlite_store import SqliteStore

@@ -105,6 +105,9 @@ class RedisStore:
                     return Reading(seen.now_us, seen.tables, values)
         raise StoreError(f"{self._where} was written to {ATTEMPTS} times during one read.")
 
+    def state(self) -> None:
+        "Unknown: only a read can tell whether the server was written to."
+
     def tables(self) -> dict[str, dict[str, Any]]:  # rows and materialised (ISO 8601), by table
         "The catalogue."
         tables = self.read(()).tables.items()

@@ -25,10 +25,10 @@ from pyarrow import csv as arrow_csv
 from tqdm import tqdm
 
 from .bundle import Bundle
+from .champion import champion
 from .errors import BundleError, DataError, UserError
 from .files import replacing
 from .ladder import Ladder
-from .registry import champion
 from .request import Reading
 from .rows import missing_columns
 from .store import open_lookup

@@ -54,6 +54,14 @@ class SqliteStore:
         self._file = str(self.path)
         self._local = threading.local()
 
+    def state(self) -> tuple[int, int, int] | None:  # None: the file is missing
+        "What changes when the file is replaced."
+        try:
+            found = os.stat(self._file)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
     def _open(self, signature: tuple[int, int, int]) -> _Held:
         db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
         db.execute("PRAGMA cache_size = -16384")
@@ -63,8 +71,9 @@ class SqliteStore:
         return _Held(signature, db, now, json.loads(tables))
 
     def _held(self) -> _Held:
-        found = os.stat(self._file)
-        signature = (found.st_ino, found.st_mtime_ns, found.st_size)
+        signature = self.state()
+        if signature is None:
+            raise FileNotFoundError
         held: _Held | None = getattr(self._local, "held", None)
         if held is None or held.signature != signature:
             held = self._local.held = self._open(signature)

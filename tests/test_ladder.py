@@ -1,10 +1,8 @@
 """Whatever fails or is unknown, a row that can be read gets an answer, and the answer says which rung it is from."""
 
 import datetime
-import json
 import socket
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -14,15 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from ship_fixtures import VERSION, VIEWS, make_ladder_bundle, store_of
-from test_bundle import BLOCKED, REFUSE
 
 from nbs_lib.bundle import Bundle
 from nbs_lib.errors import BundleError, DataError
 from nbs_lib.ladder import Ladder
-from nbs_lib.rows import wide
 from nbs_lib.store import Found, Lookup, encode, open_store
 
 ROW: dict[str, Any] = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01", "note": "n"}
@@ -121,27 +115,6 @@ def test_one_row_and_many_are_answered_alike(ladder: Ladder) -> None:
         for part in together:
             np.testing.assert_equal(alone[part][0], together[part][k], part)
             np.testing.assert_equal(as_table[part][k], together[part][k], part)
-
-
-@given(st.dictionaries(st.sampled_from(["width", *SENT]), st.floats(allow_infinity=False) | st.integers() | st.none()))
-def test_the_short_way_reads_as_the_long_way_does(ladder_: Ladder, values: dict[str, Any]) -> None:
-    row = {"maker": "m1", "made": 0} | {"width": values.get("width")}
-    try:
-        expected = wide(row, {"numeric": ["width"]}, row)["numeric"][0, 0]
-    except DataError as error:
-        with pytest.raises(DataError, match=str(error).split(":")[0]):
-            ladder_.answer(row)
-        return
-    one = ladder_._reading.one(row)
-    if one is not None:
-        arrays = ladder_._reading.arrays(one)
-        assert arrays is not None
-        np.testing.assert_equal(arrays["numeric"][0, 0], expected)
-
-
-@pytest.fixture(scope="module")
-def ladder_(bundle: Bundle, lookup: Lookup) -> Ladder:
-    return Ladder(bundle, lookup)
 
 
 # What a caller sends
@@ -417,41 +390,3 @@ def test_many_threads_lose_no_failure(bundle: Bundle) -> None:
     finally:
         sys.setswitchinterval(switch)
     assert ladder.failures == dict.fromkeys(["maker", "spot", "market"], 800)
-
-
-def test_the_ladder_adds_little(ladder: Ladder, lookup: Lookup, bundle: Bundle) -> None:
-    one = ladder._reading.one(ROW)
-    assert one is not None
-    ladder._looking.one(one)
-    arrays = ladder._reading.arrays(one)
-    assert arrays is not None
-    fed = {kind: arrays[kind] for kind in ladder._reading.model}
-    spans = []
-    for _ in range(300):
-        started = time.perf_counter()
-        ladder.answer(ROW)
-        whole = time.perf_counter() - started
-        started = time.perf_counter()
-        lookup.lookup(one.entities)
-        bundle.ask(fed)
-        spans.append(whole - (time.perf_counter() - started))
-    print(f"{np.median(spans) * 1e6:.0f} µs beside the store and the graph")
-    assert np.median(spans) < 300e-6  # a loaded machine is several times slower than an idle one
-
-
-PRODUCTION = f"""{REFUSE}from nbs_lib.bundle import Bundle
-from nbs_lib.ladder import Ladder
-from nbs_lib.store import Lookup, open_store
-bundle = Bundle.open(sys.argv[1] + "/bundle")
-answer = Ladder(bundle, Lookup(bundle.views, open_store(root=sys.argv[1]))).answer(json.loads(sys.argv[2]))
-print(json.dumps(answer["rung"].tolist()))
-assert not any(name.partition(".")[0] in {BLOCKED!r} for name in sys.modules)
-"""
-
-
-def test_numpy_onnxruntime_and_msgspec_are_enough(folder: Path) -> None:
-    rows = [ROW, {"made": 0}]
-    command = [sys.executable, "-W", "error", "-c", PRODUCTION, str(folder), json.dumps(rows)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == ["model", "context"]

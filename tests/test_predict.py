@@ -16,10 +16,11 @@ from ship_fixtures import blank_project as blank_project
 
 from nbs_lib import contents, scoring, source
 from nbs_lib.bundle import Bundle
+from nbs_lib.champion import champion
 from nbs_lib.errors import BundleError, DataError, UserError
 from nbs_lib.inference import resolve
 from nbs_lib.ladder import Ladder
-from nbs_lib.registry import champion, deliver
+from nbs_lib.registry import deliver
 from nbs_lib.roles import Roles, kind
 from nbs_lib.rows import wide
 from nbs_lib.scoring import predict_table

@@ -24,9 +24,10 @@ from ship_fixtures import (  # noqa: F401
 
 from nbs_lib import registry
 from nbs_lib.bundle import Bundle
+from nbs_lib.champion import champion
 from nbs_lib.connection import MARKER, connect, tracking_uri
 from nbs_lib.errors import BundleError, UserError
-from nbs_lib.registry import champion, register
+from nbs_lib.registry import register
 from nbs_lib.settings import Tracking
 
 BUNDLE = Path("models/bundle")

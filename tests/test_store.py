@@ -21,7 +21,7 @@ from nbs_lib.bench_store import NO_REDIS, bench_store, redis_server
 from nbs_lib.errors import SettingsError, StoreError
 from nbs_lib.redis_store import RedisStore
 from nbs_lib.sqlite_store import SqliteStore
-from nbs_lib.store import Lookup, decode, encode, entity_key, open_lookup, open_store
+from nbs_lib.store import REST, TROUBLE, Lookup, decode, encode, entity_key, open_lookup, open_store
 
 SHOP = {"name": "shop", "version": "1", "entity": ["town", "shop"], "ttl": 60, "columns": ["sold", "kind"], "age": True}
 DAY = {"name": "day", "version": "1", "entity": [], "ttl": None, "columns": ["rain"], "age": False}
@@ -370,11 +370,11 @@ def test_a_server_that_hangs_for_two_seconds() -> None:
             found = lookup.lookup(ROW)
             spans.append(time.perf_counter() - start)
             assert found.status["shop"] == ["failed"]
-            assert "gave no answer within 50 ms" in found.reason["shop"]
+            assert "gave no answer within 50 ms" in found.reason["shop"] or "it is asked again" in found.reason["shop"]
         os.kill(pid, signal.SIGCONT)
         assert max(spans) < 0.5
-        assert sorted(spans)[len(spans) // 4] < 0.095  # who waited in vain does not wait twice
-        time.sleep(0.1)
+        assert sum(span > 0.04 for span in spans) <= TROUBLE + 3  # then it is asked once a second
+        time.sleep(REST + 0.1)
         for shop, sold in [(7, 0.1), (9, None), (7, 0.1)]:  # no answer of a question asked before
             assert lookup.lookup({"town": ["Köln"], "shop": [shop]}).columns["shop_sold"] == [sold]
 

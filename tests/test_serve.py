@@ -1,0 +1,531 @@
+"""The service answers as the ladder does, whatever fails, and never loses a request that it took."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from services import ROW, Load, Running, client, make_project, point_to, promote, service, until
+from ship_fixtures import INPUTS, MARGINS, ROWS, SCHEMA, make_bundle, manifest, store_of
+from test_bundle import REFUSE
+from test_ladder import SENT
+
+from nbs_lib.answering import Answering
+from nbs_lib.bundle import Bundle, write_bundle
+from nbs_lib.champion import champion
+from nbs_lib.errors import StoreError
+from nbs_lib.ladder import Ladder
+from nbs_lib.payload import Payload
+from nbs_lib.registry import deliver
+from nbs_lib.server_process import free_port, serving
+from nbs_lib.store import REST, TROUBLE, Lookup, Reading, open_lookup
+
+MAKERS, PLACES = ["m1", "old", "none", "", None], [7, 8, None]
+MANY = [ROW | {"maker": maker, "place": place} for maker in MAKERS for place in PLACES]
+MANY += [ROW | SENT, ROW | {"width": None}, {"width": None, "maker": None, "made": 31_536_000}]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("service"))
+
+
+@pytest.fixture(scope="module")
+def running(root: Path) -> Iterator[Running]:
+    with service(root) as found:
+        yield found
+
+
+def ladder_of(root: Path) -> Ladder:
+    bundle = Bundle.open(champion(root))
+    return Ladder(bundle, open_lookup(bundle.views, root))
+
+
+# What is answered
+
+
+def test_it_answers_as_the_ladder_does(root: Path, running: Running) -> None:
+    expected = ladder_of(root).answer(MANY)
+    status, together = running.ask(MANY)
+    alone = [running.ask(row)[1] for row in MANY]
+    assert status == 200
+    for k, (row, single) in enumerate(zip(together, alone, strict=True)):
+        assert np.float32(row["probability"]) == expected["output"][k]
+        assert (row["class"], row["rung"]) == (expected["class"][k], expected["rung"][k])
+        assert row["history"] == expected["history"][k]
+        assert row["degraded"] == (row["rung"] != "model")
+        assert {**row, "id": ""} == {**single, "id": ""}
+    assert len({row["id"] for row in [*together, *alone]}) == 2 * len(MANY)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_the_fast_way_reads_as_the_ladder_does(root: Path, size: int) -> None:
+    bundle = Bundle.open(champion(root))
+    payload, lookup = Payload(bundle), open_lookup(bundle.views, root)
+    answering, rows = Answering(bundle, payload, lookup), payload.read(json.dumps(MANY).encode())
+    expected = Ladder(bundle, lookup).answer(MANY)
+    for _ in range(2):  # from the store, then from what was kept
+        found = [answering.answer(rows[start : start + size]) for start in range(0, len(rows), size)]
+        np.testing.assert_equal(np.concatenate([each.margin for each in found])[:, 0], expected["margin"])
+        assert [rung for each in found for rung in each.rungs] == expected["rung"].tolist()
+        np.testing.assert_equal([days for each in found for days in each.history], expected["history"])
+
+
+def test_requests_at_once_are_answered_like_single_ones(running: Running) -> None:
+    alone = [{**running.ask(row)[1], "id": ""} for row in MANY]
+    wrong = ROW | {"width": "wide"}
+
+    def ask(k: int) -> Any:
+        with client(running.port) as kept:
+            return [kept.ask(wrong if k % 5 == 0 else MANY[(k + n) % len(MANY)]) for n in range(40)]
+
+    with ThreadPoolExecutor(16) as pool:
+        for k, said in enumerate(pool.map(ask, range(16))):
+            for n, (status, answer) in enumerate(said):
+                if k % 5 == 0:
+                    assert (status, answer["field"]) == (422, "width")
+                else:
+                    assert {**answer, "id": ""} == alone[(k + n) % len(MANY)]
+    assert running.metric("nbs_batch_rows_sum") > running.metric("nbs_batch_rows_count")
+
+
+def test_what_training_did_not_see_is_flagged_and_counted(tmp_path: Path) -> None:
+    inputs = [each | {"nulls": 0.0} for each in INPUTS]
+    inputs[0] |= {"min": -5.0, "max": 5.0}
+    inputs[2] |= {"levels": ["a", "b"]}
+    root = make_project(tmp_path / "p")
+    made = tmp_path / "bundle"
+    make_bundle(made, schema=SCHEMA | {"inputs": inputs})
+    deliver(made, root)
+    row = {"width": 1, "new": True, "kind": "a", "made": "1970-01-02"}
+    with service(root) as running:
+        assert "flags" not in running.ask(row)[1]
+        odd = running.ask(row | {"width": 9, "kind": "z"})[1]
+        assert odd["flags"] == ["width is outside of what training saw (-5 to 5)", "training saw no such kind"]
+        assert "kind is unknown" in running.ask(row | {"kind": None})[1]["flags"][0]
+        before = len(running.get("/metrics")[1].splitlines())
+        for k in range(1000):
+            running.ask([row | {"kind": f"new {k}"}] * 2)
+        assert running.metric("nbs_unknown_category_total", column="kind") == 2002
+        assert running.metric("nbs_out_of_range_total", column="width") == 1
+        assert len(running.get("/metrics")[1].splitlines()) <= before + 2  # no label comes from a request
+        alone = [running.ask({k: v for k, v in r.items() if k in row})[1]["probability"] for r in ROWS]
+        np.testing.assert_allclose(alone, 1 / (1 + np.exp(-np.array(MARGINS))), rtol=1e-6)
+
+
+def test_more_than_two_classes(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p", classes=["a", "b", "c"])
+    with service(root) as running:
+        status, answer = running.ask(ROW)
+        assert status == 200
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
+        assert answer["class"] == max(answer["probabilities"], key=answer["probabilities"].get)
+
+
+# What is kept
+
+
+def test_an_answer_is_kept_until_the_store_is_filled_anew(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root) as running:
+        first, again = running.ask(ROW)[1], running.ask(ROW)[1]
+        assert {**first, "id": ""} == {**again, "id": ""}
+        assert first["id"] != again["id"]
+        assert running.metric("nbs_cache_total", result="hit") == 1
+        store_of(root, "0" * 12)  # another version: the views of this bundle are as of before
+        (root / "served/features.sqlite").unlink()
+        assert running.ask(ROW)[1]["rung"] == "partial"
+        store_of(root)
+        assert {**running.ask(ROW)[1], "id": ""} == {**first, "id": ""}
+    with service(root, SERVE_CACHE="0") as running:
+        assert {**running.ask(ROW)[1], "id": ""} == {**running.ask(ROW)[1], "id": ""}
+        assert running.metric("nbs_cache_total") == 0
+
+
+# What fails
+
+
+def test_a_store_that_hangs_costs_little_and_is_left_alone(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with service(root, STORE_URL=url) as running, client(running.port) as kept:
+            took = []
+            for _ in range(60):
+                start = time.perf_counter()
+                status, answer = kept.ask(ROW)
+                took.append(time.perf_counter() - start)
+                assert (status, answer["rung"], answer["degraded"]) == (200, "partial", True)
+            assert sum(each > 0.04 for each in took) <= TROUBLE + 3  # then it is asked once a second
+            assert running.metric("nbs_failures_total", what="maker") >= 60
+    print(f"store silent: worst {max(took) * 1e3:.0f} ms, median {np.median(took) * 1e3:.1f} ms")
+
+
+def test_a_store_that_recovers_is_asked_again(root: Path) -> None:
+    class Failing:
+        calls, well = 0, False
+
+        def read(self, keys: Any) -> Reading:
+            self.calls += 1
+            if not self.well:
+                raise StoreError("it is down.")
+            return Reading(1, {}, [None] * len(keys))
+
+    bundle, store = Bundle.open(champion(root)), Failing()
+    lookup = Lookup(bundle.views, store)  # type: ignore[arg-type]
+    for _ in range(20):
+        assert "failed" in lookup.lookup({"maker": ["m1"]}).status["maker"]
+    assert store.calls == TROUBLE
+    store.well = True
+    time.sleep(REST + 0.05)
+    lookup.lookup({"maker": ["m1"]})
+    assert lookup.lookup({"maker": ["m1"]}).now_us == 1
+
+
+def damaged(folder: Path, how: str) -> None:
+    "Damage a bundle."
+    model = folder / "model.onnx"
+    data = model.read_bytes()
+    if how == "truncated":
+        model.write_bytes(data[: len(data) // 2])
+    elif how == "flipped":
+        model.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif how == "empty":
+        model.write_bytes(b"")
+    elif how == "manifest":
+        (folder / "manifest.json").write_text(json.dumps(manifest(folder) | {"id": "0" * 64}))
+    elif how == "pickle":
+
+        class Payloaded:
+            def __reduce__(self) -> Any:
+                return (os.system, (f"touch {folder.parent.parent}/payload",))
+
+        model.write_bytes(pickle.dumps(Payloaded()))
+    else:
+        shutil.rmtree(folder)
+
+
+HOW = ["truncated", "flipped", "empty", "manifest", "pickle", "gone"]
+
+
+def test_a_bad_champion_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    good = champion(root).name
+    with service(root) as running, Load(running.port, 2) as load:
+        for number, how in enumerate(HOW, 1):
+            made = make_project(tmp_path / how, takes_over=True, metrics={"number": number})
+            bad = champion(made).name
+            shutil.copytree(champion(made), root / "served" / bad)
+            damaged(root / "served" / bad, how)
+            point_to(root, bad)
+            if how != "gone":
+                until(lambda n=number: running.metric("nbs_model_load_failures_total") == n)
+            until(lambda: json.loads(running.get("/model")[1])["failure"])
+            assert running.get("/readyz")[0] == 200
+            point_to(root, good)
+            until(lambda: not json.loads(running.get("/model")[1])["failure"])
+        load.wait(10)
+    assert not (root / "payload").exists()
+    assert {(status, answer["model"]) for status, answer in load.answers} == {(200, good[:12])}
+    assert not load.lost
+
+
+@pytest.mark.parametrize("how", ["truncated", "gone"])
+def test_without_a_good_champion_it_is_alive_but_not_ready(tmp_path: Path, how: str) -> None:
+    root = make_project(tmp_path / "p")
+    damaged(champion(root), how)
+    with service(root, ready="/livez") as running:
+        status, why = running.get("/readyz")
+        assert status == 503
+        assert "model.onnx was changed" in why or "not beside it" in why
+        assert running.ask(ROW)[0] == 503
+        assert running.get("/metrics")[0] == 200
+        promote(root, takes_over=True)
+        until(lambda: running.get("/readyz")[0] == 200)
+        assert running.ask(ROW)[0] == 200
+
+
+def test_without_a_champion_it_may_answer_from_the_prior(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    shutil.rmtree(root / "served")
+    (root / "data/contract").mkdir(parents=True)
+    prior = {"task": "binary", "classes": ["no", "yes"], "threshold": 0.5, "prior": {"output": 0.3, "margin": -0.85}}
+    (root / "data/contract/prior.json").write_text(json.dumps(prior))
+    with service(root, ready="/livez", SERVE_WITHOUT_CHAMPION="prior") as running:
+        assert running.get("/readyz")[0] == 503
+        status, answer = running.ask(ROW)
+        assert (status, answer["rung"], answer["degraded"], answer["model"]) == (200, "prior", True, None)
+        assert (answer["class"], answer["probability"]) == ("no", 0.3)
+        assert len(running.ask([ROW, {}])[1]) == 2
+        assert running.ask(b"nothing")[0] == 400
+        store_of(root)
+        promote(root)
+        until(lambda: running.ask(ROW)[1]["rung"] == "model")
+
+
+def test_twenty_champions_under_load_lose_nothing_and_mix_nothing(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    ids = [champion(root).name, promote(root, takes_over=True)]
+    rows = [ROW] * 7
+    with service(root) as running, Load(running.port, 6, rows) as load:
+        for turn in range(20):
+            point_to(root, ids[turn % 2])
+            until(lambda t=turn: running.metric("nbs_model_info", model=ids[t % 2][:12]) == 1)
+            load.wait(20)
+    assert not load.lost
+    assert {status for status, _ in load.answers} == {200}
+    versions = [{row["model"] for row in answer} for _, answer in load.answers]
+    assert all(len(each) == 1 for each in versions)
+    assert set().union(*versions) == {id[:12] for id in ids}
+    print(f"20 reloads: {len(load.answers)} requests, 0 lost")
+
+
+def slow_graph() -> dict[str, Any]:
+    "A model that takes long: a hundred products of large matrices."
+    from onnx import TensorProto, helper
+
+    size = 1500
+    nodes = [
+        helper.make_node("ReduceSum", ["numeric", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Expand", ["sum", "width"], ["x0"]),
+        helper.make_node(
+            "ConstantOfShape", ["square"], ["w"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0.0])
+        ),
+        *(helper.make_node("MatMul", [f"x{k}", "w"], [f"x{k + 1}"]) for k in range(150)),
+        helper.make_node("ReduceSum", ["x150", "axes"], ["zero"], keepdims=1),
+        helper.make_node("Add", ["zero", "sum"], ["margin"]),
+        helper.make_node("Sigmoid", ["margin"], ["output"]),
+    ]
+    numeric = helper.make_tensor_value_info("numeric", TensorProto.FLOAT, [None, 1])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]) for name in ("margin", "output")]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("width", TensorProto.INT64, [2], [1, size]),
+        helper.make_tensor("square", TensorProto.INT64, [2], [size, size]),
+    ]
+    made = helper.make_model(
+        helper.make_graph(nodes, "slow", [numeric], ends, constants),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
+    return {"graph": made.SerializeToString()}
+
+
+def test_a_slow_model_gets_a_thread_and_the_deadline_is_kept(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    schema = SCHEMA | {"inputs": [INPUTS[0]], "others": []}
+    rest = {"metrics": {}, "fallback": {"prior": {"output": 0.3, "margin": -0.85}}, "reference": {}, "lineage": {}}
+    write_bundle(tmp_path / "slow", slow_graph()["graph"], schema=schema, **rest)
+    deliver(tmp_path / "slow", root)
+    with service(root, SERVE_DEADLINE_MS="100", SERVE_CACHE="0") as running:
+        running.ask({"width": 1})  # it turns out to be slow
+        with Load(running.port, 6, {"width": 2}) as load:
+            load.wait(12)
+            worst = 0.0
+            for _ in range(20):
+                start = time.perf_counter()
+                assert running.get("/livez")[0] == 200
+                worst = max(worst, time.perf_counter() - start)
+            load.wait(12)
+        assert running.metric("nbs_failures_total", what="deadline") > 0
+    told = Counter((status, answer.get("rung")) for status, answer in load.answers)
+    print(f"slow model: {dict(told)}, /livez at worst {worst * 1e3:.0f} ms")
+    assert not load.lost
+    assert (200, "prior") in told
+    assert {status for status, _ in told} <= {200, 504}
+    assert worst < 0.1 * 5  # a loaded machine is several times slower
+
+
+# Workers
+
+
+def test_a_killed_worker_is_replaced_and_loses_only_what_it_had(tmp_path: Path) -> None:
+    root, clients = make_project(tmp_path / "p"), 8
+    with service(root, SERVE_WORKERS="2") as running:
+        until(lambda: running.metric("nbs_workers") == 2)
+        with Load(running.port, clients) as load:
+            load.wait(100)
+            victim = running.workers()[0]
+            counted = running.metric("nbs_rows_total")
+            start = time.monotonic()
+            victim.kill()
+            until(lambda: len([w for w in running.workers() if w.pid != victim.pid and w.is_running()]) == 2)
+            until(lambda: running.metric("nbs_workers") == 2)
+            took = time.monotonic() - start
+            load.wait(100)
+        assert len(load.lost) + load.late <= clients
+        assert took < 5
+        assert {status for status, _ in load.answers} == {200}
+        assert running.metric("nbs_worker_restarts_total") == 1
+        assert running.metric("nbs_rows_total") >= counted  # what the dead one counted stays counted
+        print(f"kill -9: {len(load.lost)} of {len(load.answers)} requests lost, replaced after {took:.2f} s")
+
+
+def test_sigterm_loses_nothing_of_kept_connections(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root) as running, Load(running.port, 8) as load:
+        load.wait(200)
+        running.server.process.terminate()
+        assert running.server.process.wait(15) == 0
+        assert not running.server.left()
+    assert not load.lost
+    assert load.late <= 1  # which came between the last look at the port and its end
+    assert {status for status, _ in load.answers} == {200}
+    print(f"SIGTERM: {len(load.answers)} requests answered, 0 lost, {load.late} too late")
+
+
+def test_a_port_that_is_taken_is_one_sentence(root: Path, running: Running) -> None:
+    env = os.environ | {"NBS_SERVE_PORT": str(running.port), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "nbs_lib.cli", "serve"]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{running.port} can't be opened (Address already in use)" in done.stderr
+
+
+def test_workers_that_all_end_end_the_service(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    env = os.environ | {"NBS_SERVE_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+    program = "import sys, nbs_lib.workers as w; sys.executable = '/bin/false'; w.serve('.')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "5 workers ended within 10 s" in done.stderr
+
+
+# Clients
+
+
+def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    program = (
+        "import socket, sys; import nbs_lib.workers as w; w.PATIENCE_S = 1.0\n"
+        "s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); w.work(s)"
+    )
+    port = free_port()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    with serving([sys.executable, "-c", program, str(port)], port, cwd=root, environment=env) as server:
+        running = Running(server, port)
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        half = socket.create_connection(("127.0.0.1", port))
+        half.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-le")
+        body = socket.create_connection(("127.0.0.1", port))
+        body.sendall(
+            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+        )
+        assert running.ask(ROW)[0] == 200
+        body.settimeout(5)
+        assert b" 408 " in body.recv(1000).partition(b"\r\n")[0] + b" "
+        for waiting in (half, *idle):
+            waiting.settimeout(5)
+            assert waiting.recv(10) == b""
+            waiting.close()
+        assert running.ask(ROW)[0] == 200
+
+
+def test_too_many_at_once_are_sent_away_and_health_is_not(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    rows, worst = [ROW | {"width": k} for k in range(900)], 0.0
+    with service(root, SERVE_MAX_WAITING="2", SERVE_CACHE="0") as running, Load(running.port, 24, rows) as load:
+        load.wait(60)
+        for _ in range(30):
+            start = time.perf_counter()
+            assert running.get("/livez")[0] == 200
+            worst = max(worst, time.perf_counter() - start)
+        assert running.get("/metrics")[0] == 200
+        with client(running.port) as kept:
+
+            def sent_away() -> bool:
+                return kept.ask(rows)[0] == 429
+
+            until(sent_away)
+            assert kept.headers["retry-after"] == "1"
+    told = Counter(status for status, _ in load.answers)
+    print(f"overload: {dict(told)}, /livez at worst {worst * 1e3:.0f} ms")
+    assert set(told) == {200, 429}
+    assert not load.lost
+
+
+def test_the_secret_is_asked_for_everything_but_health(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root, TOKEN="s3cret") as running, client(running.port) as kept:
+        for path in ("/", "/model", "/metrics", "/docs", "/openapi.json", "/nowhere"):
+            assert kept.get(path)[0] == 401, path
+            assert kept.get(path, authorization="Bearer s3cre")[0] == 401
+            assert kept.get(path, authorization="Bearer s3cret")[0] in (200, 404)
+        assert kept.ask(ROW)[0] == 401
+        assert kept.headers["www-authenticate"] == "Bearer"
+        assert kept.ask(ROW, authorization="Bearer s3cret")[0] == 200
+        assert kept.get("/livez")[0] == kept.get("/readyz")[0] == 200
+
+
+# What is written down
+
+
+def test_every_answer_is_in_the_log_and_takes_its_label(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root) as running:
+        answers = running.ask(MANY)[1]
+        id = answers[3]["id"]
+        assert running.ask({"id": id, "label": "yes"}, "/feedback") == (200, {"result": "new"})
+        assert running.ask({"id": id, "label": "yes"}, "/feedback") == (200, {"result": "known"})
+        assert running.ask({"id": id, "label": "no"}, "/feedback")[0] == 409
+        assert running.ask({"id": f"{id}ff", "label": "no"}, "/feedback")[0] == 404
+        assert running.ask({"id": id, "label": "perhaps"}, "/feedback")[0] == 422
+        until(lambda: running.metric("nbs_log_rows_total", result="written") == len(MANY))
+        assert running.metric("nbs_log_rows_total", result="queued") == len(MANY)
+
+
+def test_sigterm_writes_the_log_to_its_end_and_a_kill_says_what_is_lost(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root) as running:
+        running.ask(MANY)
+        running.server.process.send_signal(signal.SIGTERM)
+        running.server.process.wait(15)
+    (day,) = (root / "served/log").glob("*.sqlite")
+    with sqlite3.connect(day) as db:
+        assert db.execute("SELECT sum(count) FROM batches").fetchone()[0] == len(MANY)
+    with service(root) as running:
+        until(lambda: running.metric("nbs_log_rows_total", result="written") == 0)
+        running.ask(MANY)
+        time.sleep(0.4)  # counted, not written
+        running.workers()[0].kill()
+        until(lambda: running.workers() and running.get("/readyz")[0] == 200)
+        queued, written = (running.metric("nbs_log_rows_total", result=each) for each in ("queued", "written"))
+        assert queued - written in (0, len(MANY))
+
+
+# What it is made of
+
+
+def test_it_imports_little() -> None:
+    program = f"{REFUSE}import nbs_lib.serve, nbs_lib.api, nbs_lib.workers, uvicorn"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_memory_stays_below_its_bound(running: Running) -> None:
+    threads = [threading.Thread(target=running.ask, args=([ROW | {"width": k} for k in range(500)],)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (worker,) = running.workers()
+    used = worker.memory_info().rss / 1e6
+    print(f"{used:.0f} MB a worker")
+    assert used < 150
