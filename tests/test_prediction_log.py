@@ -1,0 +1,481 @@
+"""The prediction log: nothing that goes wrong reaches a request, and nothing that was written is lost."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle, make_ladder_bundle
+
+from nbs_lib import compaction
+from nbs_lib.bundle import Bundle
+from nbs_lib.compaction import compact
+from nbs_lib.errors import BundleError, DataError, StoreError
+from nbs_lib.feedback import feedback, labels, models
+from nbs_lib.logged import find, read_day
+from nbs_lib.prediction_log import Entry, PredictionLog, day_of, identifier
+
+DAY = 86_400_000_000
+THEN = 15_000 * DAY + 3_600_000_000  # 2011-01-26
+TODAY = time.time_ns() // 1000
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> tuple[Path, str, str]:
+    "Where two bundles lie, and their ids."
+    folder = tmp_path / "served"
+    make_ladder_bundle(folder / "ladder")
+    make_bundle(folder / "plain")
+    ids = [Bundle.open(folder / name).id for name in ("ladder", "plain")]
+    for name, id in zip(("ladder", "plain"), ids, strict=True):
+        (folder / name).rename(folder / id)
+    return folder, *ids
+
+
+def entry(model: str, first: int, rows: int = 1, time_us: int = THEN, words: int = len(WORDS)) -> Entry:
+    "Rows of the bundle with views; what is in them follows from their number."
+    n = np.arange(first, first + rows, dtype="<f4")
+    numbers = np.stack([n * np.float32(0.1) + k for k in range(len(NUMBERS))], axis=1).astype("<f4")
+    numbers[:, 1] = np.nan
+    body = json.dumps([{"width": float(n_)} for n_ in n] if rows > 1 else {"width": float(first)}).encode()
+    return Entry(
+        time_us=time_us,
+        model=model,
+        first=first,
+        rungs=["model"] * rows,
+        history=np.full(rows, 12, "<f4").tobytes(),
+        output=(n / 1000).astype("<f4").tobytes(),
+        margin=n.tobytes(),
+        numeric=numbers.tobytes(),
+        categorical=[["m1", ""] for _ in range(rows)],
+        time=np.array([1000 + first] * rows, dtype="<i8").tobytes(),
+        bodies=[body],
+        sizes=[rows],
+        flags=["unknown maker"] * rows if rows > 1 else None,
+    )
+
+
+@contextlib.contextmanager
+def logging(folder: Path, worker: str = "aaaaaaaa", **settings: object) -> Iterator[tuple[PredictionLog, Counter[str]]]:
+    told: Counter[str] = Counter()
+    log = PredictionLog(folder, worker, told=lambda result, rows: told.update({result: rows}), **settings)  # type: ignore[arg-type]
+    try:
+        yield log, told
+    finally:
+        log.close()
+
+
+def until(met: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def filled(folder: Path, *entries: Entry, worker: str = "aaaaaaaa") -> None:
+    with logging(folder, worker) as (log, _):
+        assert all(log.put(each) for each in entries)
+
+
+def id_of(n: int, time_us: int = THEN, worker: str = "aaaaaaaa") -> str:
+    return identifier(time_us, worker, n)
+
+
+# Writing
+
+
+def test_production_imports_no_more_than_numpy_and_msgspec() -> None:
+    heavy = "pandas,pyarrow,duckdb,onnxruntime,sklearn,mlflow"
+    code = f"import sys, nbs_lib.feedback; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_what_was_put_is_written_within_the_flush(tmp_path: Path) -> None:
+    with logging(tmp_path, flush_s=0.05) as (log, told):
+        assert log.put(entry("a", 0, 3))
+        until(lambda: told["written"] == 3)
+        assert log.waiting == 0
+        assert feedback(tmp_path, id_of(2), "yes") == "new"
+
+
+def test_the_queue_is_bounded_by_rows(tmp_path: Path) -> None:
+    with logging(tmp_path, most_rows=10, flush_s=60) as (log, told):
+        assert [log.put(entry("a", first, 4)) for first in (0, 4, 8)] == [True, True, False]
+        assert log.put(entry("a", 8, 2))
+    assert told == {"written": 10}
+
+
+def test_workers_share_a_file(tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, 'tests'); from test_prediction_log import *; from pathlib import Path\n"
+    code += "with logging(Path(sys.argv[1]), sys.argv[2], flush_s=0.01) as (log, told):\n"
+    code += "    for n in range(300): log.put(entry('a', n)); time.sleep(0.001)\nprint(dict(told))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    root = Path(__file__).resolve().parents[1]
+    workers = [subprocess.Popen([*command, f"{k:08x}"], stdout=subprocess.PIPE, text=True, cwd=root) for k in range(3)]
+    assert [worker.communicate(timeout=60)[0] for worker in workers] == ["{'written': 300}\n"] * 3
+    with contextlib.closing(sqlite3.connect(tmp_path / f"{day_of(THEN)}.sqlite")) as db:
+        assert db.execute("SELECT sum(count) FROM batches").fetchone() == (900,)
+
+
+def test_a_day_ends_at_midnight_in_utc(tmp_path: Path) -> None:
+    late = (THEN // DAY + 1) * DAY
+    filled(tmp_path, entry("a", 0, time_us=late - 1), entry("a", 1, time_us=late))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20110126.sqlite", "20110127.sqlite"]
+    assert [feedback(tmp_path, id_of(n, late - 1 + n), "x") for n in range(2)] == ["new", "new"]
+    assert feedback(tmp_path, id_of(0, late), "x") == "unknown"
+
+
+# What goes wrong
+
+
+def test_a_killed_process_loses_no_more_than_the_unflushed_second(tmp_path: Path) -> None:
+    code = "import sys; sys.path.insert(0, 'tests'); from test_prediction_log import *; from pathlib import Path\n"
+    code += "seen = 0\ndef told(result, rows):\n    print(result, rows, flush=True)\n"
+    code += "log = PredictionLog(sys.argv[1], 'aaaaaaaa', flush_s=0.2, told=told)\nn = 0\n"
+    code += "while True: log.put(entry('a', n)); n += 1; time.sleep(0.001)"
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdout
+    lines = [process.stdout.readline() for _ in range(3)]
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.readlines()
+    process.wait()
+    written = sum(int(line.split()[1]) for line in lines)
+    with contextlib.closing(sqlite3.connect(tmp_path / f"{day_of(THEN)}.sqlite")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert db.execute("SELECT sum(count) FROM batches").fetchone()[0] >= written > 0
+    filled(tmp_path, entry("a", 0), worker="bbbbbbbb")  # the next process goes on
+
+
+def test_a_disk_that_is_full_loses_and_counts_and_recovers(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root; the test below needs none")
+    try:
+        with logging(disk, flush_s=0.02) as (log, told):
+            for n in range(0, 30_000, 1000):
+                assert log.put(entry("a", n, 1000))
+            until(lambda: log.waiting == 0)
+            assert told["lost"] > 0
+            assert "full" in log.reason or "I/O" in log.reason
+            before = Counter(told)
+            for path in disk.iterdir():
+                path.unlink()
+            assert log.put(entry("a", 30_000))
+            until(lambda: told["written"] == before["written"] + 1)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+
+    code = "import sys; sys.path.insert(0, 'tests'); from test_prediction_log import *\n"
+    code += "with logging(Path(sys.argv[1]), flush_s=0.02) as (log, told):\n"
+    code += "    for n in range(0, 30000, 1000): assert log.put(entry('a', n, 1000)); time.sleep(0.01)\n"
+    code += "    until(lambda: log.waiting == 0); assert told['lost'] and told['written'], told\n"
+    code += "    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2); was = told['written']\n"
+    code += "    log.put(entry('a', 30000)); until(lambda: told['written'] == was + 1)\n"
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, preexec_fn=limited, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_lock_is_waited_for_and_then_given_up(tmp_path: Path) -> None:
+    filled(tmp_path, entry("a", 0))
+    path = tmp_path / f"{day_of(THEN)}.sqlite"
+    with (
+        logging(tmp_path, "bbbbbbbb", flush_s=0.02, patience_s=0.3) as (log, told),
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        log.put(entry("a", 0))
+        start = time.monotonic()
+        until(lambda: told["lost"] == 1)
+        assert time.monotonic() - start < 3
+        other.execute("ROLLBACK")
+        other.execute("BEGIN IMMEDIATE")
+        log.put(entry("a", 1))
+        time.sleep(0.1)
+        other.execute("ROLLBACK")
+        until(lambda: told["written"] == 1)
+
+
+def test_a_folder_that_is_deleted_or_none(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    with logging(folder, flush_s=0.02) as (log, told):
+        log.put(entry("a", 0))
+        until(lambda: told["written"] == 1)
+        shutil.rmtree(folder)
+        log.put(entry("a", 1))
+        until(lambda: told["written"] == 2)
+        assert feedback(folder, id_of(1), 1) == "new"
+        shutil.rmtree(folder)
+        folder.write_text("a file where the folder was")
+        log.put(entry("a", 2))
+        until(lambda: told["lost"] == 1)
+        folder.unlink()
+        log.put(entry("a", 3))
+        until(lambda: told["written"] == 3)
+
+
+def test_an_entry_that_can_t_be_written_does_not_end_the_log(tmp_path: Path) -> None:
+    with logging(tmp_path, flush_s=0.02) as (log, told):
+        log.put(entry("a", 0)._replace(rungs=[object()]))  # type: ignore[list-item]
+        until(lambda: told["lost"] == 1)
+        log.put(entry("a", 1))
+        until(lambda: told["written"] == 1)
+
+
+# Reading
+
+
+def expected(n: int) -> dict[str, float]:
+    return {name: float(np.float32(n) * np.float32(0.1) + np.float32(k)) for k, name in enumerate(NUMBERS)}
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_row_is_found_whole(tmp_path: Path, served: tuple[Path, str, str], compacted: bool) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0), entry(ladder, 1, 70), entry(ladder, 90))
+    feedback(tmp_path / "log", id_of(5), "yes")
+    if compacted:
+        assert [day.problem for day in compact(tmp_path / "log", served=folder)] == [""]
+    for n in (0, 1, 5, 70, 90):
+        row = find(tmp_path / "log", id_of(n), folder)
+        assert row
+        numbers = {name: row.inputs[name] for name in NUMBERS}
+        assert np.isnan(numbers.pop(NUMBERS[1]))
+        assert numbers == {name: value for name, value in expected(n).items() if name != NUMBERS[1]}
+        assert [row.inputs[name] for name in WORDS] == ["m1", None]
+        assert row.inputs["made"].timestamp() == 1000 + (1 if 1 <= n <= 70 else n)
+        assert (row.id, row.model, row.rung, row.history) == (id_of(n), ladder, "model", 12)
+        assert row.time.timestamp() * 1e6 == THEN
+        assert row.answer == {"class": "no", "probability": float(np.float32(n) / np.float32(1000)), "margin": n}
+        assert json.loads(row.request or "") == {"width": n}
+        assert row.flags == ("unknown maker" if 1 <= n <= 70 else None)
+        assert row.label == ("yes" if n == 5 else None)
+    for unknown in (id_of(71), id_of(91), id_of(0, worker="bbbbbbbb"), id_of(0, THEN + DAY), "nonsense"):
+        assert find(tmp_path / "log", unknown, folder) is None
+
+
+def test_two_models_of_one_day(tmp_path: Path, served: tuple[Path, str, str]) -> None:
+    folder, ladder, plain = served
+    one = np.array([1.5], "<f4").tobytes()
+    row = entry(plain, 1)._replace(numeric=one * 2, categorical=[["a"]], output=one, margin=one)
+    filled(tmp_path / "log", entry(ladder, 0), row, entry(ladder, 2))
+    assert models(tmp_path / "log") == {ladder, plain}
+    before = read_day(tmp_path / "log", day_of(THEN), folder)
+    assert [day.rows for day in compact(tmp_path / "log", served=folder)] == [3]
+    table = read_day(tmp_path / "log", day_of(THEN), folder).to_pandas().set_index("_id")
+    assert set(before.column_names) >= {"_rung", "_probability", "width", "new", "kind", *NUMBERS, *WORDS}
+    assert table.loc[id_of(1), ["width", "new", "kind", "_class"]].tolist() == [1.5, 1.5, "a", "yes"]
+    assert table.loc[id_of(1), list(WORDS)].isna().all()
+    assert table.loc[id_of(2), "_model"] == ladder
+    assert models(tmp_path / "log") == {ladder, plain}
+
+
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_other_tasks(tmp_path: Path, task: str) -> None:
+    classes = ["a", "b", "c"] if task == "multiclass" else []
+    if task == "multiclass":
+        make_ladder_bundle(tmp_path / "new", classes=classes)
+    else:
+        make_bundle(tmp_path / "new", schema=SCHEMA | {"task": "regression", "classes": []})
+    id = Bundle.open(tmp_path / "new").id
+    (tmp_path / "new").rename(tmp_path / id)
+    wide = len(classes) or 1
+    output = np.linspace(0, 1, wide).astype("<f4").tobytes()
+    row = entry(id, 0)._replace(output=output, margin=output)
+    if task == "regression":
+        row = row._replace(numeric=b"\0" * 8, categorical=[["a"]])
+    filled(tmp_path / "log", row)
+    feedback(tmp_path / "log", id_of(0), "b" if classes else "2.5")
+    assert compact(tmp_path / "log", served=tmp_path)[0].problem == ""
+    table = read_day(tmp_path / "log", day_of(THEN), tmp_path).to_pylist()[0]
+    answer = {"_class": "c", "_probability:b": 0.5, "_label": "b"} if classes else {"_value": 0.0, "_label": 2.5}
+    assert {name: table[name] for name in answer} == answer
+
+
+# Labels
+
+
+def test_labels_come_once_and_late(tmp_path: Path, served: tuple[Path, str, str]) -> None:
+    folder, ladder, _ = served
+    log = tmp_path / "log"
+    filled(log, *(entry(ladder, n) for n in (0, 1, 3)))
+    assert [feedback(log, id_of(0), label) for label in ("yes", "yes", "no")] == ["new", "known", "conflict"]
+    assert [feedback(log, id_of(n), "no") for n in (2, 4)] == ["unknown"] * 2
+    compact(log, served=folder)
+    assert [feedback(log, id_of(n), "no") for n in (1, 2, 3, 4)] == ["new", "unknown", "new", "unknown"]
+    assert feedback(log, id_of(0), "yes") == "known"
+    assert labels(log, day_of(THEN)) == {id_of(0): "yes", id_of(1): "no", id_of(3): "no"}
+    table = read_day(log, day_of(THEN), folder)
+    assert table["_label"].to_pylist() == ["yes", "no", "no"]
+
+
+def test_a_label_of_what_is_not_written_yet(tmp_path: Path) -> None:
+    with logging(tmp_path, flush_s=60) as (log, _):
+        log.put(entry("a", 0, 3))
+        assert [log.waits(id_of(n)) for n in (0, 2, 3)] == [True, True, False]
+        assert not log.waits(id_of(0, worker="bbbbbbbb"))
+        assert feedback(tmp_path, id_of(2), "yes", logged=log.waits(id_of(2))) == "new"
+    assert not log.waits(id_of(0))
+    assert feedback(tmp_path, id_of(2), "yes") == "known"
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_many_threads_bring_the_first_labels(tmp_path: Path, turn: int) -> None:
+    ids = [id_of(n) for n in range(40)]
+    with logging(tmp_path, flush_s=0.001) as (log, _), ThreadPoolExecutor(8) as threads:
+        for n in range(40):
+            log.put(entry("a", n))
+        results = threads.map(lambda id: feedback(tmp_path, id, "yes", logged=log.waits(id)), ids)
+        assert list(results) == ["new"] * 40
+        assert list(threads.map(lambda id: feedback(tmp_path, id, "no"), ids)) == ["conflict"] * 40
+
+
+def test_labels_that_can_t_be_stored_say_so(tmp_path: Path) -> None:
+    filled(tmp_path, entry("a", 0))
+    (tmp_path / "feedback.sqlite").mkdir()
+    with pytest.raises(StoreError, match="try again"):
+        feedback(tmp_path, id_of(0), "yes")
+
+
+# Compaction
+
+
+def test_only_whole_days_are_compacted_and_only_once(tmp_path: Path, served: tuple[Path, str, str]) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0), entry(ladder, 1, time_us=THEN + DAY), entry(ladder, 2, time_us=TODAY))
+    assert [day.day for day in compact(tmp_path / "log", "2011-01-27", folder)] == [day_of(THEN)]
+    assert [day.day for day in compact(tmp_path / "log", "2999-01-01", folder)] == [day_of(THEN + DAY)]
+    assert compact(tmp_path / "log", served=folder) == []
+    names = {path.name for path in (tmp_path / "log").iterdir() if not path.name.startswith("feedback")}
+    assert names == {"20110126.parquet", "20110127.parquet", f"{day_of(TODAY)}.sqlite"}
+
+
+def test_rows_that_come_after_compaction_are_added(tmp_path: Path, served: tuple[Path, str, str]) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0))
+    compact(tmp_path / "log", served=folder)
+    filled(tmp_path / "log", entry(ladder, 1))
+    assert read_day(tmp_path / "log", day_of(THEN), folder).num_rows == 2
+    assert [day.rows for day in compact(tmp_path / "log", served=folder)] == [2]
+    assert read_day(tmp_path / "log", day_of(THEN), folder)["_id"].to_pylist() == [id_of(0), id_of(1)]
+
+
+def test_a_day_that_is_open_is_left_alone(tmp_path: Path, served: tuple[Path, str, str]) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0))
+    with contextlib.closing(sqlite3.connect(tmp_path / "log" / f"{day_of(THEN)}.sqlite")) as other:
+        other.execute("SELECT count(*) FROM batches").fetchone()
+        other.execute("PRAGMA journal_mode = WAL")
+        assert "is open elsewhere" in compact(tmp_path / "log", served=folder)[0].problem
+    assert find(tmp_path / "log", id_of(0), folder)
+    assert compact(tmp_path / "log", served=folder)[0].problem == ""
+
+
+def test_a_day_whose_bundle_is_gone_stays(tmp_path: Path, served: tuple[Path, str, str]) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0))
+    (folder / ladder).rename(tmp_path / "away")
+    assert "put its bundle back" in compact(tmp_path / "log", served=folder)[0].problem
+    with pytest.raises(BundleError):
+        find(tmp_path / "log", id_of(0), folder)
+    (tmp_path / "away").rename(folder / ladder)
+    assert compact(tmp_path / "log", served=folder)[0].problem == ""
+
+
+def test_a_file_that_was_written_wrong_leaves_the_day(
+    tmp_path: Path, served: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0, 3))
+    write = compaction._write
+
+    def wrong(path: Path, parts: compaction.Parts) -> int:
+        rows = write(path, parts)
+        table = pq.read_table(path)
+        place = table.column_names.index("_margin")
+        pq.write_table(table.set_column(place, "_margin", pa.array([1, 2, 3], pa.float32())), path)
+        return rows
+
+    monkeypatch.setattr(compaction, "_write", wrong)
+    assert "was not written as it was given" in compact(tmp_path / "log", served=folder)[0].problem
+    assert [path.suffix for path in (tmp_path / "log").iterdir()] == [".sqlite"]
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, served: tuple[Path, str, str]) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0, 300))
+    compact(tmp_path / "log", served=folder)
+    path = tmp_path / "log" / f"{day_of(THEN)}.parquet"
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"20110126.parquet is damaged"):
+        read_day(tmp_path / "log", day_of(THEN), folder)
+
+
+KILLED = """
+import os, signal, sys
+import nbs_lib.compaction as compaction
+def killing(function, after):
+    def call(*a, **k):
+        if after: function(*a, **k)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call
+place, after = sys.argv[3], sys.argv[4] == "after"
+if place == "unlink":
+    from pathlib import Path
+    unlink = Path.unlink
+    def call(self, **k):
+        if self.suffix != ".sqlite": return unlink(self, **k)
+        if after: unlink(self, **k)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path.unlink = call
+else:
+    setattr(compaction, place, killing(getattr(compaction, place), after))
+print(compaction.compact(sys.argv[1], served=sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("place", ["_parts", "_write", "_check", "_keep", "unlink"])
+def test_a_kill_at_any_point_loses_nothing(
+    tmp_path: Path, served: tuple[Path, str, str], place: str, when: str
+) -> None:
+    folder, ladder, _ = served
+    filled(tmp_path / "log", entry(ladder, 0), entry(ladder, 1, 20))
+    feedback(tmp_path / "log", id_of(7), "yes")
+    whole = read_day(tmp_path / "log", day_of(THEN), folder)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "log"), str(folder), place, when]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stderr + done.stdout
+    for _ in range(2):
+        table = read_day(tmp_path / "log", day_of(THEN), folder)
+        assert compaction._bits(table.select(whole.column_names)).equals(compaction._bits(whole))
+        assert all(day.problem == "" for day in compact(tmp_path / "log", served=folder))
+        assert models(tmp_path / "log") == {ladder}
+        assert feedback(tmp_path / "log", id_of(20), "yes") != "unknown"
+        whole = read_day(tmp_path / "log", day_of(THEN), folder)
+    assert [path.name for path in (tmp_path / "log").iterdir() if path.name[:8] != "feedback"] == ["20110126.parquet"]
