@@ -1,6 +1,6 @@
 # The front door. `make help` lists the verbs; behind each stands `nbs VERB --help`.
 .DEFAULT_GOAL := help
-.PHONY: help run test lab ui study prove bench clean lib
+.PHONY: help run test serve lab ui study prove bench clean lib
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 
@@ -11,9 +11,12 @@ run: $(READY) ## From the table to a model with reports (SAMPLE=0.05: on a part 
 	@$(NBS) run $(if $(SAMPLE),--sample $(SAMPLE))
 
 test: $(READY) ## Every check and test
-	@.ci/apt chromium redis-server
-	@.ci/env feast
+	@.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk
+	@.ci/env feast torchserve
 	@.venv/bin/pytest
+
+serve: $(READY) ## The champion answers over HTTP
+	@$(NBS) serve
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(NBS) lab
@@ -27,8 +30,11 @@ study: $(READY) ## The longer experiments of notebooks/studies
 prove: $(READY) ## Run three times, once from a fresh clone, and compare every output
 	@$(NBS) prove $(if $(SAMPLE),--sample $(SAMPLE))
 
-bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features or store: what those cost)
+bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features, serve, …: what those cost)
 	@$(if $(filter features,$(WHAT)),.ci/env bench)
+	@$(if $(filter serve scaling start load soak,$(WHAT)),.ci/apt wrk)
+	@$(if $(filter serve,$(WHAT)),.ci/env bentoml litserve mlserver)
+	@$(if $(filter load,$(WHAT)),.ci/env mlserver)
 	@$(NBS) bench $(WHAT)
 
 lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, update dvc.yaml

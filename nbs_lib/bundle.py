@@ -138,11 +138,8 @@ def run(
     session: Any,  # of onnxruntime
     arrays: Mapping[str, Array],  # what the graph takes, shape [N, number of columns] each
 ) -> tuple[Array, Array]:  # output and margin, shape [N, 1 or K]
-    "Ask a graph for any number of rows; a row is answered alike, to the last bit, alone and among others."
+    "Ask a graph for any number of rows."
     rows = len(next(iter(arrays.values())))
-    if rows == 1:  # a matrix of one row is multiplied in another order than a larger one
-        output, margin = run(session, {kind: values.repeat(2, axis=0) for kind, values in arrays.items()})
-        return output[:1], margin[:1]
     if rows <= CHUNK:
         output, margin = session.run(["output", "margin"], arrays)
         return output, margin
@@ -170,6 +167,7 @@ class Bundle:
         self.schema = self.read("schema")
         self.task: str = self.schema["task"]
         self.classes: list[str] = self.schema["classes"]
+        self._differs: dict[Any, bool] = {}  # by graph
         self._labels = np.array(self.classes, dtype=object)
         self.views: list[dict[str, Any]] = self.schema.get("views", [])
         self.names = _names(self.schema["inputs"])
@@ -251,8 +249,23 @@ class Bundle:
         arrays: Mapping[str, Array],  # what the graph takes, shape [N, number of columns] each
         context: bool = False,  # ask the context graph
     ) -> tuple[Array, Array]:  # output and margin, shape [N, 1 or K]
-        "Ask a graph as it is."
-        return run(self._context if context else self._model, arrays)
+        "Ask a graph as it is; a row is answered alike, to the last bit, alone and among others."
+        graph = self._context if context else self._model
+        if len(next(iter(arrays.values()))) > 1 or not self._alone(graph):
+            return run(graph, arrays)
+        output, margin = run(graph, {kind: values.repeat(2, axis=0) for kind, values in arrays.items()})
+        return output[:1], margin[:1]
+
+    def _alone(self, graph: Any) -> bool:
+        "Whether a graph answers a row otherwise when it is alone: one row is multiplied in another order than many."
+        if graph not in self._differs:
+            rng, shapes = np.random.default_rng(0), {each.name: each.shape[1] for each in graph.get_inputs()}
+            rows = {kind: rng.normal(size=(32, width)).astype(np.float32) for kind, width in shapes.items()}
+            rows |= {kind: np.zeros(rows[kind].shape, np.int64) for kind in rows if kind == "time"}
+            rows |= {kind: np.full(rows[kind].shape, "", object) for kind in rows if kind == "categorical"}
+            ones = [run(graph, {kind: part[k : k + 1] for kind, part in rows.items()})[1] for k in range(32)]
+            self._differs[graph] = not np.array_equal(np.concatenate(ones), run(graph, rows)[1], equal_nan=True)
+        return self._differs[graph]
 
     def decide(
         self,

@@ -172,31 +172,36 @@ def decide(
     frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
 ) -> dict[str, Any]:  # models/gate.json: decision, champion, sentence, ledger
     "Whether the champion may be served."
-    metric = deciding_metric(metrics, metric)
-    names = affordable(metrics, frontier)
+    metric, names = deciding_metric(metrics, metric), affordable(metrics, frontier)
     best, champion = best_of(metrics, names), choose(metrics, metric, confidence, frontier)
-    ledger = [_versus(metrics, champion, "dummy", metric, confidence)]
-    if metrics["task"] != "regression" and champion != "dummy":
-        ledger.append(_no_worse_loss(metrics, champion, confidence))
-    ledger += [_within_budget(champion, frontier)] if frontier else []
+    ledger = _checks(metrics, champion, metric, confidence, frontier)
     ledger += [_same_answers(champion, parity), _all_rows(sample)]
     failed = [entry["sentence"] for entry in ledger[:-1] if entry["passed"] is False]
     untold = [entry["sentence"] for entry in ledger if not entry["passed"]]
-    reasons = failed or untold or [_versus(metrics, champion, "dummy", metric, confidence)["sentence"]]
+    reasons = failed or untold or [ledger[0]["sentence"]]
     if best != "linear" and "linear" in names:
-        against = _versus(metrics, best, "linear", metric, confidence)
-        ledger.insert(1, against)
-        reasons.insert(0, against["sentence"])
+        ledger.insert(1, _versus(metrics, best, "linear", metric, confidence))
+        reasons.insert(0, ledger[1]["sentence"])
     if frontier and best != metrics["best"]:
         reasons.insert(0, frontier["candidates"][metrics["best"]]["sentence"])
     if any(entry["passed"] is None for entry in ledger):
         reasons.append(REMEDY)
-    told = " ".join(_capital(reason, metrics["candidates"]) for reason in dict.fromkeys(reasons))
-    sentence = f"The champion is {champion}. {told}"
     decision = "REJECT" if failed else "HOLD" if untold else "PROMOTE"
-    return {"decision": decision, "champion": champion, "sentence": sentence, "ledger": ledger}
+    return {"decision": decision, "champion": champion, "sentence": _told(champion, reasons, metrics), "ledger": ledger}
 
 
-def _capital(sentence: str, names: Iterable[str]) -> str:
-    first = sentence.partition(" ")[0]
-    return sentence if first in names else sentence[:1].upper() + sentence[1:]  # a name stays as it is written
+def _checks(
+    metrics: dict[str, Any], name: str, metric: str, confidence: float, frontier: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    "What a champion has to be better than, and the budget."
+    found = [_versus(metrics, name, "dummy", metric, confidence)]
+    if metrics["task"] != "regression" and name != "dummy":
+        found.append(_no_worse_loss(metrics, name, confidence))
+    return [*found, _within_budget(name, frontier)] if frontier else found
+
+
+def _told(champion: str, reasons: Iterable[str], metrics: dict[str, Any]) -> str:
+    "Each reason once, as sentences; a candidate's name stays as it is written."
+    names, once = metrics["candidates"], dict.fromkeys(reasons)
+    said = [each if each.partition(" ")[0] in names else each[:1].upper() + each[1:] for each in once]
+    return " ".join([f"The champion is {champion}.", *said])

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -223,7 +224,7 @@ class Ladder:
             try:
                 taken = {kind: arrays[kind][:, part] for kind, part in self._reading.model.items()}
                 output, margin = self.bundle.ask(taken)
-                if np.isfinite(output).all() and np.isfinite(margin).all():
+                if all(map(isfinite, output.ravel().tolist())) and all(map(isfinite, margin.ravel().tolist())):
                     return output, margin, rungs
             except Exception:  # `_ask` asks again, and notes why
                 pass

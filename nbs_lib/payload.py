@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'LONGEST', 'LARGEST', 'Row', 'Field', 'fields', 'Refused', '
 
 # %% ../notebooks/lib/70_payload.ipynb #b4925e5f
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -60,12 +61,20 @@ def fields(
     return [*own, *keys, *(field(name) for view in layout.inputs for name in names if layout.view_of.get(name) == view)]
 
 # %% ../notebooks/lib/70_payload.ipynb #00632bd6
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Refused(UserError):
     "A request that is not answered."
 
     def __init__(self, status: int, sentence: str, field: str | None = None, row: int | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.field, self.row = status, field, row
+        super().__init__(sentence if _encodes(sentence) else ascii(sentence))
+        self.status, self.field, self.row = status, field if field is None or _encodes(field) else None, row
 
     def body(self) -> bytes:
         "As it is sent."
@@ -93,6 +102,7 @@ _TYPES: dict[str, Any] = {
 
 # %% ../notebooks/lib/70_payload.ipynb #6bcc02ae
 Row = tuple[Any, ...]
+_ODD = re.compile(r'["\\\x00-\x1f]')  # what msgspec can't have in the name of a field
 _moment = lru_cache(65_536)(partial(moment, column=""))  # rows of one time come together
 
 
@@ -103,14 +113,21 @@ class Payload:
         self.fields, self.max_rows = fields(bundle), max_rows
         self.names = [field.name for field in self.fields]
         self._of = {field.name: field for field in self.fields}
+        self._renamed = {name: f"field {k}" for k, name in enumerate(self.names) if _ODD.search(name)}
         made = msgspec.defstruct(
             "Row",
-            [(f"f{k}", _type(field), _told(field)) for k, field in enumerate(self.fields)],
+            [
+                (f"f{k}", _type(field), _told(field, self._renamed.get(field.name, field.name)))
+                for k, field in enumerate(self.fields)
+            ],
             forbid_unknown_fields=True,
             kw_only=True,
             gc=False,
         )
-        self._decode = msgspec.json.Decoder(made | list[made]).decode  # type: ignore[valid-type]
+        either: Any = made | list[made]  # type: ignore[valid-type]
+        self._decode = msgspec.json.Decoder(either).decode
+        if self._renamed:
+            self._decode = lambda body: msgspec.convert(self._safe(msgspec.json.decode(body)), either)
         kinds = [field.kind for field in self.fields]
         self._times = slice(kinds.index("time"), kinds.index("time") + kinds.count("time")) if "time" in kinds else None
         self._sendable = sum(not field.view for field in self.fields)  # what follows is read from views
@@ -160,6 +177,12 @@ class Payload:
                 )
                 raise Refused(422, f"{_where(None, number)}{reason}", name, number)
 
+    def _safe(self, found: Any) -> Any:
+        "A document with other names for the fields that msgspec can't name."
+        if isinstance(found, list):
+            return [self._safe(row) for row in found]
+        return {self._renamed.get(name, name): v for name, v in found.items()} if isinstance(found, dict) else found
+
     def _malformed(self, body: bytes, reason: str) -> Refused:
         "What is wrong with what is no JSON; Python's own reader is laxer, and says where an odd number stands."
         try:
@@ -175,6 +198,8 @@ class Payload:
 
     def _refused(self, body: bytes, reason: str) -> Refused:
         "What is wrong with JSON that is no row of this model."
+        for own, other in self._renamed.items():
+            reason = reason.replace(f".{other}`", f".{own}`").replace(f"`{other}`", f"`{own}`")
         what, _, where = reason.partition(" - at `$")
         if "unknown field" in what or "missing required field" in what:
             unlike, row = what.partition("`")[2].rpartition("`")[0], _place(_path(where))[1]
@@ -194,11 +219,11 @@ def _type(field: Field) -> Any:
     return _TYPES[field.kind] | None | UnsetType if field.view else _TYPES[field.kind] | None
 
 
-def _told(field: Field) -> Any:
+def _told(field: Field, name: str) -> Any:
     "The name of a field in JSON, and what stands where it is left out."
     if field.required:
-        return msgspec.field(name=field.name)
-    return msgspec.field(name=field.name, default=UNSET if field.view else None)
+        return msgspec.field(name=name)
+    return msgspec.field(name=name, default=UNSET if field.view else None)
 
 
 def _path(where: str) -> list[str | int]:
@@ -233,11 +258,3 @@ def _leaves(found: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[list
             yield from _leaves(value, (*path, step))
     else:
         yield list(path), found
-
-
-def _encodes(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

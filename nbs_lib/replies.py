@@ -36,6 +36,7 @@ class Replies:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self._model = bundle, bundle.id[:12]
+        self._threshold = float(np.float32(bundle.schema.get("threshold") or 0))
         fields = [*_FIRST, *_OF_TASK[bundle.task], *_LAST]
         self._reply: Any = msgspec.defstruct("Reply", fields, omit_defaults=True, gc=False)
 
@@ -53,12 +54,12 @@ class Replies:
 
     def _said(self, answers: Answers) -> Iterable[tuple[Any, ...]]:
         "What was predicted for each row."
-        told, task = self.bundle.decide(answers.output, answers.margin), self.bundle.task
+        task, classes = self.bundle.task, self.bundle.classes
         if task == "regression":
-            return [(value,) for value in told["output"].tolist()]
-        if task == "binary":
-            return zip(told["class"].tolist(), told["output"].tolist(), strict=True)
-        classes = self.bundle.classes
+            return [(value,) for value in answers.output[:, 0].tolist()]
+        if task == "binary":  # as `Bundle.decide` does for many
+            return [(classes[share >= self._threshold], share) for share in answers.output[:, 0].tolist()]
+        told = self.bundle.decide(answers.output, answers.margin)
         shares = [dict(zip(classes, row, strict=True)) for row in told["output"].tolist()]
         return zip(told["class"].tolist(), shares, strict=True)
 

@@ -67,9 +67,8 @@ def between(
         if pd.isna(day):
             raise ParamsError(f"{key} {days[key]}: write a day such as 2020-02-13.")
     times = table[timestamp]
-    kept = (times >= read.get("--from", times.min())) & (
-        times < read.get("--to", times.max()).normalize() + pd.Timedelta(1, "D")
-    )
+    end_of_last = read.get("--to", times.max()).normalize() + pd.Timedelta(1, "D")
+    kept = (times >= read.get("--from", times.min())) & (times < end_of_last)
     if not kept.any():
         first, last = times.min(), times.max()
         raise DataError(

@@ -1,5 +1,6 @@
 """A real service in a small project of its own, and clients that ask it."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -22,23 +23,41 @@ from nbs_lib.registry import deliver
 from nbs_lib.server_process import ServerProcess, free_port, serving
 
 ROW: dict[str, Any] = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01"}
+SCRIPT = "</script><script>document.title='pwned'</script>"
+TOLD: dict[str, dict[str, Any]] = {  # what the schema says of inputs, for a page to show
+    "width": {"nulls": 0.0, "min": 0.5, "max": 12.0, "unit": "m", "description": f"across {SCRIPT}"},
+    "maker": {"nulls": 0.0, "levels": ["m1", "b", SCRIPT], "n_levels": 3},
+    "made": {"nulls": 0.0, "min": 0, "max": 86_400 * 400},
+}
+Told = dict[str, dict[str, Any]]
 
 
-def make_project(root: Path, **bundle: Any) -> Path:
-    """A project that has nothing but a champion and a store."""
+def make_empty(root: Path) -> Path:
+    """A project that has no champion."""
     root.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "settings.ini", root)
     (root / "dvc.yaml").write_text("stages: {}\n")
     (root / "params.yaml").write_text("{}\n")
-    store_of(root)
-    promote(root, **bundle)
     return root
 
 
-def promote(root: Path, **bundle: Any) -> str:
+def make_project(root: Path, told: Told | None = None, **bundle: Any) -> Path:
+    """A project that has nothing but a champion and a store."""
+    make_empty(root)
+    store_of(root)
+    promote(root, told, **bundle)
+    return root
+
+
+def promote(root: Path, told: Told | None = None, **bundle: Any) -> str:
     """Make another champion; its id."""
     made = root / "made"
     make_ladder_bundle(made, **bundle)
+    if told:
+        schema = json.loads((made / "schema.json").read_text())
+        for each in [*schema["inputs"], *schema["context"]["inputs"]]:
+            each.update(told.get(each["name"], {}))
+        make_ladder_bundle(made, **bundle, schema=schema)
     deliver(made, root)
     shutil.rmtree(made)
     return (root / SERVED / CURRENT).read_text().strip()
@@ -58,14 +77,14 @@ def service(
     env |= {"PYTHONPATH": str(ROOT), "NBS_SERVE_PORT": str(port)} | {f"NBS_{key}": value for key, value in more.items()}
     command = [sys.executable, "-m", "nbs_lib.cli", "serve"]
     with serving(command, port, ready, cwd=root, environment=env, wait_s=wait_s) as server:
-        yield Running(server, port)
+        yield Running(server, port, more.get("TOKEN", ""))
 
 
 class Running:
     """A service that runs."""
 
-    def __init__(self, server: ServerProcess, port: int) -> None:
-        self.server, self.port = server, port
+    def __init__(self, server: ServerProcess, port: int, token: str = "") -> None:
+        self.server, self.port, self.url, self.token = server, port, server.url, token
 
     def workers(self) -> list[psutil.Process]:
         return self.server.process.children()
@@ -78,6 +97,24 @@ class Running:
     def get(self, path: str) -> tuple[int, str]:
         with client(self.port) as connection:
             return connection.get(path)
+
+    def call(self, path: str, body: Any = None, method: str = "", **headers: str) -> tuple[int, Any, dict[str, str]]:
+        """Status, body (JSON where it is) and headers; what is not bytes goes as JSON, and the token with all."""
+        sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        named = {"content-type": "application/json"} if sent is not None else {}
+        named |= {"authorization": f"Bearer {self.token}"} if self.token else {}
+        named |= {name.replace("_", "-"): value for name, value in headers.items()}
+        with client(self.port, 20) as made:
+            made.connection.connect()
+            with contextlib.suppress(ConnectionError):  # what is too large may be refused before it is sent
+                made.connection.request(method or ("GET" if sent is None else "POST"), path, sent, named)
+            status, text = made.said()
+        is_json = made.headers.get("content-type", "").startswith("application/json") and text
+        return status, json.loads(text) if is_json else text, made.headers
+
+    def said(self) -> str:
+        """What it printed."""
+        return self.server.log.read_text()
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the series of a name that have some labels."""
@@ -101,14 +138,14 @@ class Client:
         body = rows if isinstance(rows, bytes) else json.dumps(rows).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self.connection.request("POST", path, body, {"content-type": "application/json"} | named)
-        status, text = self._said()
+        status, text = self.said()
         return status, json.loads(text)
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
         self.connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        return self._said()
+        return self.said()
 
-    def _said(self) -> tuple[int, str]:
+    def said(self) -> tuple[int, str]:
         answer = self.connection.getresponse()
         self.headers = {name.lower(): value for name, value in answer.getheaders()}
         self.closed = self.headers.get("connection") == "close"

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service import ROW, SCRIPT, Running, deliver, project
+from services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote, until
+from services import service as serve
 from ship_fixtures import LINEAGE, SCHEMA, make_bundle, manifest
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = Running(project(tmp_path_factory.mktemp("a project")))
-    yield running
-    running.stop()
+    with serve(make_project(tmp_path_factory.mktemp("a project"), TOLD)) as running:
+        yield running
 
 
 def test_health_and_the_model(service: Running) -> None:
@@ -29,7 +29,7 @@ def test_metrics_are_as_prometheus_reads_them(service: Running) -> None:
     status, text, headers = service.call("/metrics")
     assert status == 200
     assert headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert b"# TYPE nbs_requests_total counter" in text
+    assert "# TYPE nbs_requests_total counter" in text
 
 
 def test_a_label_comes_late_and_twice(service: Running) -> None:
@@ -64,7 +64,7 @@ def test_another_site_gets_no_leave(service: Running) -> None:
 def test_head_is_get_without_the_body(service: Running) -> None:
     for path in ("/", "/livez", "/model"):
         status, body, headers = service.call(path, method="HEAD")
-        assert (status, body) == (200, b"")
+        assert (status, body) == (200, "")
         assert int(headers["content-length"]) > 10
 
 
@@ -93,7 +93,7 @@ def test_fields_are_described_from_the_schema(service: Running) -> None:
 
 
 def test_docs_come_from_here(service: Running) -> None:
-    page = service.call("/docs")[1].decode()
+    page = service.call("/docs")[1]
     assert "http" not in page
     for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
         assert f'"./static/{name}"' in page
@@ -101,19 +101,16 @@ def test_docs_come_from_here(service: Running) -> None:
 
 
 def test_a_new_champion_is_described_as_soon_as_it_answers(tmp_path: Path) -> None:
-    running = Running(project(tmp_path), NBS_SERVE_POLL_S="1")
-    try:
+    with serve(make_project(tmp_path, TOLD), SERVE_POLL_S="1") as running:
         before = running.call("/openapi.json")[1]["components"]["schemas"]
         assert "probability" in before["Answer"]["properties"]
-        id = deliver(tmp_path, classes=["a", "b", SCRIPT])
-        running.wait(lambda: running.call("/model")[1]["id"] == id)
+        id = promote(tmp_path, TOLD, classes=["a", "b", SCRIPT])
+        until(lambda: running.call("/model")[1]["id"] == id)
         after = running.call("/openapi.json")[1]["components"]["schemas"]
         assert after["Answer"]["properties"]["class"]["enum"] == ["a", "b", SCRIPT]
         assert after["Feedback"]["properties"]["label"]["enum"] == ["a", "b", SCRIPT]
         said = running.call("/predict", ROW)[1]
         assert sum(said["probabilities"].values()) == pytest.approx(1)
-    finally:
-        running.stop()
 
 
 def test_numbers_are_predicted_and_told(tmp_path: Path) -> None:
@@ -123,8 +120,7 @@ def test_numbers_are_predicted_and_told(tmp_path: Path) -> None:
     id = manifest(folder)["id"]
     folder.rename(tmp_path / "served" / id)
     (tmp_path / "served/CURRENT").write_text(id)
-    running = Running(tmp_path)
-    try:
+    with serve(make_empty(tmp_path)) as running:
         described = running.call("/openapi.json")[1]["components"]["schemas"]
         row = described["Row"]["example"]
         assert described["Row"]["properties"]["new"]["type"] == ["boolean", "null"]
@@ -133,13 +129,10 @@ def test_numbers_are_predicted_and_told(tmp_path: Path) -> None:
         assert running.call("/feedback", {"id": said["id"], "label": 2})[1] == {"result": "new"}
         assert running.call("/feedback", {"id": said["id"], "label": 2.0})[1] == {"result": "known"}
         assert running.call("/feedback", {"id": said["id"], "label": "2"})[0] == 422
-    finally:
-        running.stop()
 
 
 def test_nothing_is_served(tmp_path: Path) -> None:
-    running = Running(tmp_path)
-    try:
+    with serve(make_empty(tmp_path), ready="/livez") as running:
         assert running.call("/livez")[0] == 200
         status, said, _ = running.call("/readyz")
         assert status == 503
@@ -149,13 +142,10 @@ def test_nothing_is_served(tmp_path: Path) -> None:
         assert running.call("/form")[1] == {"ready": said["error"], "fields": None}
         assert "/predict" in running.call("/openapi.json")[1]["paths"]
         assert running.call("/")[0] == 200
-    finally:
-        running.stop()
 
 
 def test_a_token_is_asked_for(tmp_path: Path) -> None:
-    running = Running(project(tmp_path), NBS_TOKEN="secret")
-    try:
+    with serve(make_project(tmp_path, TOLD), TOKEN="secret") as running:
         assert running.call("/predict", ROW)[0] == 200
         described = json.dumps(running.call("/openapi.json")[1])
         assert '"scheme": "bearer"' in described
@@ -165,6 +155,4 @@ def test_a_token_is_asked_for(tmp_path: Path) -> None:
             assert running.call(path)[0] == 401, path
         assert running.call("/predict", ROW)[0] == running.call("/feedback", ROW)[0] == 401
         page = running.call("/")[1]
-        assert b"Token" in page  # the page asks for it
-    finally:
-        running.stop()
+        assert "Token" in page  # the page asks for it

@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_gate import LINEAR, NET, candidate, metrics
 
-from nbs_lib.bench_frontier import company, rebuilt
+from nbs_lib.bench_frontier import company
+from nbs_lib.budget import BATCHES, Measured, Timed, judge, judged, measurements, megabytes
 from nbs_lib.bundle import run, session
 from nbs_lib.candidates import CANDIDATES, Task
 from nbs_lib.encoding import Layout
 from nbs_lib.errors import DataError
-from nbs_lib.frontier import BATCHES, Measured, Timed, frontier, judge, judged, measurements, megabytes
+from nbs_lib.frontier import frontier
 from nbs_lib.gate import choose, decide
 from nbs_lib.graph import feeds, graph
+from nbs_lib.net_engines import rebuilt
 from nbs_lib.search import Fitted, search
 from nbs_lib.variants import as_bytes, variants
 
@@ -63,6 +65,24 @@ def test_time_counts_where_it_was_measured() -> None:
     assert choose(FOUND, "auc", frontier=slow) == "net_int8"
     assert "p99 0.2 ms for one row where 0.1 ms are allowed" in slow["candidates"]["net"]["sentence"]
     assert "by its size alone" in slow["candidates"]["linear"]["sentence"]
+
+
+@pytest.mark.parametrize("size", [1_000_000, 1_260_000, 4_000_000])
+def test_growing_does_not_help_against_a_limit_of_time(size: int) -> None:
+    budget = {"p99_ms": 5.0, "size_mb": 20.0}
+    measured = [timed("net", 9.0, 1_000_000), timed("net", 4.0, 4_000_000), timed("linear", 9.0, 5_000)]
+    found = judged(facts({"net": size}), Measured("a machine", measured), budget)["candidates"]["net"]
+    assert not found["within"]
+    assert "p99 9 ms for one row where 5 ms are allowed" in found["sentence"]
+    assert "p99 9 ms" in found["seen"]
+    assert found["p99_ms"] == (9 if size == 1_000_000 else None)
+    other = [timed("net", 9.0, 1_000_000, inputs=9), timed("net_int8", 9.0, 1_000_000), timed("net", 9.0, 6_000_000)]
+    assert judged(facts({"net": size}), Measured("a machine", other), budget)["candidates"]["net"]["within"]
+
+
+def test_no_candidates_are_one_sentence() -> None:
+    with pytest.raises(DataError, match=r"names no candidate: `make run` writes it anew"):
+        judged({}, Measured(), {"p99_ms": 5.0, "size_mb": 20.0})
 
 
 def test_nothing_within_the_budget_is_rejected_in_one_sentence() -> None:

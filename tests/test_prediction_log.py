@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from nbs_lib.compaction import compact
 from nbs_lib.errors import BundleError, DataError, StoreError
 from nbs_lib.feedback import feedback, labels, models
 from nbs_lib.logged import find, read_day
-from nbs_lib.prediction_log import Entry, PredictionLog, day_of, identifier
+from nbs_lib.prediction_log import Entry, PredictionLog, day_of, held, identifier
 
 DAY = 86_400_000_000
 THEN = 15_000 * DAY + 3_600_000_000  # 2011-01-26
@@ -117,6 +118,34 @@ def test_the_queue_is_bounded_by_rows(tmp_path: Path) -> None:
         assert [log.put(entry("a", first, 4)) for first in (0, 4, 8)] == [True, True, False]
         assert log.put(entry("a", 8, 2))
     assert told == {"written": 10}
+
+
+def test_the_queue_is_bounded_by_bytes(tmp_path: Path) -> None:
+    body = b"{" + b" " * 100_000 + b"}"
+    with logging(tmp_path, most_mb=2, flush_s=60) as (log, told):
+        taken = [log.put(entry("a", n)._replace(bodies=[bytes(bytearray(body))])) for n in range(100)]
+        assert 5 < sum(taken) < 20
+        assert not log.put(entry("a", 200)._replace(bodies=[b" " * 3_000_000]))
+        assert log.put(entry("a", 200))
+    assert told == {"written": sum(taken) + 1}
+
+
+def test_what_is_written_makes_room(tmp_path: Path) -> None:
+    with logging(tmp_path, most_mb=0.01, flush_s=0.01) as (log, told):
+        for n in range(30):
+            until(lambda n=n: log.put(entry("a", n)))  # type: ignore[misc]
+    assert told == {"written": 30}
+
+
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_no_more_memory_than_is_counted(rows: int) -> None:
+    tracemalloc.start()
+    try:
+        entries = [entry("a", k, rows) for k in range(0, 10_000, rows)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < sum(map(held, entries)) < 3 * taken
 
 
 def test_workers_share_a_file(tmp_path: Path) -> None:
@@ -293,6 +322,26 @@ def test_two_models_of_one_day(tmp_path: Path, served: tuple[Path, str, str]) ->
     assert models(tmp_path / "log") == {ladder, plain}
 
 
+def test_inputs_that_are_called_as_the_log_s_own_columns(tmp_path: Path) -> None:
+    names = dict(zip([each["name"] for each in SCHEMA["inputs"]], ["_id", "__id", "_label", "_time"], strict=True))
+    inputs = [each | {"name": names[each["name"]]} for each in SCHEMA["inputs"]]
+    make_bundle(tmp_path / "new", schema=SCHEMA | {"inputs": inputs})
+    id = Bundle.open(tmp_path / "new").id
+    (tmp_path / "new").rename(tmp_path / id)
+    numbers, one = np.array([1.5, 2.5], "<f4").tobytes(), np.array([1.5], "<f4").tobytes()
+    filled(tmp_path / "log", entry(id, 0)._replace(numeric=numbers, categorical=[["a"]], output=one, margin=one))
+    feedback(tmp_path / "log", id_of(0), "yes")
+    for _ in range(2):  # as it was written, and compacted
+        row = read_day(tmp_path / "log", day_of(THEN), tmp_path).to_pylist()[0]
+        assert (row["_id"], row["_label"], row["_time"].timestamp() * 1e6) == (id_of(0), "yes", THEN)
+        assert [row[f"_{name}"] for name in ("_id", "__id", "_label")] == [1.5, 2.5, "a"]
+        found = find(tmp_path / "log", id_of(0), tmp_path)
+        assert found is not None
+        assert [found.inputs[name] for name in ("_id", "__id", "_label")] == [1.5, 2.5, "a"]
+        assert found.label == "yes"
+        assert [day.problem for day in compact(tmp_path / "log", served=tmp_path)] in ([""], [])
+
+
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
 def test_other_tasks(tmp_path: Path, task: str) -> None:
     classes = ["a", "b", "c"] if task == "multiclass" else []
@@ -340,6 +389,30 @@ def test_a_label_of_what_is_not_written_yet(tmp_path: Path) -> None:
         assert feedback(tmp_path, id_of(2), "yes", logged=log.waits(id_of(2))) == "new"
     assert not log.waits(id_of(0))
     assert feedback(tmp_path, id_of(2), "yes") == "known"
+
+
+def test_only_what_is_queued_waits(tmp_path: Path) -> None:
+    late = (THEN // DAY + 1) * DAY
+    with logging(tmp_path, most_rows=4, flush_s=60) as (log, _):
+        put = [log.put(entry("a", first, rows)) for first, rows in ((0, 2), (2, 3), (5, 1))]
+        assert put == [True, False, True]
+        assert log.put(entry("a", 6, time_us=late))
+        assert [n for n in range(9) if log.waits(id_of(n))] == [0, 1, 5]
+        assert [n for n in range(9) if log.waits(id_of(n, late))] == [6]
+        other = id_of(0, THEN - DAY)
+        assert feedback(tmp_path, other, "yes", logged=log.waits(other)) == "unknown"
+    assert labels(tmp_path, day_of(THEN - DAY)) == {}
+
+
+def test_what_was_written_or_lost_waits_no_more(tmp_path: Path) -> None:
+    with logging(tmp_path, flush_s=0.02) as (log, told):
+        for n in range(0, 40, 2):  # a range each
+            assert log.put(entry("a", n))
+        until(lambda: told["written"] == 20)
+        log.put(entry("a", 40)._replace(rungs=[object()]))  # type: ignore[list-item]
+        until(lambda: told["lost"] == 1)
+        assert not any(log.waits(id_of(n)) for n in range(42))
+        assert len(log._ranges) == 1
 
 
 @pytest.mark.parametrize("turn", range(3))

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import socket
@@ -121,7 +122,8 @@ def test_what_training_did_not_see_is_flagged_and_counted(tmp_path: Path) -> Non
         before = len(running.get("/metrics")[1].splitlines())
         for k in range(1000):
             running.ask([row | {"kind": f"new {k}"}] * 2)
-        assert running.metric("nbs_unknown_category_total", column="kind") == 2002
+        assert running.metric("nbs_unknown_category_total", column="kind") == 2001
+        assert running.metric("nbs_missing_total", column="kind") == 1
         assert running.metric("nbs_out_of_range_total", column="width") == 1
         assert len(running.get("/metrics")[1].splitlines()) <= before + 2  # no label comes from a request
         alone = [running.ask({k: v for k, v in r.items() if k in row})[1]["probability"] for r in ROWS]
@@ -157,7 +159,49 @@ def test_an_answer_is_kept_until_the_store_is_filled_anew(tmp_path: Path) -> Non
         assert running.metric("nbs_cache_total") == 0
 
 
+def test_an_answer_given_while_something_failed_is_not_given_again(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    store = root / "served/features.sqlite"
+    with service(root) as running:
+        full = store.read_bytes()
+        store.write_bytes(b"no database")
+        os.utime(store, ns=(1, 1))
+        assert running.ask(ROW)[1]["rung"] == "partial"
+        time.sleep(REST)
+        store.write_bytes(full)
+        until(lambda: running.ask(ROW)[1]["rung"] == "model")
+
+
+def test_large_bodies_are_not_kept(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root, SERVE_LOG="") as running, client(running.port) as kept:
+        (worker,) = running.workers()
+        before = worker.memory_info().rss
+        for k in range(100):
+            assert kept.ask(json.dumps(ROW | {"width": k}).encode() + b" " * 1_000_000)[0] == 200
+        grown = (worker.memory_info().rss - before) / 1e6
+    print(f"100 bodies of 1 MB: {grown:.0f} MB more")
+    assert grown < 50
+
+
 # What fails
+
+
+def test_a_name_that_is_half_a_character_leaves_nobody_waiting(running: Running) -> None:
+    with client(running.port, 5) as kept:
+        assert kept.ask(b'{"\\ud800": NaN}')[0] == 422
+        assert kept.ask(ROW)[0] == 200
+
+
+def test_a_body_that_breaks_off_is_not_answered(running: Running) -> None:
+    before = running.metric("nbs_rows_total")
+    body = json.dumps(ROW | {"width": 1234}).encode()
+    with socket.create_connection(("127.0.0.1", running.port)) as half:
+        half.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        half.sendall(b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(body), body))
+        time.sleep(0.1)
+    time.sleep(0.2)
+    assert running.metric("nbs_rows_total") == before
 
 
 def test_a_store_that_hangs_costs_little_and_is_left_alone(tmp_path: Path) -> None:
@@ -233,8 +277,7 @@ def test_a_bad_champion_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> No
             shutil.copytree(champion(made), root / "served" / bad)
             damaged(root / "served" / bad, how)
             point_to(root, bad)
-            if how != "gone":
-                until(lambda n=number: running.metric("nbs_model_load_failures_total") == n)
+            until(lambda n=number: running.metric("nbs_model_load_failures_total") == n)
             until(lambda: json.loads(running.get("/model")[1])["failure"])
             assert running.get("/readyz")[0] == 200
             point_to(root, good)
@@ -397,6 +440,44 @@ def test_a_port_that_is_taken_is_one_sentence(root: Path, running: Running) -> N
     assert f"127.0.0.1:{running.port} can't be opened (Address already in use)" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("PORT", "99999", "99999 can't be opened"),
+        ("WITHOUT_CHAMPION", "maybe", "must be refuse or prior, but is 'maybe'"),
+        ("WITHOUT_CHAMPION", "prior", "prior.json is missing: `make run` writes it"),
+    ],
+)
+def test_a_setting_that_would_end_every_worker_is_one_sentence(
+    root: Path, setting: str, value: str, message: str
+) -> None:
+    env = os.environ | {f"NBS_SERVE_{setting}": value, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "nbs_lib.cli", "serve"]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root, SERVE_WORKERS="2") as running:
+        until(lambda: running.metric("nbs_workers") == 2)
+        workers = running.workers()
+        running.server.process.kill()
+        until(lambda: not any(worker.is_running() for worker in workers))
+
+
+def test_all_workers_killed_at_once_are_replaced(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    with service(root, SERVE_WORKERS="5") as running:
+        until(lambda: running.metric("nbs_workers") == 5, 30)
+        for worker in running.workers():
+            worker.kill()
+        until(lambda: running.metric("nbs_workers") == 5 and running.metric("nbs_worker_restarts_total") == 5, 30)
+        assert running.ask(ROW)[0] == 200
+
+
 def test_workers_that_all_end_end_the_service(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     env = os.environ | {"NBS_SERVE_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
@@ -414,14 +495,20 @@ def test_workers_that_all_end_end_the_service(tmp_path: Path) -> None:
 def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     program = (
-        "import socket, sys; import nbs_lib.workers as w; w.PATIENCE_S = 1.0\n"
+        "import socket, sys; import nbs_lib.workers as w; w.PATIENCE_S = 2.0\n"
         "s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); w.work(s)"
     )
     port = free_port()
     env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     with serving([sys.executable, "-c", program, str(port)], port, cwd=root, environment=env) as server:
         running = Running(server, port)
-        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000), hard))
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(min(10_000, hard - 1000))]
+        later = client(port)
+        second = later.__enter__()
+        assert second.ask(ROW)[0] == 200
+        second.connection.sock.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\nconte")
         half = socket.create_connection(("127.0.0.1", port))
         half.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-le")
         body = socket.create_connection(("127.0.0.1", port))
@@ -431,11 +518,13 @@ def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
         assert running.ask(ROW)[0] == 200
         body.settimeout(5)
         assert b" 408 " in body.recv(1000).partition(b"\r\n")[0] + b" "
-        for waiting in (half, *idle):
-            waiting.settimeout(5)
+        for waiting in (half, second.connection.sock, *idle):
+            waiting.settimeout(10)
             assert waiting.recv(10) == b""
             waiting.close()
         assert running.ask(ROW)[0] == 200
+        print(f"{len(idle)} idle connections closed, others answered")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_too_many_at_once_are_sent_away_and_health_is_not(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from chromium import CHROMIUM, Chromium
 from conftest import lacking
-from service import ROW, SCRIPT, Running, deliver, project
+from services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote
+from services import service as serve
 
 from nbs_lib.theme import COLOURS
 
@@ -27,9 +28,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = Running(project(tmp_path_factory.mktemp("a project")))
-    yield running
-    running.stop()
+    with serve(make_project(tmp_path_factory.mktemp("a project"), TOLD)) as running:
+        yield running
 
 
 def field(name: str) -> str:
@@ -111,7 +111,7 @@ def test_a_view_can_be_sent(service: Running, browser: Chromium) -> None:
     browser.wait(OPEN)
     browser.type(field("spot_rain"), "0.5")
     ask(browser)
-    assert "spot as sent" in browser.see(TEXT)
+    assert "as sent: spot" in browser.see(TEXT)
 
 
 def test_every_field_has_a_label_and_a_hint(service: Running, browser: Chromium) -> None:
@@ -147,35 +147,28 @@ def test_a_phone_shows_it_in_light_and_dark(dark: bool, service: Running, browse
 
 
 def test_many_classes_are_drawn(tmp_path: Path, browser: Chromium) -> None:
-    running = Running(project(tmp_path, classes=["a", "b", SCRIPT]))
-    try:
+    with serve(make_project(tmp_path, TOLD, classes=["a", "b", SCRIPT])) as running:
         browser.open(running.url)
         browser.wait(OPEN)
         ask(browser)
         assert browser.see("document.querySelectorAll('#answer .bar').length") == 3
         assert SCRIPT in browser.see(TEXT)
         assert browser.see("document.title") == "Predict sold"
-    finally:
-        running.stop()
 
 
 def test_nothing_is_served_and_then_it_is(tmp_path: Path, browser: Chromium) -> None:
-    running = Running(tmp_path)
-    try:
+    with serve(make_empty(tmp_path), ready="/livez") as running:
         browser.open(running.url)
         browser.wait("document.querySelector('#answer .verdict')")
         assert "No model is served yet." in browser.see(TEXT)
         assert "make run" in browser.see("document.querySelector('#answer code').textContent")
-        deliver(tmp_path)
+        promote(tmp_path, TOLD)
         browser.wait(OPEN, 30)
         assert browser.see(TEXT) == ""
-    finally:
-        running.stop()
 
 
 def test_a_token_is_typed_and_kept_in_memory(tmp_path: Path, browser: Chromium) -> None:
-    running = Running(project(tmp_path), NBS_TOKEN="secret")
-    try:
+    with serve(make_project(tmp_path, TOLD), TOKEN="secret") as running:
         browser.open(running.url)
         browser.wait("!document.querySelector('#locked').hidden")
         for token in ("wrong", "secret"):
@@ -185,8 +178,6 @@ def test_a_token_is_typed_and_kept_in_memory(tmp_path: Path, browser: Chromium) 
         ask(browser)
         assert browser.see(f"Boolean({ANSWER})")
         assert browser.see("localStorage.length + sessionStorage.length + document.cookie.length") == 0
-    finally:
-        running.stop()
 
 
 def test_the_docs_draw_and_answer(service: Running, browser: Chromium) -> None:

@@ -4,16 +4,16 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from services import service as serve
+from services import until
 from ship_fixtures import make_bundle, make_ladder_bundle, store_of
 
 from nbs_lib.bundle import Bundle
@@ -22,19 +22,12 @@ from nbs_lib.errors import DataError, UserError
 from nbs_lib.files import write_table
 from nbs_lib.logged import days, read_day
 from nbs_lib.roles import Roles
-from nbs_lib.server_process import ServerProcess, free_port, get, serving
+from nbs_lib.server_process import ServerProcess, free_port, get
 from nbs_lib.simulate import between, calls, simulate, unseen
 from nbs_lib.traffic import Call, Traffic
 
 START = pd.Timestamp("2020-02-01", tz="UTC")
 COLUMNS = {"made": {"role": "timestamp", "why": ""}, "sold": {"role": "target", "why": ""}}
-
-
-def until(met: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def rows() -> pd.DataFrame:
@@ -225,10 +218,8 @@ def test_a_table_without_times(tmp_path: Path) -> None:
 
 @pytest.fixture
 def service(shop: Path) -> Iterator[ServerProcess]:
-    port = free_port()
-    environment = os.environ | {"NBS_SERVE_PORT": str(port)}
-    with serving([sys.executable, "-m", "nbs_lib.cli", "serve"], port, environment=environment, cwd=shop) as running:
-        yield running
+    with serve(shop) as running:
+        yield running.server
 
 
 def test_a_log_that_can_t_be_written_costs_no_answer(shop: Path, service: ServerProcess) -> None:
@@ -238,7 +229,7 @@ def test_a_log_that_can_t_be_written_costs_no_answer(shop: Path, service: Server
     def counted() -> dict[str, float]:
         lines = get(f"{service.url}/metrics")[1].decode().splitlines()
         found = [line.split('result="')[1].split('"} ') for line in lines if line.startswith("nbs_log_rows_total{")]
-        return {result: float(count) for result, count in found}
+        return {result: float(count) for result, count in found if float(count)}
 
     assert simulate(rows=30, speed=0, url=service.url, tell=False).status == {"200": 30}
     until(lambda: counted() == {"queued": 30, "lost": 30})
