@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET
 
-from .ladder import FAILED, MISSING, PRESENT
+from .ladder import MISSING, PRESENT
 from .payload import Row
 from .request import Layout
 
