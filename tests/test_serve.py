@@ -102,6 +102,16 @@ def test_requests_at_once_are_answered_like_single_ones(running: Running) -> Non
                     assert (status, answer["field"]) == (422, "width")
                 else:
                     assert {**answer, "id": ""} == alone[(k + n) % len(MANY)]
+    body = json.dumps(ROW).encode()
+    request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+    sockets = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(64)]
+    for each in sockets:
+        each.sendall(request % (len(body), body))
+    for each in sockets:
+        assert each.recv(4096).startswith(b"HTTP/1.1 200")
+        each.close()
+    rows = json.dumps([ROW | {"width": k} for k in range(3)]).encode()  # nobody asked this before
+    assert running.ask(rows)[0] == 200
     assert running.metric("nbs_batch_rows_sum") > running.metric("nbs_batch_rows_count")
 
 
@@ -191,6 +201,27 @@ def test_a_name_that_is_half_a_character_leaves_nobody_waiting(running: Running)
     with client(running.port, 5) as kept:
         assert kept.ask(b'{"\\ud800": NaN}')[0] == 422
         assert kept.ask(ROW)[0] == 200
+
+
+def test_requests_sent_at_once_on_one_connection_are_answered_in_turn(running: Running) -> None:
+    def told(path: str, body: bytes = b"") -> bytes:
+        head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+    rows = [json.dumps(ROW | {"width": k}).encode() for k in range(20)]
+    parts = [told("/predict", row) + (told("/livez") if k % 3 == 0 else b"") for k, row in enumerate(rows)]
+    expected = [running.ask(row)[1]["probability"] for row in rows]
+    with socket.create_connection(("127.0.0.1", running.port)) as kept:
+        kept.sendall(b"".join(parts)[:1000])
+        time.sleep(0.05)
+        kept.sendall(b"".join(parts)[1000:])
+        kept.settimeout(5)
+        got = b""
+        while got.count(b"HTTP/1.1 200") < 27 or not got.endswith(b"}"):
+            got += kept.recv(65_536)
+    said = [json.loads(b"{" + each.split(b"{", 1)[1]) for each in got.split(b"HTTP/1.1 200 OK")[1:]]
+    assert [each["probability"] for each in said if "probability" in each] == expected
+    assert [k for k, each in enumerate(said) if "alive" in each] == [k + k // 3 + 1 for k in range(0, 20, 3)]
 
 
 def test_a_body_that_breaks_off_is_not_answered(running: Running) -> None:
@@ -495,7 +526,7 @@ def test_workers_that_all_end_end_the_service(tmp_path: Path) -> None:
 def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     program = (
-        "import socket, sys; import nbs_lib.workers as w; w.PATIENCE_S = 2.0\n"
+        "import socket, sys; import nbs_lib.workers as w, nbs_lib.protocol as p; p.PATIENCE_S = 2.0\n"
         "s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); w.work(s)"
     )
     port = free_port()
