@@ -181,7 +181,7 @@ class PredictionLog:
         worker: str,  # hexadecimal; no other process has the same, and none had before
         most_rows: int = 30_000,  # that may wait to be written
         most_mb: float = 32.0,  # of memory that they may take
-        flush_s: float = 1.0,  # seconds between two writes
+        flush_s: float = 0.25,  # seconds between two writes
         told: Callable[[str, int], object] = lambda result, rows: None,  # called with written or lost, and how many
         patience_s: float = 2.0,  # how long a lock is waited for
     ) -> None:

@@ -623,7 +623,7 @@ def test_sigterm_writes_the_log_to_its_end_and_a_kill_says_what_is_lost(tmp_path
     with service(root) as running:
         until(lambda: running.metric("nbs_log_rows_total", result="written") == 0)
         running.ask(MANY)
-        time.sleep(0.4)  # counted, not written
+        time.sleep(0.1)
         running.workers()[0].kill()
         until(lambda: running.workers() and running.get("/readyz")[0] == 200)
         queued, written = (running.metric("nbs_log_rows_total", result=each) for each in ("queued", "written"))
