@@ -188,10 +188,9 @@ class Batches:
             except Refused as refused:
                 self._refuse(each, refused)
                 continue
-            first = self.records.next
-            start = self.records.numbered(time.time_ns() // 1000, len(replies))
+            ids = self.records.ids(time.time_ns() // 1000, len(replies))
             self.meters.count("nbs_rows", PRIOR, by=len(replies))
-            self._reply(each, [with_id(f"{start}{first + k:x}", reply) for k, reply in enumerate(replies)], single)
+            self._reply(each, list(map(with_id, ids, replies)), single)
         return []
 
     def _reply(self, waiting: Waiting, parts: list[bytes], single: bool) -> None:
@@ -200,7 +199,7 @@ class Batches:
 
     def _refuse(self, waiting: Waiting, refused: Refused) -> None:
         if not waiting.reply.done():
-            waiting.reply.set_result((refused.status, refused.body()))
+            waiting.reply.set_result(refused.reply)
 
     # Reading
 
@@ -277,11 +276,11 @@ class Batches:
         "Reply, count, write down, and keep what nothing went wrong with."
         now_us = time.time_ns() // 1000
         replies, first = served.replies.rows(answers), self.records.next
-        start, place = self.records.numbered(now_us, len(replies)), 0
+        parts, place = list(map(with_id, self.records.ids(now_us, len(replies)), replies)), 0
         keep = keep and self._may_keep(served, batch)
         for waiting, rows, single in batch:
             end = place + len(rows)
-            self._reply(waiting, [with_id(f"{start}{first + k:x}", replies[k]) for k in range(place, end)], single)
+            self._reply(waiting, parts[place:end], single)
             if keep and len(waiting.body) <= SMALL:
                 self._keep(waiting.body, Kept(answers, place, replies[place]))
             place = end
@@ -301,6 +300,6 @@ class Batches:
     def _repeat(self, served: Served, waiting: Waiting, kept: Kept) -> None:
         "Give an answer again, under an id of its own."
         now_us, first, (answers, k, reply) = time.time_ns() // 1000, self.records.next, kept
-        self._reply(waiting, [with_id(f"{self.records.numbered(now_us, 1)}{first:x}", reply)], True)
+        self._reply(waiting, [with_id(self.records.ids(now_us, 1)[0], reply)], True)
         self.records.count_again(answers, k)
         self.records.write(served, answers, now_us, first, slice(k, k + 1), [waiting.body], [1])

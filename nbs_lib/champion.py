@@ -7,8 +7,7 @@ __all__ = ['SERVED', 'CURRENT', 'NoChampionError', 'champion', 'Served', 'load']
 
 # %% ../notebooks/lib/73_champion.ipynb #bd4d404a
 import re
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -59,7 +58,6 @@ class Served:
     replies: Replies
     promoted: float  # when it was delivered, in seconds since 1970
     views: tuple[str, ...] = ()  # in the order of an answer's statuses
-    loaded: float = field(default_factory=time.time)  # when, in seconds since 1970
 
     @property
     def short(self) -> str:

@@ -6,12 +6,11 @@
 __all__ = ['STYLE', 'POLICY', 'PAGE', 'form_of']
 
 # %% ../notebooks/lib/77_form.ipynb #175375a4
-import base64
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from .bundle import Bundle
+from .docs import source_hash
 from .form_script import SCRIPT
 from .openapi import RUNGS, seen
 from .payload import fields
@@ -91,13 +90,9 @@ button:disabled{opacity:.55;cursor:default}
 )
 
 # %% ../notebooks/lib/77_form.ipynb #0aa741c0
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 POLICY = (
-    f"default-src 'none'; script-src {_hash(SCRIPT)}; style-src {_hash(STYLE)}; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    f"default-src 'none'; script-src {source_hash(SCRIPT)}; style-src {source_hash(STYLE)}; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PAGE = f"""<!doctype html>
 <html lang="en">

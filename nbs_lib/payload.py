@@ -76,6 +76,11 @@ class Refused(UserError):
         super().__init__(sentence if _encodes(sentence) else ascii(sentence))
         self.status, self.field, self.row = status, field if field is None or _encodes(field) else None, row
 
+    @property
+    def reply(self) -> tuple[int, bytes]:
+        "Its status, and its body as it is sent."
+        return self.status, self.body()
+
     def body(self) -> bytes:
         "As it is sent."
         return msgspec.json.encode({"error": str(self), "field": self.field, "row": self.row})

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,12 @@ def day_of(
     time_us: int,  # microseconds since 1970
 ) -> str:  # such as 20261123, in UTC
     "The day of a prediction."
-    return (datetime.datetime(1970, 1, 1) + datetime.timedelta(time_us // _DAY_US)).strftime("%Y%m%d")
+    return _named(time_us // _DAY_US)
+
+
+@lru_cache(8)
+def _named(day: int) -> str:
+    return (datetime.datetime(1970, 1, 1) + datetime.timedelta(day)).strftime("%Y%m%d")
 
 
 def identifier(

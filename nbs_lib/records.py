@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from .answering import Answers
 from .champion import Served
 from .meters import Meters
-from .prediction_log import Entry, PredictionLog, day_of
+from .prediction_log import Entry, PredictionLog, identifier
 
 # %% ../notebooks/lib/74_records.ipynb #58ffa134
 ODD = {"unknown": "nbs_unknown_category", "range": "nbs_out_of_range", "missing": "nbs_missing"}
@@ -30,21 +30,17 @@ class Records:
     ) -> None:
         self.meters, self.worker, self.log = meters, worker, log
         self.next = 0  # the number of the next row
-        self._day, self._start = 0, ""  # what its id begins with
         self._views: tuple[str, ...] = ()
         self._statuses: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = Counter()  # of views, since the last flush
 
-    def numbered(
+    def ids(
         self,
         now_us: int,  # microseconds since 1970
         rows: int,
-    ) -> str:
-        "Number the next rows; what their ids begin with."
-        day = now_us // 86_400_000_000
-        if day != self._day:
-            self._day, self._start = day, f"{day_of(now_us)}-{self.worker}-"
-        self.next += rows
-        return self._start
+    ) -> list[str]:
+        "The ids of the next rows."
+        first, self.next = self.next, self.next + rows
+        return [identifier(now_us, self.worker, n) for n in range(first, self.next)]
 
     def write(
         self,

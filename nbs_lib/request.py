@@ -68,8 +68,7 @@ class Layout:
             if names
         }
         self.of_views = {kind: [name for name in names if name in self.view_of] for kind, names in self.names.items()}
-        self.positions = {kind: list(map(self.names[kind].index, names)) for kind, names in self.of_views.items()}
-        self.places = {kind: _places(positions) for kind, positions in self.positions.items()}
+        self.places = {kind: _places([self.names[kind].index(n) for n in each]) for kind, each in self.of_views.items()}
         counted = [f"{view['name']}_{view['history']}" for view in bundle.views if view.get("history")]
         self.history = [self.names["numeric"].index(name) for name in counted if name in self.names["numeric"]]
         self.entity = {view["name"]: list(view["entity"]) for view in bundle.views}

@@ -152,7 +152,7 @@ class Service(State):
             try:
                 body = await self._whole(body, receive)
             except Refused as late:
-                return late.status, late.body()
+                return late.reply
         if body is None or message["type"] == "http.disconnect":
             return None
         if len(body) > self._limit:
@@ -197,7 +197,7 @@ class Service(State):
         try:
             body = b"" if scope["method"] in ("GET", "HEAD") else await self._whole(b"", receive)
         except Refused as refused:
-            return await self._send(send, path, (refused.status, refused.body()))
+            return await self._send(send, path, refused.reply)
         if body is None:
             return
         if len(body) > self._limit:
@@ -229,4 +229,4 @@ class Service(State):
 
 
 def _refused(status: int, sentence: str) -> Reply:
-    return status, Refused(status, sentence).body()
+    return Refused(status, sentence).reply
