@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import timeit
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from test_bundle import REFUSE
 from test_ladder import SENT
 
 from nbs_lib.answering import Answering
-from nbs_lib.bundle import Bundle, write_bundle
+from nbs_lib.bundle import Bundle, run, session, write_bundle
 from nbs_lib.champion import champion
 from nbs_lib.errors import StoreError
 from nbs_lib.ladder import Ladder
@@ -369,8 +370,8 @@ def test_twenty_champions_under_load_lose_nothing_and_mix_nothing(tmp_path: Path
     print(f"20 reloads: {len(load.answers)} requests, 0 lost")
 
 
-def slow_graph() -> dict[str, Any]:
-    "A model that takes long: a hundred products of large matrices."
+def slow_graph(products: int) -> bytes:
+    "A model that takes long: many products of large matrices."
     from onnx import TensorProto, helper
 
     size = 1500
@@ -380,8 +381,8 @@ def slow_graph() -> dict[str, Any]:
         helper.make_node(
             "ConstantOfShape", ["square"], ["w"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0.0])
         ),
-        *(helper.make_node("MatMul", [f"x{k}", "w"], [f"x{k + 1}"]) for k in range(150)),
-        helper.make_node("ReduceSum", ["x150", "axes"], ["zero"], keepdims=1),
+        *(helper.make_node("MatMul", [f"x{k}", "w"], [f"x{k + 1}"]) for k in range(products)),
+        helper.make_node("ReduceSum", [f"x{products}", "axes"], ["zero"], keepdims=1),
         helper.make_node("Add", ["zero", "sum"], ["margin"]),
         helper.make_node("Sigmoid", ["margin"], ["output"]),
     ]
@@ -397,14 +398,22 @@ def slow_graph() -> dict[str, Any]:
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=9,
     )
-    return {"graph": made.SerializeToString()}
+    return made.SerializeToString()
+
+
+def graph_of(seconds: float) -> bytes:
+    "A model that takes about so long on this machine, as busy as it is."
+    row, few = {"numeric": np.ones((1, 1), np.float32)}, 20
+    trial = session(slow_graph(few))
+    took = min(timeit.repeat(lambda: run(trial, row), number=1, repeat=3))
+    return slow_graph(int(few * seconds / took))
 
 
 def test_a_slow_model_gets_a_thread_and_the_deadline_is_kept(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     schema = SCHEMA | {"inputs": [INPUTS[0]], "others": []}
     rest = {"metrics": {}, "fallback": {"prior": {"output": 0.3, "margin": -0.85}}, "reference": {}, "lineage": {}}
-    write_bundle(tmp_path / "slow", slow_graph()["graph"], schema=schema, **rest)
+    write_bundle(tmp_path / "slow", graph_of(0.2), schema=schema, **rest)
     deliver(tmp_path / "slow", root)
     with service(root, SERVE_DEADLINE_MS="100", SERVE_CACHE="0") as running:
         running.ask({"width": 1})  # it turns out to be slow
