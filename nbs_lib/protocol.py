@@ -29,7 +29,11 @@ class Short:
     def __init__(self, protocol: "Protocol", since: float) -> None:
         self.protocol, self.since, self.body = protocol, since, b""
         self.response_complete = False
-        self.message_event = self
+
+    @property
+    def message_event(self) -> "Short":
+        "Itself: an attribute would be a circle, and every body would stay until the next collection."
+        return self
 
     def set(self) -> None:
         "Something happened to the connection: nobody waits for it."
