@@ -82,3 +82,13 @@ def test_levels_are_the_same_in_any_order_of_rows() -> None:
 def test_a_number_that_is_always_missing_does_no_harm() -> None:
     empty = np.full((5, 1), np.nan)
     assert Standardise().fit(empty).transform(empty).tolist() == [[0.0, 1.0]] * 5
+
+
+@pytest.mark.parametrize("most", [2**20, 0])
+def test_columns_that_share_levels_are_told_apart(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbs_lib.encoding.MOST_CODES", most)
+    rows = [("b", "c", ""), ("a", "b", "z"), ("b", "c", "z"), ("a", "b", "")] * 3
+    table = pd.DataFrame(rows, columns=["here", "there", "empty"])
+    layout = Layout((), ("here", "there", "empty"), (), (("b", "a"), ("c", "b"), ("z",)))
+    new = pd.DataFrame([("a", "a", "z"), ("b", "b", "b"), ("c", "c", "")], columns=table.columns)
+    assert converted(ordinal(layout).fit(table), new, layout).tolist() == [[0, -1, 0], [1, 0, -1], [-1, 1, -1]]
