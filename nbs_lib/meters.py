@@ -10,6 +10,7 @@ import os
 from bisect import bisect_left
 from collections import Counter as Tally
 from pathlib import Path
+from typing import Any
 
 # %% ../notebooks/lib/72_meters.ipynb #525e51d9
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own variable: it has to be set before it is imported
@@ -67,6 +68,7 @@ class Meters:
         self._bounds = {name: bounds for name, (_, bounds) in HISTOGRAMS.items()}
         for name, value in ZERO:  # a counter that is not there yet has no first increase
             self._counters[name].labels(value).inc(0)
+        self._children: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._counted: Tally[tuple[str, ...]] = Tally()
         self._seen: dict[str, Tally[int]] = {name: Tally() for name in HISTOGRAMS}
         self._sums = dict.fromkeys(HISTOGRAMS, 0.0)
@@ -78,7 +80,14 @@ class Meters:
 
     def add(self, name: str, *labels: str, by: int = 1) -> None:
         "Add to a counter at once, from any thread."
-        self._counters[name].labels(*labels).inc(by)
+        self._child(name, labels).inc(by)
+
+    def _child(self, name: str, labels: tuple[str, ...]) -> Any:
+        "A counter with its labels: to look for it takes longer than to count."
+        if (child := self._children.get((name, labels))) is None:
+            counter = self._counters[name]
+            child = self._children[name, labels] = counter.labels(*labels) if labels else counter
+        return child
 
     def observe(self, name: str, value: float) -> None:
         "Add to a histogram."
@@ -94,8 +103,7 @@ class Meters:
         "Hand over what was counted."
         counted, self._counted = self._counted, Tally()
         for (name, *labels), by in counted.items():
-            counter = self._counters[name]
-            (counter.labels(*labels) if labels else counter).inc(by)
+            self._child(name, tuple(labels)).inc(by)
         for name, seen in self._seen.items():
             if seen:
                 histogram = self._histograms[name]
