@@ -8,6 +8,7 @@ __all__ = ['PATIENCE_S', 'Short', 'Protocol']
 # %% ../notebooks/lib/81_protocol.ipynb #ca028104
 import asyncio
 import time
+from functools import cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -17,7 +18,14 @@ from .serve import HEADERS, MORE, Service
 
 # %% ../notebooks/lib/81_protocol.ipynb #672ae6a0
 PATIENCE_S = 10.0  # seconds for a request that has begun to be complete
-_HEAD = b"".join(b"%b: %b\r\n" % each for each in HEADERS)
+
+
+@cache
+def _head(status: int, last: bool) -> bytes:
+    "What stands before the length of a body."
+    more = [MORE[status]] if status in MORE else []
+    close = [(b"connection", b"close")] if last else []
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % each for each in [*HEADERS, *more, *close])
 
 
 class Short:
@@ -53,11 +61,13 @@ class Protocol(HttpToolsProtocol):
 
     app: Service
     _begun = True  # a connection is made to ask
+    _rested = 0.0  # since when it has had nothing to do, by the loop's time
     _patience: asyncio.TimerHandle | None = None
     _short: Short | None = None  # a request that may take the short way, until it is whole
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # an answer goes at once, not when all of its batch are ready
         self._wait()
 
     def on_message_begin(self) -> None:
@@ -106,20 +116,40 @@ class Protocol(HttpToolsProtocol):
         status, body = reply
         if self.transport.is_closing():
             return
-        more = b"%b: %b\r\n" % MORE[status] if status in MORE else b""
         last = self.app.draining or not short.keep_alive
-        close = b"connection: close\r\n" if last else b""
-        head = b"%b%b%b%bcontent-length: %d\r\n\r\n" % (STATUS_LINE[status], _HEAD, more, close, len(body))
-        self.transport.write(head + body)
+        head = _head(status, last)
+        self.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
         self.app.answered("/predict", status, short.since)
         if last:
             self.transport.close()
         self.on_response_complete()
 
+    def on_response_complete(self) -> None:
+        self._rested = self.loop.time()
+        if self.pipeline or self.timeout_keep_alive_task is None:
+            super().on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+
+    def _unset_keepalive_if_required(self) -> None:
+        "Nothing: a timer that goes on, and looks at its end who came meanwhile, is cheaper than one for each request."
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._begun or not (self.cycle is None or self.cycle.response_complete):
+            return  # its answer starts another
+        if (left := self._rested + self.timeout_keep_alive - self.loop.time()) > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._begun = False
         self._wait()
         super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
 
     def _wait(self) -> None:
         "Wait for the rest of a request that has begun, and no longer for one that is there."

@@ -35,6 +35,7 @@ ROUTES = ("/", "/form", "/predict", "/feedback", "/model", "/livez", "/readyz", 
 HEADERS = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
 MORE = {401: (b"www-authenticate", b"Bearer"), 429: (b"retry-after", b"1"), 503: (b"retry-after", b"5")}
 _CLOSE = (b"connection", b"close")
+_JSON = b"application/json"
 
 
 class Service(State):
@@ -51,6 +52,7 @@ class Service(State):
         token = os.environ.get("NBS_TOKEN", "")
         self._token = f"Bearer {token}".encode() if token else b""
         self._limit, self._deadline = self.settings.max_kb * 1024, self.settings.deadline_ms / 1000
+        self._patience = SHARE * self._deadline
         self._api, self._page = make_app(self, bool(token)), page(401)
         self._tasks: list[asyncio.Task[None]] = []
         self._said = ""
@@ -137,10 +139,12 @@ class Service(State):
             return _refused(401, UNTOLD)
         if self._too_many():
             return _refused(429, "too many requests wait: come again in a second.")
-        kind = next((value for name, value in headers if name == b"content-type"), b"")
-        if kind.partition(b";")[0].strip().lower() != b"application/json":
-            return _refused(415, "the body must be sent as application/json.")
-        return None
+        for name, value in headers:
+            if name == b"content-type":
+                if value == _JSON or value.partition(b";")[0].strip().lower() == _JSON:
+                    return None
+                break
+        return _refused(415, "the body must be sent as application/json.")
 
     async def _predicted(self, headers: Headers, receive: Receive, since: float) -> Reply | None:
         "What a prediction is answered; None: the client has gone."
@@ -162,8 +166,9 @@ class Service(State):
     def _too_many(self) -> bool:
         "Whether one more could not be answered in time."
         batches, most = self.batches, self.settings.max_waiting
-        busy = len(batches) >= most or self._arriving >= most
-        return busy or batches.size > MOST_BYTES or batches.wait() > SHARE * self._deadline
+        if batches.wait() > self._patience or batches.size > MOST_BYTES:
+            return True
+        return len(batches) >= most or self._arriving >= most
 
     def _too_large(self) -> Reply:
         return _refused(413, f"the body is larger than {self.settings.max_kb} kB.")
