@@ -8,7 +8,6 @@ __all__ = ['MOST_KNOWN', 'LONGEST_KEY', 'Answers', 'Answering']
 # %% ../notebooks/lib/71_answering.ipynb #48eba498
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from struct import Struct
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from msgspec import UNSET
 
 from .bundle import Bundle
-from .known import ENDLESS, Known, ViewOf, joined, packed, single
+from .known import ENDLESS, Known, ViewOf, getter, joined, packed, single
 from .ladder import FAILED, PRESENT, PRIOR, Ladder
 from .payload import Field, Payload, Row
 from .request import Layout
@@ -61,36 +60,46 @@ class Answering:
         own = [(k, field) for k, field in enumerate(payload.fields) if not field.view]
         kinds = ("numeric", "categorical", "time")
         numbers, words, times = ([(k, f) for k, f in own if f.name in layout.names[kind]] for kind in kinds)
-        self._words, self._times = [k for k, _ in words], [k for k, _ in times]
+        self._words, self._times = getter([k for k, _ in words]), [k for k, _ in times]
         self._inputs = [k for k, _ in [*numbers, *words]]
         self._own, self._pack = slice(0, len(numbers)), Struct(f"<{len(numbers)}f").pack
         self._ranges = [(k, f, *_span(f)) for k, f in numbers if {"min", "max"} & f.about.keys()]
         self._levels = [(k, f.name, frozenset(f.about["levels"])) for k, f in words if f.about.get("levels")]
-        self._required = [(k, f.name) for k, f in own if f.required]
+        required = [(k, f.name) for k, f in own if f.required]
+        self._needed, self._required = getter([k for k, _ in required]), [name for _, name in required]
         self._keys = [(name, names.index(name)) for name in layout.entities]
-        self._sendable = len(own)
         self._place_views(layout, names)
         order = [f.name for _, f in numbers], [f.name for _, f in words]
         self._turn = [
-            _turned([*order[0], *(n for view in self._views for n in view.numbers)], layout.names["numeric"]),
+            _turned(
+                [*order[0], *(n for view in self._ordered(self._views) for n in view.numbers)], layout.names["numeric"]
+            ),
             _turned([*order[1], *(n for view in self._views for n in view.words)], layout.names["categorical"]),
         ]
 
     def _place_views(self, layout: Layout, names: Sequence[str]) -> None:
         counted = {view["name"]: f"{view['name']}_{view.get('history')}" for view in self.bundle.views}
         self._views = [ViewOf(name, layout, names, counted[name]) for name in layout.inputs]
+        self._looks = [(view.kept.get, view.key) for view in self._views]
         self._worded = [k for k, view in enumerate(self._views) if view.words]
-        viewed = [names.index(name) for view in self._views for name in view.numbers]
-        self._viewed = itemgetter(*viewed) if len(viewed) > 1 else None  # the numbers of all views
-        self._viewed_words = [names.index(name) for view in self._views for name in view.words]
-        self._slices = [(view, view.of_numbers, len(view.numbers)) for view in self._views]
-        self._whole = Struct(f"<{len(viewed)}f").pack
-        self._days = [names.index(view.numbers[view.history]) for view in self._views if view.history is not None]
-        self._all = (PRESENT,) * len(self._views) if all(view.numbers for view in self._views) else None
+        first = [min(map(layout.names["numeric"].index, view.numbers), default=0) for view in self._views]
+        self._ordered = getter(sorted(range(len(first)), key=first.__getitem__))
+        viewed = [names.index(name) for view in self._ordered(self._views) for name in view.numbers]
+        self._viewed, self._pack_viewed = getter(viewed), Struct(f"<{len(viewed)}f").pack
+        self._viewed_words = getter([names.index(name) for view in self._views for name in view.words])
+        days = [names.index(view.numbers[view.history]) for view in self._views if view.history is not None]
+        self._days = getter(days) if days else None
+        self._all = (PRESENT,) * len(self._views)
+        self._each_has_numbers = bool(self._views) and all(view.numbers for view in self._views)
+        self._firsts = getter([view.of_numbers.start for view in self._views])
 
-    def answer(self, rows: Sequence[Row]) -> Answers:
+    def answer(
+        self,
+        rows: Sequence[Row],  # as `Payload.read` gives them
+        state: Any = UNSET,  # of the store, where it is known already
+    ) -> Answers:
         "Answer some rows, whatever fails."
-        found = self._known(rows)
+        found = self._known(rows, self.state() if state is UNSET else state)
         arrays = self._arrays(rows, found)
         begin = self.ladder.begin
         rungs = [begin(each.status, self._empty(row, each)) for row, each in zip(rows, found, strict=True)]
@@ -101,7 +110,7 @@ class Answering:
 
     def prior(self, rows: Sequence[Row]) -> Answers:
         "What is left to say of rows when there is no time to look or ask."
-        found = [joined([view.nothing(FAILED) for view in self._views], self._worded)] * len(rows)
+        found = [self._joined([view.nothing(FAILED) for view in self._views])] * len(rows)
         arrays, prior = self._arrays(rows, found), self.bundle.prior(len(rows))
         output, margin = prior["output"].reshape(len(rows), -1), prior["margin"].reshape(len(rows), -1)
         return Answers(output, margin, [PRIOR] * len(rows), [_NAN] * len(rows), arrays, {}, [], [])
@@ -115,37 +124,49 @@ class Answering:
         "The views, in the order of an answer's statuses."
         return [view.name for view in self._views]
 
-    def _known(self, rows: Sequence[Row]) -> list[Known]:
+    def _known(self, rows: Sequence[Row], state: Any) -> list[Known]:
         "What the views know of each row, or what was sent."
-        unsent, tails = self.payload.unsent, [row[self._sendable :] for row in rows]
-        if self._viewed and self._all and not any(UNSET in tail for tail in tails):
-            return [self._sent(row, tail) for row, tail in zip(rows, tails, strict=True)]
-        known = self._looked_up(rows, any(tail != unsent for tail in tails))
-        worded = self._worded
-        return [joined(found, worded) for found in zip(*known, strict=True)] if known else [_NOTHING] * len(rows)
+        if not self._views:
+            return [_NOTHING] * len(rows)
+        own = self.payload.own
+        known = [self._sent(row) if len(row) > own else None for row in rows] if self._each_has_numbers else []
+        if known and None not in known:
+            return known  # type: ignore[return-value]
+        lacking = [row for row, each in zip(rows, known, strict=True) if each is None] if known else rows
+        found = map(self._joined, self._looked_up(lacking, state))
+        return [next(found) if each is None else each for each in known] if known else list(found)
 
-    def _sent(self, row: Row, tail: Row) -> Known:
-        "A row that brings the values of all views."
-        assert self._viewed is not None
-        assert self._all is not None
-        states = self._all
-        if None in tail:
-            states = tuple([PRESENT if row[of].count(None) < n else view.status(row) for view, of, n in self._slices])
-        words = tuple([row[place] or "" for place in self._viewed_words])
-        days = single(min([row[place] or 0 for place in self._days])) if self._days else ENDLESS
-        return Known(states, packed(self._whole, self._viewed(row)), words, days)
+    def _joined(self, found: Sequence[Known]) -> Known:
+        return joined(found, self._ordered, self._worded) if found else _NOTHING
 
-    def _looked_up(self, rows: Sequence[Row], sending: bool) -> list[list[Known]]:
-        "What each view knows of each row."
-        state = self.state()
+    def _sent(self, row: Row) -> Known | None:
+        "What a row brings, if it brings the values of all views."
+        firsts, states = self._firsts(row), self._all
+        if UNSET in firsts:
+            return None
+        if None in firsts:
+            states = tuple(
+                [PRESENT if row[view.of_numbers.start] is not None else view.status(row) for view in self._views]
+            )
+        words = self._viewed_words(row)
+        if None in words:
+            words = tuple([word or "" for word in words])
+        days = ENDLESS
+        if self._days:
+            counts = self._days(row)
+            days = single(min([count or 0 for count in counts] if None in counts else counts))
+        return Known(states, packed(self._pack_viewed, self._viewed(row)), words, days)
+
+    def _looked_up(self, rows: Sequence[Row], state: Any) -> list[list[Known]]:
+        "What each view knows of each row, by row."
         if state is None or state != self._state:
             self._forget(state)
-        known = [self._of(view, rows, sending) for view in self._views]
-        if any(None in of for of in known):
-            lacking = [k for k, each in enumerate(zip(*known, strict=True)) if None in each]
-            self._ask([rows[k] for k in lacking], known, lacking)
-            if state is not None and self.state() != state:  # filled anew meanwhile: one answer is of one moment
-                return self._looked_up(rows, sending)
+        known = list(map(self._of, rows))
+        lacking = [k for k, each in enumerate(known) if None in each]
+        if lacking:
+            self._ask([rows[k] for k in lacking], [known[k] for k in lacking])
+            if state is not None and (now := self.state()) != state:  # filled anew: one answer is of one moment
+                return self._looked_up(rows, now)
         return known  # type: ignore[return-value]
 
     def _forget(self, state: Any) -> None:
@@ -153,23 +174,24 @@ class Answering:
         for view in self._views:
             view.kept.clear()
 
-    def _of(self, view: ViewOf, rows: Sequence[Row], sending: bool) -> list[Known | None]:
-        if sending:
-            return [view.sent(row) if view.was_sent(row) else view.kept.get(view.key(row)) for row in rows]
-        return [view.kept.get(key) for key in map(view.key, rows)]
+    def _of(self, row: Row) -> list[Known | None]:
+        "What was sent of a row, and what is kept of it."
+        if len(row) > self.payload.own:
+            return [view.sent(row) if view.was_sent(row) else view.kept.get(view.key(row)) for view in self._views]
+        return [look(key(row)) for look, key in self._looks]
 
-    def _ask(self, rows: Sequence[Row], known: list[list[Known | None]], places: Sequence[int]) -> None:
-        "Ask the store, and keep what it says."
+    def _ask(self, rows: Sequence[Row], known: Sequence[list[Known | None]]) -> None:
+        "Ask the store for what is not known, and keep what it says."
         if sum(len(view.kept) for view in self._views) > MOST_KNOWN:
             self._forget(self._state)
         entities = {name: [None if row[k] == "" else row[k] for row in rows] for name, k in self._keys}
         statuses, values = self.ladder.looking.known(entities, len(rows), self.views)
-        for view, of in zip(self._views, known, strict=True):
-            for n, (row, place, status) in enumerate(zip(rows, places, statuses[view.name], strict=True)):
-                if of[place] is not None:
+        for v, view in enumerate(self._views):
+            for n, (row, status) in enumerate(zip(rows, statuses[view.name], strict=True)):
+                if known[n][v] is not None:
                     continue
                 there = {name: values[name][n] for name in (*view.numbers, *view.words)} if status == PRESENT else {}
-                of[place] = each = view.found(there) if status == PRESENT else view.nothing(status)
+                known[n][v] = each = view.found(there) if status == PRESENT else view.nothing(status)
                 if status != FAILED and len(str(key := view.key(row))) <= LONGEST_KEY:
                     view.kept[key] = each
 
@@ -178,10 +200,11 @@ class Answering:
         own, pack = self._own, self._pack
         parts = [part for row, each in zip(rows, found, strict=True) for part in (packed(pack, row[own]), each.numbers)]
         numeric = np.frombuffer(b"".join(parts), dtype="<f4").reshape(len(rows), -1)
-        places = self._words
-        words = [[*[row[k] or "" for k in places], *each.words] for row, each in zip(rows, found, strict=True)]
-        categorical = np.array(words, dtype=object)
-        times = np.array([[row[k] for k in self._times] for row in rows], dtype=np.int64).reshape(len(rows), -1)
+        words = [self._words(row) + each.words for row, each in zip(rows, found, strict=True)]
+        categorical = np.array([[word or "" for word in of] if None in of else of for of in words], dtype=object)
+        times = np.empty((len(rows), len(self._times)), dtype=np.int64)
+        for k, place in enumerate(self._times):
+            times[:, k] = [row[place] for row in rows]
         turns = self._turn
         return {
             "numeric": numeric if turns[0] is None else numeric[:, turns[0]],
@@ -200,17 +223,17 @@ class Answering:
         "What training did not see in what was sent."
         flags: dict[int, list[str]] = {}
         odd: list[tuple[int, str, str]] = []
-        unsent, sendable = self.payload.unsent, self._sendable
+        own = self.payload.own
         for k, row in enumerate(rows):
             if found := self._odd_of(row):
                 flags[k] = [told for _, _, told in found]
                 odd += [(k, kind, name) for kind, name, _ in found]
-            if (tail := row[sendable:]) != unsent:
-                flags.setdefault(k, []).append(self._as_sent(row, tail))
+            if len(row) > own:
+                flags.setdefault(k, []).append(self._as_sent(row))
         return flags, odd
 
-    def _as_sent(self, row: Row, tail: Row) -> str:
-        if UNSET not in tail:
+    def _as_sent(self, row: Row) -> str:
+        if UNSET not in self._firsts(row):
             return "all views as sent"
         return f"as sent: {', '.join(view.name for view in self._views if view.was_sent(row))}"
 
@@ -224,8 +247,8 @@ class Answering:
         for k, name, levels in self._levels:
             if row[k] not in levels and row[k]:
                 found.append(("unknown", name, f"training saw no such {name}"))
-        if None in row:
-            missing = [name for k, name in self._required if row[k] is None]
+        if None in (needed := self._needed(row)):
+            missing = [name for name, value in zip(self._required, needed, strict=True) if value is None]
             found += [("missing", name, f"{name} is unknown, and training always knew it") for name in missing]
         return found
 

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'LONGEST', 'LARGEST', 'Row', 'Field', 'fields', 'Refused', '
 # %% ../notebooks/lib/70_payload.ipynb #b4925e5f
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import isfinite
@@ -119,45 +119,53 @@ class Payload:
         self.names = [field.name for field in self.fields]
         self._of = {field.name: field for field in self.fields}
         self._renamed = {name: f"field {k}" for k, name in enumerate(self.names) if _ODD.search(name)}
-        made = msgspec.defstruct(
-            "Row",
-            [
-                (f"f{k}", _type(field), _told(field, self._renamed.get(field.name, field.name)))
-                for k, field in enumerate(self.fields)
-            ],
-            forbid_unknown_fields=True,
-            kw_only=True,
-            gc=False,
-        )
-        either: Any = made | list[made]  # type: ignore[valid-type]
-        self._decode = msgspec.json.Decoder(either).decode
-        if self._renamed:
-            self._decode = lambda body: msgspec.convert(self._safe(msgspec.json.decode(body)), either)
         kinds = [field.kind for field in self.fields]
         self._times = slice(kinds.index("time"), kinds.index("time") + kinds.count("time")) if "time" in kinds else None
-        self._sendable = sum(not field.view for field in self.fields)  # what follows is read from views
-        self.unsent: Row = (UNSET,) * (len(self.fields) - self._sendable)
+        self.own = sum(not field.view for field in self.fields)  # what follows is read from views
+        self._unsent: Row = (UNSET,) * (len(self.fields) - self.own)
+        self._decode = self._decoder(whole=False)
+        self._decode_whole = self._decoder(whole=True)
+        self._mark = f'"{self.names[-1]}"'.encode()  # stands in what brings the values of all views
+
+    def _decoder(self, whole: bool) -> Callable[[bytes], Any]:
+        "What reads rows that may bring the values of views, or have to bring all of them."
+        told = [
+            (f"f{k}", _type(field, whole), _told(field, self._renamed.get(field.name, field.name), whole))
+            for k, field in enumerate(self.fields)
+        ]
+        made = msgspec.defstruct("Row", told, forbid_unknown_fields=True, kw_only=True, gc=False)
+        either: Any = made | list[made]  # type: ignore[valid-type]
+        if self._renamed:
+            return lambda body: msgspec.convert(self._safe(msgspec.json.decode(body)), either)
+        return msgspec.json.Decoder(either).decode
 
     def read(
         self,
         body: bytes,  # JSON: a row, or a list of rows
-    ) -> list[Row]:  # one at least
+    ) -> list[Row]:  # one at least; what belongs to views is cut off where nothing of it was sent
         "The rows of a body; raises `Refused` naming the field."
+        if body.rfind(self._mark) > 0:  # from behind, where it mostly stands
+            try:
+                return self._rows(self._decode_whole(body), whole=True)
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                pass  # it brings some views only, or is wrong
         try:
-            found = self._decode(body)
+            return self._rows(self._decode(body), whole=False)
         except msgspec.ValidationError as error:
             raise self._refused(body, str(error)) from None
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise self._malformed(body, str(error)) from None
+
+    def _rows(self, found: Any, whole: bool) -> list[Row]:
         if not isinstance(found, list):
-            return [self._row(msgspec.structs.astuple(found), None)]
+            return [self._row(msgspec.structs.astuple(found), None, whole)]
         if not found:
             raise Refused(422, "the list of rows is empty: send one row at least.")
         if len(found) > self.max_rows:
             raise Refused(413, f"{len(found)} rows are more than the {self.max_rows} that one request may bring.")
-        return [self._row(msgspec.structs.astuple(row), number) for number, row in enumerate(found, 1)]
+        return [self._row(msgspec.structs.astuple(row), number, whole) for number, row in enumerate(found, 1)]
 
-    def _row(self, row: Row, number: int | None) -> Row:
+    def _row(self, row: Row, number: int | None, whole: bool) -> Row:
         "What a type can't say of a row: its times are some, and of a view all columns were sent or none."
         if self._times is not None:
             times = []
@@ -167,8 +175,12 @@ class Payload:
                 except DataError:
                     name = self.names[self._times.start + len(times)]
                     raise Refused(422, f"{_where(name, number)}it must be {_WANTED['time']}.", name, number) from None
-            row = (*row[: self._times.start], *times, *row[self._times.stop :])
-        if UNSET in (sent := row[self._sendable :]) and sent != self.unsent:
+            row = row[: self._times.start] + tuple(times) + row[self._times.stop :]
+        if whole:
+            return row
+        if (sent := row[self.own :]) == self._unsent:
+            return row[: self.own]
+        if UNSET in sent:
             self._check_views(row, number)
         return row
 
@@ -219,14 +231,14 @@ class Payload:
         return Refused(422, f"{_where(name, row)}it must be {_WANTED[field.kind]}, or null.", name, row)
 
 
-def _type(field: Field) -> Any:
+def _type(field: Field, whole: bool) -> Any:
     "What a field may hold."
-    return _TYPES[field.kind] | None | UnsetType if field.view else _TYPES[field.kind] | None
+    return _TYPES[field.kind] | None | UnsetType if field.view and not whole else _TYPES[field.kind] | None
 
 
-def _told(field: Field, name: str) -> Any:
+def _told(field: Field, name: str, whole: bool) -> Any:
     "The name of a field in JSON, and what stands where it is left out."
-    if field.required:
+    if field.required or (field.view and whole):
         return msgspec.field(name=name)
     return msgspec.field(name=name, default=UNSET if field.view else None)
 

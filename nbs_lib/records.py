@@ -31,7 +31,7 @@ class Records:
         self.meters, self.worker, self.log = meters, worker, log
         self.next = 0  # the number of the next row
         self._views: tuple[str, ...] = ()
-        self._statuses: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = Counter()  # of views, since the last flush
+        self._statuses: Counter[tuple[str, ...]] = Counter()  # of the views, since the last flush
 
     def ids(
         self,
@@ -80,8 +80,10 @@ class Records:
         self.meters.observe("nbs_batch_rows", rows)
         for rung in set(answers.rungs):
             count("nbs_rows", rung, by=answers.rungs.count(rung))
-        self._views = served.views
-        self._statuses.update([(served.views, each) for each in answers.statuses])
+        if served.views != self._views:
+            self.flush()
+            self._views = served.views
+        self._statuses.update(answers.statuses)
         self._count_odd(answers.odd)
         if failures := served.answering.ladder.failures:
             for what, times in failures.items():
@@ -91,14 +93,14 @@ class Records:
     def flush(self) -> None:
         "Hand over what was counted row by row."
         counted, self._statuses = self._statuses, Counter()
-        for (views, statuses), times in counted.items():
-            for view, status in zip(views, statuses, strict=True):
+        for statuses, times in counted.items():
+            for view, status in zip(self._views, statuses, strict=True):
                 self.meters.count("nbs_view_rows", view, status, by=times)
 
     def count_again(self, answers: Answers, k: int) -> None:
         "Count a row that is answered as before."
         self.meters.count("nbs_rows", answers.rungs[k])
-        self._statuses.update([(self._views, answers.statuses[k])] if answers.statuses else [])
+        self._statuses.update(answers.statuses[k : k + 1])
         self._count_odd(each for each in answers.odd if each[0] == k)
 
     def _count_odd(self, odd: Iterable[tuple[int, str, str]]) -> None:

@@ -156,10 +156,11 @@ def test_more_than_two_classes(tmp_path: Path) -> None:
 def test_an_answer_is_kept_until_the_store_is_filled_anew(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     with service(root) as running:
-        first, again = running.ask(ROW)[1], running.ask(ROW)[1]
-        assert {**first, "id": ""} == {**again, "id": ""}
-        assert first["id"] != again["id"]
+        first, *again = (running.ask(ROW)[1] for _ in range(3))  # the second is kept, the third given again
+        assert all({**first, "id": ""} == {**each, "id": ""} for each in again)
+        assert len({first["id"], *(each["id"] for each in again)}) == 3
         assert running.metric("nbs_cache_total", result="hit") == 1
+        assert running.metric("nbs_cache_total", result="miss") == 2
         store_of(root, "0" * 12)  # another version: the views of this bundle are as of before
         (root / "served/features.sqlite").unlink()
         assert running.ask(ROW)[1]["rung"] == "partial"
@@ -177,7 +178,8 @@ def test_an_answer_given_while_something_failed_is_not_given_again(tmp_path: Pat
         full = store.read_bytes()
         store.write_bytes(b"no database")
         os.utime(store, ns=(1, 1))
-        assert running.ask(ROW)[1]["rung"] == "partial"
+        assert [running.ask(ROW)[1]["rung"] for _ in range(3)] == ["partial"] * 3
+        assert running.metric("nbs_cache_total", result="hit") == 0
         time.sleep(REST)
         store.write_bytes(full)
         until(lambda: running.ask(ROW)[1]["rung"] == "model")
@@ -189,7 +191,8 @@ def test_large_bodies_are_not_kept(tmp_path: Path) -> None:
         (worker,) = running.workers()
         before = worker.memory_info().rss
         for k in range(100):
-            assert kept.ask(json.dumps(ROW | {"width": k}).encode() + b" " * 1_000_000)[0] == 200
+            for _ in range(2):
+                assert kept.ask(json.dumps(ROW | {"width": k}).encode() + b" " * 1_000_000)[0] == 200
         grown = (worker.memory_info().rss - before) / 1e6
     print(f"100 bodies of 1 MB: {grown:.0f} MB more")
     assert grown < 50
@@ -370,42 +373,35 @@ def test_twenty_champions_under_load_lose_nothing_and_mix_nothing(tmp_path: Path
     print(f"20 reloads: {len(load.answers)} requests, 0 lost")
 
 
-def slow_graph(products: int) -> bytes:
-    "A model that takes long: many products of large matrices."
+def slow_graph(turns: int) -> bytes:
+    "A model that adds nothing so often."
     from onnx import TensorProto, helper
 
-    size = 1500
+    one = helper.make_tensor_value_info("sum", TensorProto.FLOAT, [None, 1])
+    flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("on", "still_on")]
+    number = helper.make_tensor_value_info("number", TensorProto.INT64, [])
+    more = helper.make_tensor_value_info("more", TensorProto.FLOAT, [None, 1])
+    steps = [helper.make_node("Identity", ["on"], ["still_on"]), helper.make_node("Add", ["sum", "zero"], ["more"])]
+    body = helper.make_graph(steps, "turn", [number, flags[0], one], [flags[1], more])
     nodes = [
-        helper.make_node("ReduceSum", ["numeric", "axes"], ["sum"], keepdims=1),
-        helper.make_node("Expand", ["sum", "width"], ["x0"]),
-        helper.make_node(
-            "ConstantOfShape", ["square"], ["w"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0.0])
-        ),
-        *(helper.make_node("MatMul", [f"x{k}", "w"], [f"x{k + 1}"]) for k in range(products)),
-        helper.make_node("ReduceSum", [f"x{products}", "axes"], ["zero"], keepdims=1),
-        helper.make_node("Add", ["zero", "sum"], ["margin"]),
+        helper.make_node("Loop", ["turns", "", "numeric"], ["margin"], body=body),
         helper.make_node("Sigmoid", ["margin"], ["output"]),
     ]
     numeric = helper.make_tensor_value_info("numeric", TensorProto.FLOAT, [None, 1])
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]) for name in ("margin", "output")]
     constants = [
-        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("width", TensorProto.INT64, [2], [1, size]),
-        helper.make_tensor("square", TensorProto.INT64, [2], [size, size]),
+        helper.make_tensor("turns", TensorProto.INT64, [], [turns]),
+        helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0]),
     ]
-    made = helper.make_model(
-        helper.make_graph(nodes, "slow", [numeric], ends, constants),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=9,
-    )
-    return made.SerializeToString()
+    made = helper.make_graph(nodes, "slow", [numeric], ends, constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
 
 
 def graph_of(seconds: float) -> bytes:
     "A model that takes about so long on this machine, as busy as it is."
-    row, few = {"numeric": np.ones((1, 1), np.float32)}, 20
+    row, few = {"numeric": np.ones((1, 1), np.float32)}, 5000
     trial = session(slow_graph(few))
-    took = min(timeit.repeat(lambda: run(trial, row), number=1, repeat=3))
+    took = min(timeit.repeat(lambda: run(trial, row), number=1, repeat=5))
     return slow_graph(int(few * seconds / took))
 
 
@@ -413,9 +409,9 @@ def test_a_slow_model_gets_a_thread_and_the_deadline_is_kept(tmp_path: Path) -> 
     root = make_project(tmp_path / "p")
     schema = SCHEMA | {"inputs": [INPUTS[0]], "others": []}
     rest = {"metrics": {}, "fallback": {"prior": {"output": 0.3, "margin": -0.85}}, "reference": {}, "lineage": {}}
-    write_bundle(tmp_path / "slow", graph_of(0.2), schema=schema, **rest)
+    write_bundle(tmp_path / "slow", graph_of(0.08), schema=schema, **rest)
     deliver(tmp_path / "slow", root)
-    with service(root, SERVE_DEADLINE_MS="100", SERVE_CACHE="0") as running:
+    with service(root, SERVE_DEADLINE_MS="50", SERVE_CACHE="0") as running:
         running.ask({"width": 1})  # it turns out to be slow
         with Load(running.port, 6, {"width": 2}) as load:
             load.wait(12)
@@ -431,7 +427,7 @@ def test_a_slow_model_gets_a_thread_and_the_deadline_is_kept(tmp_path: Path) -> 
     assert not load.lost
     assert (200, "prior") in told
     assert {status for status, _ in told} <= {200, 504}
-    assert worst < 0.1 * 5  # a loaded machine is several times slower
+    assert worst < 0.05 * 10  # a loaded machine is several times slower
 
 
 # Workers
