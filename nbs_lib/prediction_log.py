@@ -75,7 +75,7 @@ class Entry(NamedTuple):
 
 
 _encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Entry])
-_ENTRIES, _ROWS = 64, 1024  # of one stored row, at most
+_ENTRIES, _ROWS = 256, 1024  # of one stored row, at most
 
 
 class Encoded(NamedTuple):
