@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nbs_lib.answering.Answering.state': ('lib/answering.html#answering.state', 'nbs_lib/answering.py'),
                                    'nbs_lib.answering.Answering.views': ('lib/answering.html#answering.views', 'nbs_lib/answering.py'),
                                    'nbs_lib.answering.Answers': ('lib/answering.html#answers', 'nbs_lib/answering.py'),
+                                   'nbs_lib.answering._known_levels': ('lib/answering.html#_known_levels', 'nbs_lib/answering.py'),
                                    'nbs_lib.answering._span': ('lib/answering.html#_span', 'nbs_lib/answering.py'),
                                    'nbs_lib.answering._turned': ('lib/answering.html#_turned', 'nbs_lib/answering.py')},
             'nbs_lib.api': { 'nbs_lib.api.Guard': ('lib/api.html#guard', 'nbs_lib/api.py'),

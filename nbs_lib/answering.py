@@ -6,7 +6,7 @@
 __all__ = ['MOST_KNOWN', 'LONGEST_KEY', 'Answers', 'Answering']
 
 # %% ../notebooks/lib/71_answering.ipynb #48eba498
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any
@@ -49,6 +49,12 @@ def _span(field: Field) -> tuple[float, float]:
     return float(np.nextafter(low, np.float32(-np.inf))), float(np.nextafter(high, np.float32(np.inf)))
 
 
+def _known_levels(field: Field, seen: Mapping[str, Any]) -> frozenset[str]:
+    "All levels that training saw; none where there are too many to be listed."
+    listed = field.about.get("levels") or [*seen.get("levels", ()), *seen.get("others", ())]
+    return frozenset(listed if len(listed) >= field.about.get("n_levels", 0) else ())
+
+
 class Answering:
     "Answers rows that were read, with a bundle and what a store knows."
 
@@ -64,7 +70,9 @@ class Answering:
         self._inputs = [k for k, _ in [*numbers, *words]]
         self._own, self._pack = slice(0, len(numbers)), Struct(f"<{len(numbers)}f").pack
         self._ranges = [(k, f, *_span(f)) for k, f in numbers if {"min", "max"} & f.about.keys()]
-        self._levels = [(k, f.name, frozenset(f.about["levels"])) for k, f in words if f.about.get("levels")]
+        seen = bundle.read("reference").get("inputs", {})
+        levels = [(k, f.name, _known_levels(f, seen.get(f.name, {}))) for k, f in words]
+        self._levels = [each for each in levels if each[2]]
         required = [(k, f.name) for k, f in own if f.required]
         self._needed, self._required = getter([k for k, _ in required]), [name for _, name in required]
         self._keys = [(name, names.index(name)) for name in layout.entities]

@@ -94,6 +94,7 @@ def by_onnxruntime(
         paths = Path(folder, "net.onnx"), Path(folder, "int8.onnx")
         onnx.save(copy, paths[0])
         settings = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
+        settings["nodes_to_exclude"] = [node.name for node in copy.graph.node if node.name.startswith("encode/")]
         logging.disable(logging.WARNING)  # it advises on graphs of images
         try:
             quantize_dynamic(*paths, **settings)

@@ -27,7 +27,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MOST_BYTES = 32 * 2**20  # of all bodies that wait
-SHARE = 0.5  # of the deadline: who would have to wait for longer is sent away at once
+SHARE = 0.3  # of the deadline: who would have to wait for longer is sent away at once
 Headers = list[tuple[bytes, bytes]]
 UNTOLD = "this service asks for a token: send it as `Authorization: Bearer …`."
 OPEN = ("/livez", "/readyz")  # what needs no secret
