@@ -8,6 +8,7 @@ __all__ = ['PATIENCE_S', 'Short', 'Protocol']
 # %% ../notebooks/lib/81_protocol.ipynb #ca028104
 import asyncio
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -60,6 +61,7 @@ class Protocol(HttpToolsProtocol):
     "One connection."
 
     app: Service
+    ended: Callable[[], object] = staticmethod(lambda: None)  # called when it is over
     _begun = True  # a connection is made to ask
     _rested = 0.0  # since when it has had nothing to do, by the loop's time
     _patience: asyncio.TimerHandle | None = None
@@ -150,6 +152,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
+        self.ended()
 
     def _wait(self) -> None:
         "Wait for the rest of a request that has begun, and no longer for one that is there."
