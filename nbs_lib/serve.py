@@ -61,10 +61,10 @@ class Service(State):
     async def start(self) -> None:
         "Load the champion, and begin to look after things."
         await self.reload()
-        self.tend()
         gc.collect()
         gc.freeze()  # what is there now stays: it need not be looked through again
         gc.set_threshold(20_000, 20, 100)  # nothing of a request refers to itself
+        self.tend()  # from now on it counts as ready
         self._tasks = [asyncio.create_task(self._tending()), asyncio.create_task(self._watching())]
 
     async def _tending(self) -> None:

@@ -1,5 +1,6 @@
 """The service answers as the ladder does, whatever fails, and never loses a request that it took."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -119,14 +120,15 @@ def test_requests_at_once_are_answered_like_single_ones(running: Running) -> Non
 def test_what_training_did_not_see_is_flagged_and_counted(tmp_path: Path) -> None:
     inputs = [each | {"nulls": 0.0} for each in INPUTS]
     inputs[0] |= {"min": -5.0, "max": 5.0}
-    inputs[2] |= {"levels": ["a", "b"]}
+    inputs[2] |= {"n_levels": 3}  # too many for the schema: the rare ones stand in the reference alone
+    seen = {"inputs": {"kind": {"levels": {"a": 0.9, "b": 0.1}, "others": ["rare"]}}}
     root = make_project(tmp_path / "p")
     made = tmp_path / "bundle"
-    make_bundle(made, schema=SCHEMA | {"inputs": inputs})
+    make_bundle(made, schema=SCHEMA | {"inputs": inputs}, reference=seen)
     deliver(made, root)
     row = {"width": 1, "new": True, "kind": "a", "made": "1970-01-02"}
     with service(root) as running:
-        assert "flags" not in running.ask(row)[1]
+        assert all("flags" not in running.ask(row | {"kind": kind})[1] for kind in ("a", "rare"))
         odd = running.ask(row | {"width": 9, "kind": "z"})[1]
         assert odd["flags"] == ["width is outside of what training saw (-5 to 5)", "training saw no such kind"]
         assert "kind is unknown" in running.ask(row | {"kind": None})[1]["flags"][0]
@@ -525,7 +527,44 @@ def test_workers_that_all_end_end_the_service(tmp_path: Path) -> None:
     assert "5 workers ended within 10 s" in done.stderr
 
 
+def test_connections_are_shared_evenly(tmp_path: Path) -> None:
+    root, clients = make_project(tmp_path / "p"), 16
+    with service(root, SERVE_WORKERS="2") as running:
+        until(lambda: running.metric("nbs_workers") == 2)
+        for _ in range(3):  # the kernel wakes both, and whoever is first could take all
+            with contextlib.ExitStack() as stack:
+                made = [stack.enter_context(client(running.port)) for _ in range(clients)]
+                for each in made:
+                    each.connection.connect()
+                assert all(each.ask(ROW)[0] == 200 for each in made)
+                counts = [
+                    sum(c.status == "ESTABLISHED" for c in each.net_connections("tcp")) for each in running.workers()
+                ]
+                assert sum(counts) == clients
+                assert min(counts) >= clients // 2 - 2
+
+
 # Clients
+
+
+def test_only_who_is_idle_for_long_is_closed(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    program = (
+        "import socket, sys; import nbs_lib.workers as w; w.KEEP_S = 1\n"
+        "s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); w.work(s)"
+    )
+    port = free_port()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, str(port)]
+    with serving(command, port, cwd=root, environment=env), client(port) as busy, client(port) as idle:
+        assert idle.ask(ROW)[0] == 200
+        began = time.monotonic()
+        idle.connection.sock.settimeout(0.01)
+        while time.monotonic() < began + 2.5:
+            assert busy.ask(ROW)[0] == busy.get("/livez")[0] == 200
+            time.sleep(0.2)
+        assert busy.connection.sock is not None
+        assert idle.connection.sock.recv(10) == b""
 
 
 def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
