@@ -547,16 +547,19 @@ def test_connections_are_shared_evenly(tmp_path: Path) -> None:
 # Clients
 
 
+@contextlib.contextmanager
+def lone_worker(folder: Path, change: str) -> Iterator[Running]:
+    "A worker without a parent, some of whose limits are others."
+    program = f"import socket, sys; import nbs_lib.workers as w, nbs_lib.protocol as p; {change}\n"
+    program += "w.work(socket.create_server(('127.0.0.1', int(sys.argv[1]))))"
+    root, port = make_project(folder / "p"), free_port()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    with serving([sys.executable, "-c", program, str(port)], port, cwd=root, environment=env) as server:
+        yield Running(server, port)
+
+
 def test_only_who_is_idle_for_long_is_closed(tmp_path: Path) -> None:
-    root = make_project(tmp_path / "p")
-    program = (
-        "import socket, sys; import nbs_lib.workers as w; w.KEEP_S = 1\n"
-        "s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); w.work(s)"
-    )
-    port = free_port()
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", program, str(port)]
-    with serving(command, port, cwd=root, environment=env), client(port) as busy, client(port) as idle:
+    with lone_worker(tmp_path, "w.KEEP_S = 1") as running, client(running.port) as busy, client(running.port) as idle:
         assert idle.ask(ROW)[0] == 200
         began = time.monotonic()
         idle.connection.sock.settimeout(0.01)
@@ -568,15 +571,8 @@ def test_only_who_is_idle_for_long_is_closed(tmp_path: Path) -> None:
 
 
 def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
-    root = make_project(tmp_path / "p")
-    program = (
-        "import socket, sys; import nbs_lib.workers as w, nbs_lib.protocol as p; p.PATIENCE_S = 2.0\n"
-        "s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); w.work(s)"
-    )
-    port = free_port()
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    with serving([sys.executable, "-c", program, str(port)], port, cwd=root, environment=env) as server:
-        running = Running(server, port)
+    with lone_worker(tmp_path, "p.PATIENCE_S = 2.0") as running:
+        port = running.port
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000), hard))
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(min(10_000, hard - 1000))]
