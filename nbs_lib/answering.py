@@ -42,6 +42,20 @@ class Answers:
     odd: list[tuple[int, str, str]]  # row, kind (unknown, range or missing) and input of each such value
     statuses: list[tuple[str, ...]]  # what became of each view
 
+    def row(self, k: int) -> "Answers":
+        "One of them alone, which holds nothing of the others."
+        one = slice(k, k + 1)
+        return Answers(
+            self.output[one].copy(),
+            self.margin[one].copy(),
+            self.rungs[one],
+            self.history[one],
+            {kind: array[one].copy() for kind, array in self.arrays.items()},
+            {0: self.flags[k]} if k in self.flags else {},
+            [(0, kind, name) for row, kind, name in self.odd if row == k],
+            self.statuses[one],
+        )
+
 
 def _span(field: Field) -> tuple[float, float]:
     "What training saw, a bit wider: a number of 64 bits that is rounded to one of its ends is within."

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .answering import Answers
 from .cache import Cache, Kept
@@ -72,10 +72,11 @@ class Batches:
         self.current, self.prior = current, prior
         self.deadline = settings.deadline_ms / 1000
         self.size = 0  # bytes that wait
-        self._pace = 0.0  # seconds that a byte takes, lately, with all that is done between two batches
-        self._ended = 0.0  # when the last batch was answered, by `time.perf_counter`
+        self._pace = 0.0  # seconds that a byte takes to leave the queue, lately
+        self._since = 0.0  # when that began to be measured: at the last batch, or when the queue was no longer empty
         self._waiting: list[Waiting] = []
         self._due = False  # a flush is on its way
+        self._timer: asyncio.TimerHandle | None = None  # that brings it, while the model is busy
         self._seen = 0  # how many waited at the last look
         self._company = False  # whether the last batch was more than one request
         self.cache = Cache(settings.cache)
@@ -105,6 +106,8 @@ class Batches:
         waiting: Waiting,
     ) -> None:
         "Put a request to the others that wait; its reply goes where it says."
+        if not self._waiting:
+            self._since = time.perf_counter()
         self._waiting.append(waiting)
         self.size += len(waiting.body)
         if not self._due:
@@ -117,7 +120,7 @@ class Batches:
             self._seen = len(self._waiting)
             asyncio.get_running_loop().call_soon(self._flush)
             return
-        self._due, self._seen, self._company = False, 0, len(self._waiting) > 1
+        self._due, self._timer, self._seen, self._company = False, None, 0, len(self._waiting) > 1
         end = time.perf_counter() + SLICE
         while self._waiting:
             waiting, self._waiting = self._waiting, []
@@ -125,17 +128,39 @@ class Batches:
                 self._waiting = self._turn(waiting)
             except Exception:  # whatever it is, nobody waits for ever
                 self._fail(waiting)
-            if self._busy or time.perf_counter() > end:
+            if self._left() > end or self._is_busy():
                 break
-        self.size = sum([len(each.body) for each in self._waiting])
         if self._waiting:
-            self._again(self.deadline / 20 if self._busy else 0.0)
+            self._again(self.deadline / 20 if self._is_busy() else 0.0)
+
+    def _left(self) -> float:
+        "Measure how much has left the queue; what time it is."
+        now, size = time.perf_counter(), sum([len(each.body) for each in self._waiting])
+        gone, self.size = self.size - size, size
+        if self._slow is not None and self._slow is self.current():
+            self._pace = 0.0  # who waits for a thread is answered at the deadline
+        elif gone > 0:
+            self._pace += ((now - self._since) / gone - self._pace) * LATELY
+        self._since = now
+        return now
+
+    def _is_busy(self) -> bool:
+        "Whether the model that is to be asked is asked in a thread now."
+        return self._busy is not None and self._busy is self.current()
 
     def _again(self, seconds: float = 0.0) -> None:
-        if not self._due:
-            self._due = True
-            loop = asyncio.get_running_loop()
-            loop.call_later(seconds, self._flush) if seconds else loop.call_soon(self._flush)
+        "Flush once more, in a while or at once."
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and not seconds:
+            self._timer.cancel()
+            self._timer, self._due = None, False
+        if self._due:
+            return
+        self._due = True
+        if seconds:
+            self._timer = loop.call_later(seconds, self._flush)
+        else:
+            loop.call_soon(self._flush)
 
     def _turn(self, waiting: list[Waiting]) -> list[Waiting]:
         "One batch; what still has to wait."
@@ -146,18 +171,16 @@ class Batches:
             return self._expire(served, waiting)
         batch, left = self._take(served, waiting)
         rows = [row for each in batch for row in each.rows]
+        if not rows:
+            return left
         if served is self._slow or len(rows) > BATCH:
             self._busy = served
             asyncio.get_running_loop().create_task(self._aside(served, batch, rows))
-        elif rows:
+        else:
             start = time.perf_counter()
-            self._answer(served, batch, served.answering.answer(rows, self.cache.state))
-            now, began = time.perf_counter(), max(self._ended, batch[0].waiting.since)
-            took, self._ended = now - start, now
-            self._pace += ((now - began) / sum([len(each.waiting.body) for each in batch]) - self._pace) * LATELY
-            if took > SLOW * self.deadline:
+            self._answer(served, batch, served.answering.answer(rows, self.cache.key[1]), self.cache.key)
+            if time.perf_counter() - start > SLOW * self.deadline:
                 self._slow, self._quick = served, 0
-                self._pace = 0.0  # who waits for a thread is answered at the deadline
         return left
 
     def _fail(self, waiting: Sequence[Waiting]) -> None:
@@ -206,13 +229,12 @@ class Batches:
         "Read what waits, up to a batch, and what is left; answer at once what was answered before."
         self.cache.hold(served.bundle.id, served.answering.state())
         batch, rows, taken, hits = [], 0, 0, 0
-        latest = time.perf_counter() - self.deadline
         for each in waiting:
             taken += 1
             if (before := self.cache.get(each.body)) is not None:
                 hits += 1
-                self._repeat(served, each, before)
-            elif each.since < latest:
+                self._repeat(served, each, *before)
+            elif self._late(each):
                 self._refuse(each, Refused(504, f"there was no answer within {self.settings.deadline_ms} ms."))
             elif (asked := self._read(served, each)) is not None:
                 batch.append(asked)
@@ -238,11 +260,11 @@ class Batches:
 
     async def _aside(self, served: Served, batch: list[Asked], rows: list[Row]) -> None:
         "Ask a slow model in a thread; at the deadline, answer from the prior."
-        thread, start = ThreadPoolExecutor(1, "model"), time.perf_counter()
-        asked = asyncio.get_running_loop().run_in_executor(thread, served.answering.answer, rows)
+        thread, start, key = ThreadPoolExecutor(1, "model"), time.perf_counter(), self.cache.key
+        asked = asyncio.get_running_loop().run_in_executor(thread, served.answering.answer, rows, key[1])
         left = self.deadline - (start - min(each.waiting.since for each in batch))
         try:
-            self._answer(served, batch, await asyncio.wait_for(asyncio.shield(asked), max(left, 0.0)))
+            self._answer(served, batch, await asyncio.wait_for(asyncio.shield(asked), max(left, 0.0)), key)
         except TimeoutError:
             self._give_up(served, batch, rows)
             await asyncio.wait([asked])  # it may never end; another model is asked all the same
@@ -263,27 +285,30 @@ class Batches:
     def _give_up(self, served: Served, batch: Sequence[Asked], rows: list[Row]) -> None:
         "Answer from the prior what the model did not answer in time."
         self.meters.count("nbs_failures", "deadline", by=len(rows))
-        self._answer(served, batch, served.answering.prior(rows), keep=False)
+        self._answer(served, batch, served.answering.prior(rows))
 
-    def _answer(self, served: Served, batch: Sequence[Asked], answers: Answers, keep: bool = True) -> None:
-        "Reply, count, write down, and keep what nothing went wrong with."
+    def _answer(
+        self, served: Served, batch: Sequence[Asked], answers: Answers, key: tuple[str, Any] | None = None
+    ) -> None:
+        "Reply, count, write down, and keep what nothing went wrong with and still holds."
         now_us = time.time_ns() // 1000
         replies, first = served.replies.rows(answers), self.records.next
         parts, place = list(map(with_id, self.records.ids(now_us, len(replies)), replies)), 0
-        keep = keep and not served.answering.ladder.failures and all(each.single for each in batch)
+        sound = key == self.cache.key and not served.answering.ladder.failures
+        keep = sound and all(each.single for each in batch)
         for waiting, rows, single in batch:
             end = place + len(rows)
             self._reply(waiting, parts[place:end], single)
             if keep and self.cache.wants(waiting.body):
-                self.cache.put(waiting.body, Kept(answers, place, replies[place]))
+                self.cache.put(waiting.body, Kept(answers.row(place), replies[place]))
             place = end
         self.records.count(served, answers, len(replies))
         bodies, sizes = [each.waiting.body for each in batch], [len(each.rows) for each in batch]
-        self.records.write(served, answers, now_us, first, slice(0, len(replies)), bodies, sizes)
+        self.records.write(served, answers, now_us, first, bodies, sizes)
 
-    def _repeat(self, served: Served, waiting: Waiting, kept: Kept) -> None:
+    def _repeat(self, served: Served, waiting: Waiting, answers: Answers, reply: bytes) -> None:
         "Give an answer again, under an id of its own."
-        now_us, first, (answers, k, reply) = time.time_ns() // 1000, self.records.next, kept
+        now_us, first = time.time_ns() // 1000, self.records.next
         self._reply(waiting, [with_id(self.records.ids(now_us, 1)[0], reply)], True)
-        self.records.count_again(answers, k)
-        self.records.write(served, answers, now_us, first, slice(k, k + 1), [waiting.body], [1])
+        self.records.count_again(served, answers)
+        self.records.write(served, answers, now_us, first, [waiting.body], [1])

@@ -19,8 +19,7 @@ ONCE = 8  # bodies that are remembered as seen once, for each answer that is kep
 class Kept(NamedTuple):
     "An answer that may be given again."
 
-    answers: Answers
-    k: int  # which of them
+    answers: Answers  # of its row alone
     reply: bytes  # without its id
 
 
@@ -32,22 +31,19 @@ class Cache:
         most: int,  # answers; 0 for none
     ) -> None:
         self.most = most
-        self.state: Any = (
-            None  # of the store, as `Lookup.state` gives it; None: only a read can tell, and nothing is kept
-        )
-        self._model = ""
+        self.key: tuple[str, Any] = ("", None)  # the model and the state of the store that the answers hold for
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._once: set[int] = set()  # hashes of bodies that came lately
 
     def hold(
         self,
         model: str,  # the id of the bundle that answers
-        state: Any,  # of the store
+        state: Any,  # of the store, as `Lookup.state` gives it; None: only a read can tell, and nothing is kept
     ) -> None:
         "Forget what no longer holds."
-        if state != self.state or model != self._model:
+        if (key := (model, state)) != self.key:
             self._kept.clear()
-            self._model, self.state = model, state
+            self.key = key
 
     def get(self, body: bytes) -> Kept | None:
         "The answer to a body, if one is kept."
@@ -55,7 +51,7 @@ class Cache:
 
     def wants(self, body: bytes) -> bool:
         "Whether the answer to a body is to be kept; a body that comes for the first time is only remembered."
-        if not self.most or self.state is None or len(body) > SMALL:
+        if not self.most or self.key[1] is None or len(body) > SMALL:
             return False
         if (number := hash(body)) in self._once:
             return True

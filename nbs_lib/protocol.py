@@ -139,9 +139,9 @@ class Protocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
-        if self._begun or not (self.cycle is None or self.cycle.response_complete):
-            return  # its answer starts another
-        if (left := self._rested + self.timeout_keep_alive - self.loop.time()) > 0:
+        busy = self._begun or not (self.cycle is None or self.cycle.response_complete)
+        left = self.timeout_keep_alive if busy else self._rested + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
             self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
         else:
             super().timeout_keep_alive_handler()

@@ -8,7 +8,6 @@ __all__ = ['ODD', 'Records']
 # %% ../notebooks/lib/74_records.ipynb #9dc11581
 from array import array
 from collections import Counter
-from collections.abc import Iterable
 
 from .answering import Answers
 from .champion import Served
@@ -48,11 +47,10 @@ class Records:
         answers: Answers,
         now_us: int,  # microseconds since 1970
         first: int,  # the number of the first row
-        rows: slice,  # of the answers
         bodies: list[bytes],  # that they came in
         sizes: list[int],  # rows of each body
     ) -> None:
-        "Give some rows to the log, where there is one."
+        "Give rows to the log, where there is one."
         if self.log is None:
             return
         arrays, flags = answers.arrays, answers.flags
@@ -60,16 +58,16 @@ class Records:
             now_us,
             served.bundle.id,
             first,
-            answers.rungs[rows],
-            array("f", answers.history[rows]).tobytes(),
-            answers.output[rows].tobytes(),
-            answers.margin[rows].tobytes(),
-            arrays["numeric"][rows].tobytes(),
-            arrays["categorical"][rows].tolist(),
-            arrays["time"][rows].tobytes(),
+            answers.rungs,
+            array("f", answers.history).tobytes(),
+            answers.output.tobytes(),
+            answers.margin.tobytes(),
+            arrays["numeric"].tobytes(),
+            arrays["categorical"].tolist(),
+            arrays["time"].tobytes(),
             bodies,
             sizes,
-            ["; ".join(flags.get(k, ())) for k in range(rows.start, rows.stop)] if flags else None,
+            ["; ".join(flags.get(k, ())) for k in range(len(answers.rungs))] if flags else None,
         )
         taken = self.log.put(entry)
         self.meters.add("nbs_log_rows", "queued" if taken else "dropped", by=len(entry.rungs))  # at once: a crash tells
@@ -80,11 +78,7 @@ class Records:
         self.meters.observe("nbs_batch_rows", rows)
         for rung in set(answers.rungs):
             count("nbs_rows", rung, by=answers.rungs.count(rung))
-        if served.views != self._views:
-            self.flush()
-            self._views = served.views
-        self._statuses.update(answers.statuses)
-        self._count_odd(answers.odd)
+        self._count_rows(served, answers)
         if failures := served.answering.ladder.failures:
             for what, times in failures.items():
                 count("nbs_failures", what, by=times)
@@ -97,12 +91,15 @@ class Records:
             for view, status in zip(self._views, statuses, strict=True):
                 self.meters.count("nbs_view_rows", view, status, by=times)
 
-    def count_again(self, answers: Answers, k: int) -> None:
+    def count_again(self, served: Served, answers: Answers) -> None:
         "Count a row that is answered as before."
-        self.meters.count("nbs_rows", answers.rungs[k])
-        self._statuses.update(answers.statuses[k : k + 1])
-        self._count_odd(each for each in answers.odd if each[0] == k)
+        self.meters.count("nbs_rows", answers.rungs[0])
+        self._count_rows(served, answers)
 
-    def _count_odd(self, odd: Iterable[tuple[int, str, str]]) -> None:
-        for _, kind, column in odd:
+    def _count_rows(self, served: Served, answers: Answers) -> None:
+        if served.views != self._views:  # what was counted belongs to others
+            self.flush()
+            self._views = served.views
+        self._statuses.update(answers.statuses)
+        for _, kind, column in answers.odd:
             self.meters.count(ODD[kind], column)
