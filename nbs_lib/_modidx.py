@@ -721,6 +721,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nbs_lib.overload.Seen': ('lib/overload.html#seen', 'nbs_lib/overload.py'),
                                   'nbs_lib.overload.Seen.late': ('lib/overload.html#seen.late', 'nbs_lib/overload.py'),
                                   'nbs_lib.overload._print_load': ('lib/overload.html#_print_load', 'nbs_lib/overload.py'),
+                                  'nbs_lib.overload._print_overload': ('lib/overload.html#_print_overload', 'nbs_lib/overload.py'),
                                   'nbs_lib.overload.bench_load': ('lib/overload.html#bench_load', 'nbs_lib/overload.py'),
                                   'nbs_lib.overload.press': ('lib/overload.html#press', 'nbs_lib/overload.py'),
                                   'nbs_lib.overload.steady': ('lib/overload.html#steady', 'nbs_lib/overload.py')},

@@ -47,7 +47,7 @@ class Crowd:
 
 # %% ../notebooks/lib/79_accepting.ipynb #60a60084
 MOST = 16  # connections that are taken in one turn of the loop
-TURNS = 5  # of the loop, at most, that a connection is left to the others
+TURNS = 20  # of the loop, at most, that a connection is left to the others
 SHORT, SHORT_S = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}, 1.0  # seconds until there may be room again
 BACKLOG = 2048  # connections that wait to be taken
 

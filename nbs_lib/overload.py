@@ -7,6 +7,7 @@ __all__ = ['TIMES', 'Seen', 'Onlooker', 'steady', 'Overload', 'press', 'bench_lo
 
 # %% ../notebooks/lib/79_overload.ipynb #b7d47e0c
 import http.client
+import math
 import tempfile
 import threading
 import time
@@ -132,13 +133,14 @@ def press(
     bodies: Path,  # heavy ones
     seconds: float = 60.0,
     connections: int = 800,
+    times: float = TIMES,  # what callers want, as a multiple of what can be done; infinite: they never pause
 ) -> Overload:
-    "Press a server with far more than it can do, from callers that wait for a while between two requests."
+    "Press a server with far more than it can do."
     url, first = f"{server.url}/predict", bodies.read_text(encoding="utf-8").partition("\n")[0]
     before = wrk(url, bodies, 8, max(2, seconds / 10), (1,))
     onlooker = Onlooker(server.url, first)
     onlooker.start()
-    pause_ms = round(1000 * connections / (TIMES * before.rate))
+    pause_ms = round(1000 * connections / (times * before.rate))
     during = wrk(url, bodies, connections, seconds, (1,), count=True, pause_ms=pause_ms)
     seen = onlooker.stop()
     return Overload(before, during, seen, wrk(url, bodies, 8, 5, (1,)))
@@ -149,10 +151,15 @@ def bench_load(
 ) -> None:
     "Print how we hold under many callers, and under too many."
     steady(seconds)
-    deadline = load_settings().serve.deadline_ms
-    with tempfile.TemporaryDirectory() as folder, our_server((0,), cache=1) as server:
+    with tempfile.TemporaryDirectory() as folder:
         bodies = write_bodies(Path(folder, "bodies"), heavy(served_rows()[1]))
-        found = press(server, bodies, seconds)
+        for times in (TIMES, math.inf):
+            with our_server((0,), cache=1) as server:
+                _print_overload(press(server, bodies, seconds, times=times))
+
+
+def _print_overload(found: Overload) -> None:
+    deadline = load_settings().serve.deadline_ms
     during, seen = found.during, found.seen
     print(f"capacity {found.before.rate:,.0f} bodies/s of {MANY} rows; then {found.offered:.1f} x of that came:")
     counted = f"{during.shed:,} shed, {during.hinted:,} of them with Retry-After"
