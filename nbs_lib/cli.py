@@ -152,7 +152,9 @@ def parity_verb(
     instants: Annotated[int, typer.Option(min=1, help="Moments, all over the data's time.")] = 10,
     entities: Annotated[int, typer.Option(min=1, help="Rows at each moment.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    redis: Annotated[str | None, typer.Option(help="redis://HOST:PORT/NUMBER; [store] url by default.")] = None,
+    redis: Annotated[
+        str | None, typer.Option(help="redis://HOST:PORT/NUMBER; url in section store of settings.ini by default.")
+    ] = None,
 ) -> None:
     "Prove that the online store answers as the training set was made."
     from nbs_lib.online import parity
@@ -163,7 +165,7 @@ def parity_verb(
 
 @app.command("serve")
 def serve_verb() -> None:
-    "Answer predictions over HTTP, as [serve] in settings.ini says."
+    "Answer predictions over HTTP, as section serve of settings.ini says."
     from nbs_lib.workers import serve
 
     chdir_root()

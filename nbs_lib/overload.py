@@ -163,7 +163,8 @@ def _print_overload(found: Overload) -> None:
     during, seen = found.during, found.seen
     print(f"capacity {found.before.rate:,.0f} bodies/s of {MANY} rows; then {found.offered:.1f} x of that came:")
     counted = f"{during.shed:,} shed, {during.hinted:,} of them with Retry-After"
-    print(f"  {during.ok:,} answered, {counted}, {during.failed} failed")
+    share = during.ok / during.requests * during.rate / found.before.rate
+    print(f"  {during.ok:,} answered ({share:.0%} of the capacity), {counted}, {during.failed} failed")
     accepted, alive = seen.late("predict 200"), seen.late("livez 200")
     print(f"  an accepted request: p99 {accepted:.0f} ms (deadline {deadline} ms); /livez: p99 {alive:.0f} ms")
     print(f"  the onlooker saw {', '.join(f'{len(times)} x {kind}' for kind, times in sorted(seen.taken.items()))}")
