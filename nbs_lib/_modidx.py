@@ -86,7 +86,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nbs_lib.batches.Batches._give_up': ('lib/batches.html#batches._give_up', 'nbs_lib/batches.py'),
                                  'nbs_lib.batches.Batches._is_busy': ('lib/batches.html#batches._is_busy', 'nbs_lib/batches.py'),
                                  'nbs_lib.batches.Batches._late': ('lib/batches.html#batches._late', 'nbs_lib/batches.py'),
-                                 'nbs_lib.batches.Batches._left': ('lib/batches.html#batches._left', 'nbs_lib/batches.py'),
+                                 'nbs_lib.batches.Batches._measure': ('lib/batches.html#batches._measure', 'nbs_lib/batches.py'),
                                  'nbs_lib.batches.Batches._read': ('lib/batches.html#batches._read', 'nbs_lib/batches.py'),
                                  'nbs_lib.batches.Batches._recover': ('lib/batches.html#batches._recover', 'nbs_lib/batches.py'),
                                  'nbs_lib.batches.Batches._refuse': ('lib/batches.html#batches._refuse', 'nbs_lib/batches.py'),

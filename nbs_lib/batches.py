@@ -128,13 +128,13 @@ class Batches:
                 self._waiting = self._turn(waiting)
             except Exception:  # whatever it is, nobody waits for ever
                 self._fail(waiting)
-            if self._left() > end or self._is_busy():
+            if self._measure() > end or self._is_busy():
                 break
         if self._waiting:
             self._again(self.deadline / 20 if self._is_busy() else 0.0)
 
-    def _left(self) -> float:
-        "Measure how much has left the queue; what time it is."
+    def _measure(self) -> float:
+        "How fast bytes leave the queue, and how many are left; what time it is."
         now, size = time.perf_counter(), sum([len(each.body) for each in self._waiting])
         gone, self.size = self.size - size, size
         if self._slow is not None and self._slow is self.current():

@@ -91,7 +91,7 @@ class Encoded(NamedTuple):
 def encoded(
     entry: Entry,
 ) -> Encoded:
-    "An entry as it waits."
+    "Encode an entry: what waits is one block of bytes."
     return Encoded(entry.time_us, entry.model, entry.first, len(entry.rungs), _encoder.encode(entry))
 
 
@@ -153,9 +153,8 @@ class _Day:
         self.path = path
         self.db = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
         try:
-            self.db.execute(
-                "PRAGMA page_size = 65536"
-            )  # half the time of 4096 under load, and 200 kB for a flush of one row
+            # Half the time of 4096 under load; a flush of one row writes 200 kB.
+            self.db.execute("PRAGMA page_size = 65536")
             self.db.execute("PRAGMA wal_autocheckpoint = 250")  # pages: 16 MB
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
