@@ -1,4 +1,4 @@
-"""What `deploy/` holds works: a real nginx before two instances, a real Prometheus whose alert fires, every scheduler."""
+"""What `deploy/` holds works: nginx before two real instances, a real Prometheus whose alert fires, each scheduler."""
 
 import json
 import os
