@@ -153,18 +153,19 @@ def _asked(ask: Callable[[], str], tracking: Tracking, root: Path, what: str) ->
 def follow(
     tracking: Tracking,  # as in `settings.ini`
     root: str | Path = ".",  # the project
-) -> bool:  # whether the registry says now what `served/` says
+) -> None:
     "Let the registry's aliases follow a rollback; where MLflow is down, the next run does it."
     root = Path(root).resolve()
+    if not (root / MARKER).exists():  # nothing was registered from here, or all will be anew
+        return
 
     def ask() -> str:
         client, _ = connect(tracking, root)
         _follow(client, tracking.model, root)
-        if (root / MARKER).exists():
-            write_json(read_json(root / MARKER) | _served(root), root / MARKER)
+        write_json(read_json(root / MARKER) | _served(root), root / MARKER)
         return "done"
 
-    return bool(_asked(ask, tracking, root, "its aliases follow"))
+    _asked(ask, tracking, root, "its aliases follow")
 
 # %% ../notebooks/lib/38_registry.ipynb #abf43c77
 UNCHANGED, REJECTED, RETRY, WITHDRAWN = "unchanged", "rejected", "retry later", "withdrawn"
