@@ -1121,6 +1121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nbs_lib.registry._signature': ('lib/registry.html#_signature', 'nbs_lib/registry.py'),
                                   'nbs_lib.registry._version_tags': ('lib/registry.html#_version_tags', 'nbs_lib/registry.py'),
                                   'nbs_lib.registry._whole': ('lib/registry.html#_whole', 'nbs_lib/registry.py'),
+                                  'nbs_lib.registry._withdrawn': ('lib/registry.html#_withdrawn', 'nbs_lib/registry.py'),
                                   'nbs_lib.registry.deliver': ('lib/registry.html#deliver', 'nbs_lib/registry.py'),
                                   'nbs_lib.registry.follow': ('lib/registry.html#follow', 'nbs_lib/registry.py'),
                                   'nbs_lib.registry.register': ('lib/registry.html#register', 'nbs_lib/registry.py')},

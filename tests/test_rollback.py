@@ -127,6 +127,22 @@ def test_it_is_served_again_by_its_name_alone(here: Path, capsys: pytest.Capture
     assert not capsys.readouterr().err
 
 
+def test_another_machine_does_not_promote_it_again_either(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = champions()
+    rollback(why="too slow")
+    shutil.move("served", "served elsewhere")  # as if this were another clone, with the same registry
+    Path(".nbs/registered.json").unlink()
+    assert register(BUNDLE, decision()) == "withdrawn"
+    assert f"the bundle {second[:12]} was rolled back elsewhere (" in capsys.readouterr().err
+    assert aliases() == {"champion": "1"}
+    assert not Path("served/CURRENT").exists()
+    shutil.rmtree("served", ignore_errors=True)
+    shutil.move("served elsewhere", "served")
+    rollback(second)
+    assert "rolled_back" not in tags("2")
+    assert champions() == [first, second]
+
+
 def test_the_next_rollback_goes_further_back_and_not_to_what_was_rolled_back(here: Path) -> None:
     first, second = champions()
     rollback()
