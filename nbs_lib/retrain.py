@@ -142,6 +142,6 @@ def publish(
             with replacing(root / name) as temporary:
                 shutil.copyfile(there / name, temporary)
         with contextlib.chdir(root):
-            if dvc("checkout", "--quiet", "--force"):
-                return "data and models could not be checked out: `dvc checkout` says why."
+            if dvc("checkout", "--quiet", "--force", "dvc.yaml"):
+                return "data and models could not be checked out: `dvc checkout dvc.yaml` says why."
     return f"{', '.join(names) or 'nothing'} changed: look at `git diff`, then commit."
