@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'log_app', 'Measured', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
            'materialise_verb', 'parity_verb', 'serve_verb', 'simulate_verb', 'log_compact_verb', 'log_show_verb',
-           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
+           'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/54_cli.ipynb #55bd15b4
 import sys
@@ -180,12 +180,17 @@ def simulate_verb(
     rows: Annotated[int | None, typer.Option(min=1, help="At most; all by default.")] = None,
     url: Annotated[str, typer.Option(help="Of the service; a token is read from NBS_TOKEN.")] = "http://127.0.0.1:8000",
     labels: Annotated[bool, typer.Option(help="Send labels as feedback, as late as they were known.")] = True,
+    refresh: Annotated[
+        str, typer.Option(help="How often the store of features follows, such as 6h; never by default.")
+    ] = "",
+    poison: Annotated[bool, typer.Option("--poison", help="Break the requests as pipelines break them.")] = False,
+    permute: Annotated[bool, typer.Option("--permute", help="Send each row the label of another.")] = False,
 ) -> None:
     "Send rows that training did not see to the service as traffic."
     from nbs_lib.simulate import simulate
 
     chdir_root()
-    simulate(start, end, speed, rows, url, labels)
+    simulate(start, end, speed, rows, url, labels, refresh, poison, permute)
 
 
 log_app = typer.Typer(help="The prediction log.", no_args_is_help=True)
@@ -216,6 +221,25 @@ def log_show_verb(
 
     chdir_root()
     print(show(load_settings().serve.log, id))
+
+
+@app.command("cycle")
+def cycle_verb(
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAY", help="What is known; by default when the labels of the last answered rows were due."
+        ),
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="A table; what the champion learnt from by default.")] = None,
+    current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
+) -> None:
+    "One turn: monitor, decide, retrain, judge. Exit codes: 0 nothing to do, 10 watch, 20 judged, 30 broken data."
+    from nbs_lib.cycle import cycle
+
+    tables = [str(each.resolve()) if each else None for each in (reference, current)]
+    chdir_root()
+    raise typer.Exit(cycle(as_of, *tables))
 
 
 @app.command("torchserve")
@@ -266,11 +290,12 @@ def study_verb(
 @app.command("deps")
 def deps_verb() -> None:
     "Write into dvc.yaml which modules each stage depends on."
-    from nbs_lib.pipeline import STUDIES, write_deps
+    from nbs_lib.pipeline import FOLDERS, write_deps
 
     chdir_root()
-    for name in write_deps() + write_deps(folder=STUDIES):
-        print(f"dvc.yaml: {name}")
+    for folder in FOLDERS:
+        for name in write_deps(folder=folder):
+            print(f"dvc.yaml: {name}")
 
 
 def main() -> None:
