@@ -4,26 +4,26 @@
 
 # %% auto #0
 __all__ = ['EXPLAINED', 'OK', 'WATCH', 'DRIFT', 'INSUFFICIENT', 'BROKEN', 'NOTHING', 'CODES', 'counted', 'pooled', 'weights',
-           'effects', 'monitor']
+           'effects', 'monitor', 'drawn_by']
 
-# %% ../notebooks/lib/89_monitor.ipynb #157f283f
+# %% ../notebooks/lib/89_monitor.ipynb #7a785f80
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from .judgement import answers, judged
+from .histogram import NUMERIC, Column, Profile
+from .profile import binning, profile
 
 from . import contract, drift
 from .bundle import Bundle
 from .errors import DataError
-from .histogram import NUMERIC, Column, Profile
 from .importance import effect, importance
-from .profile import binning, profile
+from .judgement import answers, judged
 from .roles import Roles
-from .watched import Watched, of_window, windows
+from .watched import Watched, known_until, of_window, windows
 
-# %% ../notebooks/lib/89_monitor.ipynb #aabb751b
+# %% ../notebooks/lib/89_monitor.ipynb #f3111942
 def counted(
     watched: Watched,
 ) -> tuple[Profile, Profile]:  # of the reference, and of all current days
@@ -57,7 +57,7 @@ def pooled(
         found[name] = text.map(kept).fillna(rare if column.open else "(new)").mask(missing)
     return pd.DataFrame(found, index=table.index)
 
-# %% ../notebooks/lib/89_monitor.ipynb #e1923416
+# %% ../notebooks/lib/89_monitor.ipynb #5b4e778c
 EXPLAINED = 5  # drifted columns whose effect is told
 
 
@@ -90,7 +90,7 @@ def effects(
     id = "_id" if "_id" in rows else None
     return {name: effect(bundle, rows, reference, name, id) for name in over if name in names}
 
-# %% ../notebooks/lib/89_monitor.ipynb #0b826103
+# %% ../notebooks/lib/89_monitor.ipynb #32ee13ca
 OK, WATCH, DRIFT, INSUFFICIENT = drift.OK, drift.WATCH, drift.DRIFT, drift.INSUFFICIENT
 BROKEN, NOTHING = "contract failure", "no data"
 CODES = {OK: 0, INSUFFICIENT: 0, NOTHING: 0, WATCH: 10, DRIFT: 20, BROKEN: 30}  # of `nbs monitor`
@@ -140,7 +140,10 @@ def _about(
     as_of = pd.Timestamp(watched.as_of, unit="s").isoformat() if watched.as_of is not None else None
     return {
         "as_of": as_of,
-        "champion": {"id": bundle.id if bundle else None, "as_of": roles.as_of if roles else None},
+        "champion": {
+            "id": bundle.id if bundle else None,
+            "as_of": known_until(bundle, roles) if bundle and roles else None,
+        },
         "windows": [[_date(day) for day in span] for span in spans] if watched.timed else [],
         "rows": {"reference": len(watched.reference), "current": len(rows), **watched.counts}
         | {"window": len(of_window(rows, spans[-1])) if spans else 0},
@@ -195,3 +198,17 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if np.isfinite(value) else None
     return value
+
+# %% ../notebooks/lib/89_monitor.ipynb #6572cf31
+def drawn_by(
+    watched: Watched,
+    found: Mapping[str, Any],  # as `monitor` returns it
+    days: int,  # of a window
+) -> dict[str, Any]:  # reference, current, kinds and limits, as `evidently_page` takes them
+    "The same rows, read in the same way."
+    spans = windows(watched, days)
+    rows = of_window(watched.current, spans[-1]) if spans else watched.current.iloc[:0]
+    columns = binning(watched.reference[list(watched.kinds)], watched.kinds)
+    limits = {row["column"]: row["limit"] for row in found["drift"]["columns"] if row["limit"] is not None}
+    before, after = (pooled(table, columns) for table in (watched.reference, rows))
+    return {"reference": before, "current": after, "kinds": watched.kinds, "limits": limits}
