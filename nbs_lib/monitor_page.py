@@ -6,7 +6,7 @@
 __all__ = ['Found', 'TONES', 'HEADLINES', 'SHOWN', 'headline', 'figures', 'left_out', 'contract', 'drifted', 'rows_moved',
            'performance', 'by_window', 'coverage', 'groups', 'slices', 'service']
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #5360cb48
+# %% ../notebooks/lib/89_monitor_page.ipynb #cdc7347a
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from .evaluation import written
 from .findings import named, number
 from .monitor import BROKEN, DRIFT, INSUFFICIENT, NOTHING, OK, WATCH
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #da52e435
+# %% ../notebooks/lib/89_monitor_page.ipynb #8698876a
 Found = Mapping[str, Any]  # what `monitor` returns
 
 TONES = {OK: GOOD, WATCH: WARN, DRIFT: BAD, BROKEN: BAD, INSUFFICIENT: WARN, NOTHING: WARN}
@@ -108,7 +108,7 @@ def left_out(
     said = [f"{rows[name]:,} {words}." for name, words in told.items() if rows.get(name)]
     return note(" ".join(said) or "No row was left out, repeated or contradicted.")
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #deb68296
+# %% ../notebooks/lib/89_monitor_page.ipynb #3f22adfa
 def contract(
     found: Found,
 ) -> Block:
@@ -125,6 +125,7 @@ def contract(
 
 
 SHOWN = 15  # columns
+_SAID: dict[bool | None, str] = {True: "drift", False: "no drift", None: "—"}
 
 
 def drifted(
@@ -144,7 +145,7 @@ def drifted(
                 badge("over", BAD) if row["over"] else "",
                 _pair(row["distance"], row["limit"]),
                 _pair(score.get("score"), score.get("limit")),
-                {True: "drift", False: "no drift"}.get(score.get("drifted"), "—"),
+                _SAID[score.get("drifted")],
                 missing,
                 _share(found["importance"].get(name)),
                 _change(effect["output"]) if effect else "",
@@ -185,7 +186,7 @@ def rows_moved(
         table(("column", "row", "its value", "its answer moved by"), rows) if rows else note("None was moved by drift.")
     )
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #9ffefb71
+# %% ../notebooks/lib/89_monitor_page.ipynb #c65613f6
 def performance(
     found: Found,
 ) -> Block:
@@ -280,7 +281,7 @@ def slices(
     ]
     return table(("column", "level", "rows", named(told["metric"])), rows) if rows else note("No label has come yet.")
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #b137e6a6
+# %% ../notebooks/lib/89_monitor_page.ipynb #64409291
 def service(
     found: Found,
 ) -> Block:
