@@ -6,24 +6,24 @@
 __all__ = ['EXPLAINED', 'OK', 'WATCH', 'DRIFT', 'INSUFFICIENT', 'BROKEN', 'NOTHING', 'CODES', 'counted', 'pooled', 'weights',
            'effects', 'monitor', 'drawn_by']
 
-# %% ../notebooks/lib/89_monitor.ipynb #7a785f80
+# %% ../notebooks/lib/89_monitor.ipynb #bf5735ed
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from .histogram import NUMERIC, Column, Profile
-from .profile import binning, profile
 
 from . import contract, drift
 from .bundle import Bundle
 from .errors import DataError
+from .histogram import NUMERIC, Column, Profile
 from .importance import effect, importance
 from .judgement import answers, judged
+from .profile import binning, profile
 from .roles import Roles
 from .watched import Watched, known_until, of_window, windows
 
-# %% ../notebooks/lib/89_monitor.ipynb #f3111942
+# %% ../notebooks/lib/89_monitor.ipynb #59be0910
 def counted(
     watched: Watched,
 ) -> tuple[Profile, Profile]:  # of the reference, and of all current days
@@ -57,7 +57,7 @@ def pooled(
         found[name] = text.map(kept).fillna(rare if column.open else "(new)").mask(missing)
     return pd.DataFrame(found, index=table.index)
 
-# %% ../notebooks/lib/89_monitor.ipynb #5b4e778c
+# %% ../notebooks/lib/89_monitor.ipynb #d96d5f91
 EXPLAINED = 5  # drifted columns whose effect is told
 
 
@@ -90,7 +90,7 @@ def effects(
     id = "_id" if "_id" in rows else None
     return {name: effect(bundle, rows, reference, name, id) for name in over if name in names}
 
-# %% ../notebooks/lib/89_monitor.ipynb #32ee13ca
+# %% ../notebooks/lib/89_monitor.ipynb #881936e6
 OK, WATCH, DRIFT, INSUFFICIENT = drift.OK, drift.WATCH, drift.DRIFT, drift.INSUFFICIENT
 BROKEN, NOTHING = "contract failure", "no data"
 CODES = {OK: 0, INSUFFICIENT: 0, NOTHING: 0, WATCH: 10, DRIFT: 20, BROKEN: 30}  # of `nbs monitor`
@@ -104,12 +104,14 @@ def monitor(
     alarms: float = 0.05,  # share of ordinary windows that may raise one
     patience: int = 2,  # windows running in which a column must be over its limit
     sliced: Any = "auto",  # `evaluate.slices`
-) -> dict[str, Any]:  # what JSON can hold: status, sentence, as_of, windows, rows, contract, drift, performance, …
+) -> dict[
+    str, Any
+]:  # what JSON can hold: status, code, sentence, as_of, windows, rows, contract, drift, performance, …
     "What is found of the rows that came; raises `DataError`."
     spans = windows(watched, days)
-    found: dict[str, Any] = _about(watched, bundle, roles, spans)
+    found = _about(watched, bundle, roles, spans)
     if not spans:
-        return _rounded(found | {"status": NOTHING, "sentence": _too_few(watched, days)})
+        return _finding(found, NOTHING, _too_few(watched, days))
     reference, current = counted(watched)
     parts = [current.between(*span) for span in spans]
     stored = (
@@ -129,7 +131,11 @@ def monitor(
     }
     broken = contract.broken(ledger)
     status = BROKEN if broken else told["status"]
-    return _rounded(found | {"status": status, "sentence": _sentence(broken, told)})
+    return _finding(found, status, _sentence(broken, told))
+
+
+def _finding(found: dict[str, Any], status: str, sentence: str) -> dict[str, Any]:
+    return _rounded(found | {"status": status, "code": CODES[status], "sentence": sentence})
 
 
 def _about(
@@ -199,7 +205,7 @@ def _rounded(value: Any) -> Any:
         return round(value, 6) if np.isfinite(value) else None
     return value
 
-# %% ../notebooks/lib/89_monitor.ipynb #6572cf31
+# %% ../notebooks/lib/89_monitor.ipynb #503ad671
 def drawn_by(
     watched: Watched,
     found: Mapping[str, Any],  # as `monitor` returns it

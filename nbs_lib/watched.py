@@ -6,7 +6,7 @@
 __all__ = ['DAY', 'TRAINING_SET', 'CONTRACT', 'Watched', 'asked_for', 'latest', 'from_log', 'known_until', 'compared', 'settled',
            'read', 'from_tables', 'of_turn', 'windows', 'of_window']
 
-# %% ../notebooks/lib/88_watched.ipynb #00c04348
+# %% ../notebooks/lib/88_watched.ipynb #390c9138
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from .histogram import CATEGORICAL, NUMERIC
 
 from .answered import answered, local_days
 from .bundle import Bundle
-from .champion import SERVED
+from .champion import SERVED, NoChampionError, champion
 from .errors import DataError, ParamsError, did_you_mean
+from .histogram import CATEGORICAL, NUMERIC
 from .performance import once
 from .roles import Roles
 from .settings import load_settings
 from .split import target_ids
 from .table import duration, read_csv, read_parquet, timestamps
 
-# %% ../notebooks/lib/88_watched.ipynb #e41a7370
+# %% ../notebooks/lib/88_watched.ipynb #33694038
 DAY = 86400
 
 
@@ -69,7 +69,7 @@ def latest(
     midnight = pd.Timestamp(0) + pd.Timedelta(last + 1, "D")
     return int(midnight.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").timestamp())
 
-# %% ../notebooks/lib/88_watched.ipynb #f599b4ef
+# %% ../notebooks/lib/88_watched.ipynb #e4fe08f3
 TRAINING_SET = "data/training_set.parquet"
 
 
@@ -131,7 +131,7 @@ def settled(
         rows["_target"] = rows["_target"].where(rows["_time"] + watched.delay <= as_of)
     return replace(watched, current=rows, as_of=as_of, counts=watched.counts | {"later": int(later.sum())})
 
-# %% ../notebooks/lib/88_watched.ipynb #f48038ae
+# %% ../notebooks/lib/88_watched.ipynb #2f822fb3
 def read(
     path: str | Path,  # a `.csv` or `.parquet` file
 ) -> pd.DataFrame:
@@ -220,26 +220,29 @@ def _shaped(table: pd.DataFrame, time: str | None, zone: str, roles: Roles | Non
         found["_target"] = target_ids(table[roles.target], roles)
     return table.assign(**found)
 
-# %% ../notebooks/lib/88_watched.ipynb #957d9458
+# %% ../notebooks/lib/88_watched.ipynb #60241cd9
 CONTRACT = "data/contract/features.yaml"
 
 
 def of_turn(
     turn: Mapping[str, Any],  # as_of, reference and current, each None by default
-    bundle: Bundle | None,  # the champion; None: there is none
-) -> tuple[Watched, Roles | None]:  # and what is known of the columns
+) -> tuple[Watched, Bundle | None, Roles | None]:  # and the champion, and what is known of the columns
     "The rows of a turn; raises `UserError` where there are none to read."
     roles = Roles.load(CONTRACT) if Path(CONTRACT).exists() else None
+    try:
+        bundle = Bundle.open(champion())
+    except NoChampionError:
+        bundle = None
     reference, current, as_of = (turn.get(key) for key in ("reference", "current", "as_of"))
     if current:
-        return from_tables(reference or TRAINING_SET, current, roles, bundle, as_of), roles
+        return from_tables(reference or TRAINING_SET, current, roles, bundle, as_of), bundle, roles
     log = load_settings().serve.log
     if not bundle or not roles or not log:
         lacking = "champion: `make run` first" if log else "prediction log: set log in section serve of settings.ini"
         raise DataError(f"there is no {lacking}, or name two tables by --reference and --current.")
-    return from_log(log, roles, bundle, as_of, reference or TRAINING_SET), roles
+    return from_log(log, roles, bundle, as_of, reference or TRAINING_SET), bundle, roles
 
-# %% ../notebooks/lib/88_watched.ipynb #5638ca92
+# %% ../notebooks/lib/88_watched.ipynb #8a2f1f2d
 def windows(
     watched: Watched,
     days: int,  # of a window
