@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'log_app', 'Measured', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
            'materialise_verb', 'parity_verb', 'serve_verb', 'simulate_verb', 'rollback_verb', 'schedule_verb',
-           'log_compact_verb', 'log_show_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb',
-           'deps_verb', 'main']
+           'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb',
+           'study_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/54_cli.ipynb #55bd15b4
 import sys
@@ -248,6 +248,22 @@ def log_show_verb(
 
     chdir_root()
     print(show(load_settings().serve.log, id))
+
+
+@app.command("monitor")
+def monitor_verb(
+    as_of: Annotated[
+        str | None, typer.Option(metavar="DAY", help="What is known; the end of the last ordinary day by default.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="A table; what the champion learnt from by default.")] = None,
+    current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
+) -> None:
+    "Say whether what came is what was learnt from. Exit codes: 0 ok, 10 watch, 20 drift, 30 broken data."
+    from nbs_lib.cycle import watch
+
+    tables = [str(each.resolve()) if each else None for each in (reference, current)]
+    chdir_root()
+    raise typer.Exit(watch(as_of, *tables))
 
 
 @app.command("cycle")
