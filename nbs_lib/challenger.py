@@ -175,8 +175,9 @@ class Keeper:
         if code == 0 or found is None or found.name != self._id:
             return
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
+        why = ": a request took far too much of the processor's time" if code == -signal.SIGPROF else ""
         try:
-            abort(self._id, f"its process ended with {how}.", self.root)
+            abort(self._id, f"its process ended with {how}{why}.", self.root)
         except OSError:
             self._given_up = self._id
 

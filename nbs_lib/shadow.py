@@ -121,7 +121,7 @@ class Tail:
 
 # %% ../notebooks/lib/81_shadow.ipynb #26fc22dd
 TURN_S = 1.0  # seconds between two looks into the log
-WORK_S = 1.0  # of a turn; what was not answered by then is dropped
+WORK_S = 5.0  # of a turn, at most; what was not answered by then is dropped
 HANG_S = 10  # seconds of processor time after which the system ends the process
 
 
@@ -191,6 +191,8 @@ class Shadow:
             problem = f"it refuses what the champion took ({refused})."
         except Exception as error:  # whatever it is, nobody waits for it
             problem = f"it failed ({said(error)})."
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
         seconds = time.thread_time() - start
         answering.ladder.failures.clear()
         self.meters.observe("nbs_shadow_seconds", seconds)
@@ -227,15 +229,17 @@ def run(
     root: str | Path = ".",  # the project
 ) -> None:
     "Answer in the champion's shadow until that is over; raises `OSError` where it can't say why it stopped."
-    signal.setitimer(signal.ITIMER_PROF, LOAD_S)  # what hangs in a graph can be ended by the system alone
     folder, parent, told = challenger(root), os.getppid(), ""
     if folder is None:
         return
+    signal.setitimer(signal.ITIMER_PROF, LOAD_S)  # what hangs in a graph can be ended by the system alone
     try:
         settings = load_settings(Path(root) / "settings.ini").serve
         served = load(folder, root, settings.max_rows)
     except Exception as error:  # whatever it is, it would fail as a champion too
         return abort(folder.name, str(error) or type(error).__name__, root)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     shadow: Shadow | None = None
     while challenger(root) == folder and os.getppid() == parent:
         try:

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from conftest import ROOT
 from onnx import TensorProto, helper
 from services import ROW, Load, Running, make_project, point_to, promote, service, until
 from ship_fixtures import INPUTS, LINEAGE, SCHEMA, make_bundle, make_ladder_bundle
@@ -22,16 +24,19 @@ from test_prediction_log import DAY, THEN, entry, filled, id_of, served  # noqa:
 from test_serve import damaged, graph_of
 
 from nbs_lib.bundle import Bundle, write_bundle
-from nbs_lib.challenger import aborted, challenger, said, shadow_folder, unshadow
-from nbs_lib.champion import champion
+from nbs_lib.challenger import abort, aborted, challenger, said, shadow_folder, unshadow
+from nbs_lib.champion import champion, load
 from nbs_lib.compaction import compact_log
 from nbs_lib.errors import BundleError
 from nbs_lib.feedback import feedback, models
 from nbs_lib.ladder import Ladder
+from nbs_lib.meters import FOLDER, Meters
 from nbs_lib.pairs import answers, pairs
-from nbs_lib.prediction_log import day_of
+from nbs_lib.prediction_log import PredictionLog, day_of
+from nbs_lib.records import Records
 from nbs_lib.registry import deliver, shadow
-from nbs_lib.shadow import drawn
+from nbs_lib.settings import Serve
+from nbs_lib.shadow import Shadow, drawn
 from nbs_lib.store import open_lookup
 
 WIDTH = [INPUTS[0]]
@@ -182,6 +187,36 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     assert said(root).startswith("no challenger is in shadow")
 
 
+def test_the_verb_says_how_it_is(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "p")
+    make_ladder_bundle(root / "other", metrics={"another": 1})
+
+    def nbs(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "nbs_lib.cli", "shadow", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    id = Bundle.open(root / "other").id
+    told = f"the challenger {id[:12]} answers in the shadow of the champion {champion(root).name[:12]}.\n"
+    assert nbs("other") == nbs() == (0, told)
+    abort(id, "it gave no finite number.", root)
+    assert nbs()[1].endswith("it gave no finite number.\n")
+    assert nbs("--stop") == (0, "no challenger is in shadow: `nbs shadow FOLDER` puts a bundle there.\n")
+    code, said_ = nbs("nowhere")
+    assert code == 1
+    assert "nowhere is not a bundle" in said_
+    assert len(said_.splitlines()) == 1
+
+
+def test_what_runs_in_production_imports_little() -> None:
+    code = "import sys, nbs_lib.{}; print([m for m in {} if m in sys.modules])"
+    heavy = ["pandas", "pyarrow", "duckdb", "sklearn", "mlflow", "torch", "evidently", "uvicorn", "fastapi"]
+    for module, more in (("shadow", []), ("workers", ["numpy", "onnxruntime", "prometheus_client"])):
+        command = [sys.executable, "-c", code.format(module, heavy + more)]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "[]\n"
+
+
 # What ends it
 
 
@@ -292,6 +327,76 @@ def test_a_disk_that_takes_nothing_costs_answers_but_not_the_challenger(tmp_path
         until(lambda: id in {*log_of(root)["id"]})
         assert "can't be written" in running.said()
         assert aborted(root) is None
+
+
+# Turns
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Shadow, Callable[[int], None]]]:
+    """A challenger without a service, and what logs so many requests of two rows each."""
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    root = make_project(tmp_path / "p")
+    bundle = load(champion(root), root)
+    shadow = Shadow(bundle, Serve(shadow=1.0), Meters(), root)
+    records = Records(shadow.meters, "9f3c2a17", PredictionLog(root / "served/log", "9f3c2a17", flush_s=60))
+    body = json.dumps([ROW, ROW]).encode()
+
+    def ask(requests: int) -> None:
+        answers, now_us = bundle.answering.answer(bundle.payload.read(body) * requests), time.time_ns() // 1000
+        records.ids(now_us, 2 * requests)
+        records.write(bundle, answers, now_us, records.next - 2 * requests, [body] * requests, [2] * requests)
+        assert records.log
+        records.log._flush()
+
+    yield shadow, ask
+    assert records.log
+    records.log.close()
+
+
+def counted(shadow: Shadow, result: str) -> float:
+    return shadow.meters._child("nbs_shadow_rows", (result,))._value.get()
+
+
+def test_what_there_is_no_time_for_is_dropped_and_counted(
+    logged: tuple[Shadow, Callable[[int], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shadow, ask = logged
+    ask(3)
+    shadow.turn()
+    assert (counted(shadow, "scored"), counted(shadow, "dropped")) == (6, 0)
+    monkeypatch.setattr("nbs_lib.shadow.WORK_S", 0.0)
+    ask(4)
+    shadow.turn()
+    assert (counted(shadow, "scored"), counted(shadow, "dropped")) == (6, 8)
+    monkeypatch.setattr("nbs_lib.shadow.WORK_S", 0.25)
+    monkeypatch.setattr(shadow, "_ask", lambda body, rows: time.sleep(0.1))
+    ask(20)  # one entry: what is left of it is dropped too
+    shadow.turn()
+    assert 40 - 2 * 4 <= counted(shadow, "dropped") - 8 <= 40 - 2 * 2
+
+
+def test_the_system_s_patience_is_for_a_request_and_not_for_a_life(
+    logged: tuple[Shadow, Callable[[int], None]],
+) -> None:
+    shadow, ask = logged
+    ask(1)
+    shadow.turn()
+    assert counted(shadow, "scored") == 2
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+def test_a_log_that_was_put_away_begins_anew(logged: tuple[Shadow, Callable[[int], None]]) -> None:
+    shadow, ask = logged
+    ask(1)
+    ask(1)
+    shadow.turn()
+    shutil.rmtree(shadow.tail.folder)
+    ask(1)  # its first row has a number that was seen before
+    shadow.turn()
+    ask(1)
+    shadow.turn()
+    assert counted(shadow, "scored") == 6
 
 
 # Days that are over
