@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'log_app', 'Measured', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
-           'materialise_verb', 'parity_verb', 'serve_verb', 'simulate_verb', 'rollback_verb', 'schedule_verb',
-           'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb',
-           'study_verb', 'deps_verb', 'main']
+           'materialise_verb', 'parity_verb', 'serve_verb', 'shadow_verb', 'simulate_verb', 'rollback_verb',
+           'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb', 'torchserve_verb',
+           'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/54_cli.ipynb #55bd15b4
 import sys
@@ -171,6 +171,25 @@ def serve_verb() -> None:
 
     chdir_root()
     raise typer.Exit(serve())
+
+
+@app.command("shadow")
+def shadow_verb(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder; none, to see how it is.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Nobody answers in shadow any more.")] = False,
+) -> None:
+    "Let a challenger answer a share of the requests in the champion's shadow."
+    from nbs_lib.challenger import said, unshadow
+
+    bundle = bundle.resolve() if bundle else None
+    chdir_root()
+    if stop:
+        unshadow()
+    elif bundle:
+        from nbs_lib.registry import shadow
+
+        shadow(bundle)
+    print(said())
 
 
 @app.command("simulate")

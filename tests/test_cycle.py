@@ -22,12 +22,11 @@ START = pd.Timestamp("2020-01-01", tz="UTC")
 
 
 def shop(days: int = DAYS, seed: int = 0) -> pd.DataFrame:
-    """What a shop sells, hour by hour: days have a mood, and in the fifth month the world turns."""
+    """What a shop sells, hour by hour: days have a mood, and from the twelfth week on the price matters too."""
     rng, n = np.random.default_rng(seed), days * HOURLY
     day = np.repeat(np.arange(days), HOURLY)
     x, z, mood = rng.normal(size=n), rng.normal(size=n), rng.normal(size=days)[day] * 0.3
-    turned = day >= 120
-    odds = np.where(turned, 2.0 * z - 0.5 * x, 2.0 * x) + mood
+    odds = 2.0 * x + np.where(day >= 84, 2.0 * z, 0.0) + mood
     table = pd.DataFrame({"at": START + pd.to_timedelta(day * 24 + np.tile(np.arange(HOURLY), days), unit="h")})
     table["number"] = [f"n{k}" for k in range(n)]
     table["size"], table["price"] = x.round(4) + 10, z.round(4) + 10
