@@ -6,7 +6,7 @@
 __all__ = ['Found', 'TONES', 'HEADLINES', 'SHOWN', 'headline', 'figures', 'left_out', 'contract', 'drifted', 'rows_moved',
            'performance', 'by_window', 'coverage', 'groups', 'slices', 'service']
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #cdc7347a
+# %% ../notebooks/lib/89_monitor_page.ipynb #f168dc07
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +15,7 @@ from .evaluation import written
 from .findings import named, number
 from .monitor import BROKEN, DRIFT, INSUFFICIENT, NOTHING, OK, WATCH
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #8698876a
+# %% ../notebooks/lib/89_monitor_page.ipynb #4497778e
 Found = Mapping[str, Any]  # what `monitor` returns
 
 TONES = {OK: GOOD, WATCH: WARN, DRIFT: BAD, BROKEN: BAD, INSUFFICIENT: WARN, NOTHING: WARN}
@@ -51,7 +51,8 @@ def headline(
     reasons: list[list[object]] = [[found["sentence"]]]
     if status == BROKEN and found["drift"]["sentence"]:
         reasons.append([found["drift"]["sentence"]])
-    effects = [_effect_told(name, found) for name in found["effects"]]
+    moved = sorted(found["effects"], key=lambda name: -found["effects"][name]["size"])
+    effects = [_effect_told(name, found) for name in moved]
     reasons += [[" ".join(effects[:2])]] if effects else []
     return verdict(TONES[status], status.upper(), HEADLINES[status], reasons, _TODO[status])
 
@@ -59,6 +60,8 @@ def headline(
 def _effect_told(name: str, found: Found) -> str:
     effect, shares = found["effects"][name], list(found["importance"])
     place = f"{name} is input {shares.index(name) + 1} of {len(shares)} by importance" if name in shares else name
+    if effect["size"] < 5e-5:
+        return f"{place}; its drift moved no answer."
     return f"{place}; its drift moved the answers by {_change(effect['output'])} on average."
 
 
@@ -108,7 +111,10 @@ def left_out(
     said = [f"{rows[name]:,} {words}." for name, words in told.items() if rows.get(name)]
     return note(" ".join(said) or "No row was left out, repeated or contradicted.")
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #3f22adfa
+# %% ../notebooks/lib/89_monitor_page.ipynb #6768c4cd
+SHOWN = 15  # checks or columns
+
+
 def contract(
     found: Found,
 ) -> Block:
@@ -119,12 +125,14 @@ def contract(
         return note(f"All {len(ledger)} checks have passed." if ledger else "Nothing was checked: there is no window.")
     failed.sort(key=lambda entry: entry["severity"] != "fail")
     marks = {"fail": badge("fails", BAD), "warn": badge("warns", WARN)}
-    keys = ("check", "column", "observed", "needed", "sentence")
-    rows = [(marks[entry["severity"]], *(entry[key] or "" for key in keys)) for entry in failed]
-    return table(("", "check", "column", "observed", "needed", "what it says"), rows)
+    rows = [
+        (marks[e["severity"]], f"{e['sentence'][:1].upper()}{e['sentence'][1:]}", e["observed"], e["needed"])
+        for e in failed
+    ]
+    shown = table(("", f"{len(failed)} of {len(ledger)} checks", "observed", "needed"), rows[:SHOWN])
+    return Block(shown.code + note(f"{len(rows) - SHOWN} more failed.").code) if len(rows) > SHOWN else shown
 
 
-SHOWN = 15  # columns
 _SAID: dict[bool | None, str] = {True: "drift", False: "no drift", None: "—"}
 
 
@@ -186,7 +194,7 @@ def rows_moved(
         table(("column", "row", "its value", "its answer moved by"), rows) if rows else note("None was moved by drift.")
     )
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #c65613f6
+# %% ../notebooks/lib/89_monitor_page.ipynb #693428bb
 def performance(
     found: Found,
 ) -> Block:
@@ -220,7 +228,7 @@ def by_window(
     told = found["performance"]
     rows = [
         (
-            _span(found, each["window"]),
+            " to ".join(each["window"]),
             number(each["estimate"]),
             number(each["realised"]),
             number(each["estimate"] - each["realised"], sign=True),
@@ -231,10 +239,6 @@ def by_window(
     if not rows:
         return note("No window has labels and one before it.")
     return table(("window", f"{named(told['metric'])}, estimated", "realised", "difference"), rows)
-
-
-def _span(found: Found, place: int) -> str:
-    return " to ".join(found["windows"][place]) if place >= 0 else "of the champion's test rows"
 
 
 def coverage(
@@ -281,7 +285,7 @@ def slices(
     ]
     return table(("column", "level", "rows", named(told["metric"])), rows) if rows else note("No label has come yet.")
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #64409291
+# %% ../notebooks/lib/89_monitor_page.ipynb #94f963a6
 def service(
     found: Found,
 ) -> Block:
