@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'log_app', 'Measured', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
-           'materialise_verb', 'parity_verb', 'serve_verb', 'simulate_verb', 'log_compact_verb', 'log_show_verb',
-           'monitor_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
+           'materialise_verb', 'parity_verb', 'serve_verb', 'simulate_verb', 'rollback_verb', 'schedule_verb',
+           'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb',
+           'study_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/54_cli.ipynb #55bd15b4
 import sys
@@ -191,6 +192,32 @@ def simulate_verb(
 
     chdir_root()
     simulate(start, end, speed, rows, url, labels, refresh, poison, permute)
+
+
+@app.command("rollback")
+def rollback_verb(
+    to: Annotated[str | None, typer.Option(metavar="ID", help="Of a bundle in served/, or its first digits.")] = None,
+    why: Annotated[str, typer.Option(help="For the record, served/HISTORY.")] = "",
+    degraded: Annotated[
+        bool, typer.Option(help="Also where feature views of it are not in the store any more.")
+    ] = False,
+) -> None:
+    "Serve the previous champion again."
+    from nbs_lib.rollback import rollback
+
+    chdir_root()
+    rollback(to, why, degraded)
+
+
+@app.command("schedule")
+def schedule_verb(
+    next_only: Annotated[bool, typer.Option("--next", help="Only say when the next cycle is due.")] = False,
+) -> None:
+    "Run the cycle whenever section schedule of settings.ini says."
+    from nbs_lib.schedule import schedule, tell_next
+
+    chdir_root()
+    tell_next() if next_only else schedule()
 
 
 log_app = typer.Typer(help="The prediction log.", no_args_is_help=True)

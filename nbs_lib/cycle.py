@@ -27,7 +27,8 @@ from .files import read_json
 from .ledger import BROKEN, DONE, FAILED, JUDGED, NOTHING, PROMOTE, WAIT, begin, finish, step
 from .logged import days, read_day
 from .online import CONTRACT, FEATURES, fill, moment
-from .retrain import CHALLENGER, learn, publish
+from .params import load_params
+from .retrain import CHALLENGER, broken_windows, learn, prepare, publish
 from .roles import Roles
 from .run import check, only_run
 from .settings import Settings, load_settings
@@ -103,9 +104,14 @@ def served_rows(
 def _retrain(turn: dict[str, Any], now: Bundle | None, roles: Roles, settings: Settings) -> tuple[str, str]:
     "Learn, judge and promote; what came of it, and why."
     since = learnt_until(now, str(roles.timestamp)) if now else None
+    window = int(load_params()["monitor.window"])
     with moved(turn["as_of"]) as there:
+        step(turn, "prepare")
+        table = prepare(there, settings.dvc.remote)
+        if now and (wrong := broken_windows(table, _known_until(now, roles), now, window, roles.timezone)):
+            return BROKEN, f"Rows that the champion does not know break the contract: {wrong[0]['sentence']}"
         step(turn, "retrain")
-        learn(there, since, settings.dvc.remote)
+        learn(there, table, since, settings.dvc.remote)
         challenger = learnt_until(Bundle.open(CHALLENGER / "bundle"), str(roles.timestamp))
         step(turn, "challenge", since=max(challenger, since or 0))
         stage("challenge")
@@ -117,6 +123,11 @@ def _retrain(turn: dict[str, Any], now: Bundle | None, roles: Roles, settings: S
             _fill_store(there, settings)
         _registered(judged, there, settings)
         return judged["decision"], judged["sentence"]
+
+
+def _known_until(now: Bundle, roles: Roles) -> int:
+    known = now.read("reference").get("known", {}).get("tested_until")
+    return int(known if known is not None else learnt_until(now, str(roles.timestamp)))
 
 
 def _fill_store(there: Path, settings: Settings) -> None:

@@ -1,5 +1,7 @@
 """The cycle, whole: a service is fed, a turn is taken, and what is served changes only when it should."""
 
+import contextlib
+import fcntl
 import json
 import subprocess
 from pathlib import Path
@@ -13,6 +15,7 @@ from services import Running, service, until
 
 from nbs_lib.champion import champion
 from nbs_lib.clone import clone
+from nbs_lib.server_process import free_port
 
 DAYS, HOURLY = 240, 20
 START = pd.Timestamp("2020-01-01", tz="UTC")
@@ -113,3 +116,123 @@ def test_a_year_in_short(project: Project) -> None:
         assert model(running) == after
     page = (project.root / "reports/cycle.html").read_text()
     assert all(word in page for word in ("PROMOTE", "contract failure", "REJECT"))
+
+
+@pytest.fixture(scope="session")
+def fed(begun: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same project after its service has answered five weeks and was told what became of them: copy it."""
+    project = begun.copy(tmp_path_factory.mktemp("fed") / "project")
+    with service(project.root, SERVE_LOG="served/log") as running:
+        simulate(project, running.url, "2020-05-02", "2020-06-10")
+    return project
+
+
+@pytest.fixture
+def waiting(fed: Project, tmp_path: Path) -> Project:
+    """A project in which there is something to learn."""
+    return fed.copy(tmp_path / "project")
+
+
+def at_step(project: Project) -> str:
+    path = project.root / "models/cycle/turn.json"
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads(path.read_text()).get("step"))
+    return ""
+
+
+def test_killed_at_any_step(waiting: Project) -> None:
+    """kill -9 at one step after another: the champion stays until one turn ends, and that turn promotes."""
+    before = held(waiting)
+    for step in ("monitor", "decision", "prepare", "retrain", "challenge", "publish"):
+        with open(waiting.root / "said.txt", "a") as said:
+            command, env = waiting.command("cycle"), waiting.environment()
+            process = subprocess.Popen(command, cwd=waiting.root, env=env, stdout=said, stderr=said)
+            until(lambda p=process, step=step: at_step(waiting) == step or p.poll() is not None, 240)
+            assert process.poll() is None, f"it ended before {step}: {(waiting.root / 'said.txt').read_text()[-2000:]}"
+            process.kill()
+            process.wait()
+        assert held(waiting) == before
+    done = waiting.nbs("cycle")
+    assert done.returncode == 20, done.stdout + done.stderr[-3000:]
+    outcomes = [turn["outcome"] for turn in turns(waiting)]
+    assert outcomes == ["interrupted"] * 6 + ["PROMOTE"]
+    assert held(waiting) == turns(waiting)[-1]["challenger"]
+    assert git(waiting.root, "diff", "--name-only").split(), "a change that waits to be committed"
+    assert not list((waiting.root / ".nbs/clones").glob("*"))
+
+    again = waiting.nbs("cycle")
+    assert again.returncode == 0, again.stdout + again.stderr[-3000:]
+    assert "nothing new to learn" in again.stdout
+
+
+def test_two_at_once(waiting: Project) -> None:
+    """The second refuses at once, and says who is at work."""
+    lock = waiting.root / ".nbs/cycle.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("4711")
+        file.flush()
+        done = waiting.nbs("cycle")
+    assert done.returncode == 1
+    assert "another run is at work here (process 4711)" in done.stderr
+    assert not (waiting.root / "reports/cycle.json").exists()
+
+
+def test_a_retrain_that_crashes(waiting: Project) -> None:
+    """It fails alone: the champion stays, the ledger says why, and the person's files are as they were."""
+    path = waiting.root / "notebooks/pipeline/30_train.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["cells"][-1]["source"] = ["raise RuntimeError('the oven is cold')"]
+    path.write_text(json.dumps(notebook))
+    git(waiting.root, "commit", "-qam", "broken")
+    before, lock = held(waiting), (waiting.root / "dvc.lock").read_bytes()
+    done = waiting.nbs("cycle")
+    assert done.returncode == 1
+    assert "the oven is cold" in done.stderr
+    assert turns(waiting)[-1]["outcome"] == "failed"
+    assert (held(waiting), (waiting.root / "dvc.lock").read_bytes()) == (before, lock)
+    assert "FAILED" in (waiting.root / "reports/cycle.html").read_text()
+
+
+def test_mlflow_is_down_and_a_person_is_editing(waiting: Project) -> None:
+    """Without a registry nothing is promoted; with it, the promotion leaves a person's edits alone."""
+    before, path = held(waiting), waiting.root / "params.yaml"
+    down = waiting.nbs("cycle", NBS_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    assert down.returncode == 1
+    assert "the registry does not answer" in down.stderr
+    assert held(waiting) == before
+
+    git(waiting.root, "checkout", "-q", "--", ".")
+    path.write_text(path.read_text() + "# mine\n")
+    done = waiting.nbs("cycle")
+    assert done.returncode == 20, done.stdout + done.stderr[-3000:]
+    last = turns(waiting)[-1]
+    assert last["outcome"] == "PROMOTE"
+    assert "params.yaml has changes of yours" in last["change"]
+    assert path.read_text().endswith("# mine\n")
+    assert "2020-06-" not in path.read_text()
+    git(waiting.root, "apply", "--check", "--exclude", "params.yaml", "reports/cycle.patch")
+    assert held(waiting) == last["challenger"] != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--as-of", "soon"], "'soon' is no time such as 2020-02-13"),
+        (["--as-of", "2020-06-10", "--current", "nowhere.parquet"], "nowhere.parquet"),
+        ([], "nothing was answered yet"),
+    ],
+)
+def test_what_a_turn_can_not_begin_with(project: Project, arguments: list[str], sentence: str) -> None:
+    before = held(project)
+    done = project.nbs("cycle", *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert sentence in done.stderr
+    assert held(project) == before
+
+
+def test_a_table_without_times_has_no_cycle(finished: Project) -> None:
+    done = finished.nbs("cycle", "--as-of", "2020-01-01")
+    assert done.returncode == 1
+    assert "the cycle needs data.timestamp" in done.stderr
