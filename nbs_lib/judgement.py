@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['answers', 'labelled', 'tested', 'judged', 'promised', 'worse']
 
-# %% ../notebooks/lib/88_judgement.ipynb #37fbb430
+# %% ../notebooks/lib/88_judgement.ipynb #db643c42
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,9 +21,9 @@ from .importance import readable
 from .metrics import Floats, gain, primary
 from .performance import Known
 from .roles import Roles
-from .watched import Watched, of_window
+from .watched import Watched, date, of_window
 
-# %% ../notebooks/lib/88_judgement.ipynb #46fa218d
+# %% ../notebooks/lib/88_judgement.ipynb #5cb075c7
 def answers(
     rows: pd.DataFrame,
     bundle: Bundle | None,  # asked where it is not known what was answered
@@ -34,11 +34,12 @@ def answers(
     if bundle is None or rows.empty:
         return None
     try:
-        return bundle.predict(readable(rows, bundle))["output"].astype(np.float64)
+        output = bundle.predict(readable(rows, bundle))["output"].astype(np.float64)
     except DataError:  # a column is gone or retyped: the contract says so
         return None
+    return output if np.isfinite(output).all() else None
 
-# %% ../notebooks/lib/88_judgement.ipynb #b8d910ff
+# %% ../notebooks/lib/88_judgement.ipynb #65c4e340
 def labelled(
     rows: pd.DataFrame,
     bundle: Bundle | None,
@@ -57,11 +58,13 @@ def tested(
     return rows[rows["_split"] == "test"] if "_split" in rows and watched.timed else rows[:0]
 
 
-def _windows(rows: pd.DataFrame, bundle: Bundle | None, days: int) -> list[Known]:
-    "Rows in windows that end with the last day."
-    place = (rows["_block"].max() - rows["_block"]) // days
-    parts = [labelled(part, bundle) for _, part in rows.groupby(-place)]
-    return [part for part in parts if part]
+def _tested(watched: Watched, bundle: Bundle | None, days: int) -> dict[tuple[int, int], Known]:
+    "The same in windows that end with their last day."
+    rows = tested(watched)
+    last = int(rows["_block"].max()) if len(rows) else 0
+    count = int((last - rows["_block"].min()) // days) + 1 if len(rows) else 0
+    spans = [(last - days * k + 1, last - days * (k - 1)) for k in range(count, 0, -1)]
+    return {span: part for span in spans if (part := labelled(of_window(rows, span), bundle))}
 
 
 def judged(
@@ -78,19 +81,19 @@ def judged(
     output = answers(rows, bundle)
     if output is None or roles is None:
         return None
-    task, before = roles.task, _windows(tested(watched), bundle, days)
-    known = [part for span in spans[:-1] if (part := labelled(of_window(watched.current, span), bundle))]
-    last = labelled(rows, bundle)
-    history = before + known
-    told = performance.track(task, _typed(task, [*history, *([last] if last else [])]))
+    task, parts = roles.task, _tested(watched, bundle, days)
+    parts |= {s: part for s in spans[:-1] if (part := labelled(of_window(watched.current, s), bundle))}
+    history = list(parts.values())
+    parts |= {spans[-1]: last} if (last := labelled(rows, bundle)) else {}
+    told = performance.track(task, _typed(task, list(parts.values())))
     errors = performance.errors(told[told["window"] < len(history)])
     known_by_now = performance.merged(_typed(task, history[-performance.BEFORE :]))
     said = performance.estimate(task, output, known_by_now)
-    windows = told.assign(window=told["window"] - len(before)).to_dict("records")
+    dates = [[date(day) for day in span] for span in parts]
     return {
         "metric": primary(task),
         "estimate": {name: {"value": value, "error": errors.get(name)} for name, value in said.items()},
-        "windows": windows,
+        "windows": [each | {"window": dates[each["window"]]} for each in told.to_dict("records")],
         "coverage": _coverage(rows, watched),
         **_realised(watched, spans[-recent:], bundle, roles, sliced),
     }

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DAY', 'TRAINING_SET', 'CONTRACT', 'Watched', 'asked_for', 'latest', 'from_log', 'known_until', 'compared', 'settled',
-           'read', 'from_tables', 'of_turn', 'windows', 'of_window']
+           'read', 'from_tables', 'of_turn', 'windows', 'date', 'of_window']
 
-# %% ../notebooks/lib/88_watched.ipynb #390c9138
+# %% ../notebooks/lib/88_watched.ipynb #6c93ceeb
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from .answered import answered, local_days
 from .bundle import Bundle
 from .champion import SERVED, NoChampionError, champion
 from .errors import DataError, ParamsError, did_you_mean
+from .feedback import LABELS, reading
 from .histogram import CATEGORICAL, NUMERIC
 from .performance import once
 from .roles import Roles
@@ -26,7 +27,7 @@ from .settings import load_settings
 from .split import target_ids
 from .table import duration, read_csv, read_parquet, timestamps
 
-# %% ../notebooks/lib/88_watched.ipynb #33694038
+# %% ../notebooks/lib/88_watched.ipynb #82e7ab25
 DAY = 86400
 
 
@@ -69,7 +70,7 @@ def latest(
     midnight = pd.Timestamp(0) + pd.Timedelta(last + 1, "D")
     return int(midnight.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").timestamp())
 
-# %% ../notebooks/lib/88_watched.ipynb #e4fe08f3
+# %% ../notebooks/lib/88_watched.ipynb #443204e9
 TRAINING_SET = "data/training_set.parquet"
 
 
@@ -84,9 +85,18 @@ def from_log(
     "The champion's training set, and what was answered since; raises `DataError`, `StoreError` or `BundleError`."
     kinds, known = compared(bundle), asked_for(known_until(bundle, roles))
     rows, counts = once(answered(folder, roles, bundle, served, since=known), "_id", "_label")
+    counts["conflicts"] += _contradicted(Path(folder), set(rows["_id"]))
     reference = _shaped(read(training_set), "_time", roles.timezone, roles)
     found = Watched(reference, rows, kinds, roles.timezone, asked_for(as_of), _next_day(known, roles.timezone))
     return settled(replace(found, delay=_delay(roles), counts=counts))
+
+
+def _contradicted(folder: Path, ids: set[str]) -> int:
+    "Predictions for which another label came after the first."
+    if not (folder / LABELS).exists():
+        return 0
+    with reading(folder / LABELS) as db:
+        return sum(id in ids for (id,) in db.execute("SELECT id FROM labels WHERE conflicts > 0"))
 
 
 def known_until(
@@ -131,7 +141,7 @@ def settled(
         rows["_target"] = rows["_target"].where(rows["_time"] + watched.delay <= as_of)
     return replace(watched, current=rows, as_of=as_of, counts=watched.counts | {"later": int(later.sum())})
 
-# %% ../notebooks/lib/88_watched.ipynb #2f822fb3
+# %% ../notebooks/lib/88_watched.ipynb #57b53d87
 def read(
     path: str | Path,  # a `.csv` or `.parquet` file
 ) -> pd.DataFrame:
@@ -220,7 +230,7 @@ def _shaped(table: pd.DataFrame, time: str | None, zone: str, roles: Roles | Non
         found["_target"] = target_ids(table[roles.target], roles)
     return table.assign(**found)
 
-# %% ../notebooks/lib/88_watched.ipynb #60241cd9
+# %% ../notebooks/lib/88_watched.ipynb #11928e1c
 CONTRACT = "data/contract/features.yaml"
 
 
@@ -242,7 +252,7 @@ def of_turn(
         raise DataError(f"there is no {lacking}, or name two tables by --reference and --current.")
     return from_log(log, roles, bundle, as_of, reference or TRAINING_SET), bundle, roles
 
-# %% ../notebooks/lib/88_watched.ipynb #8a2f1f2d
+# %% ../notebooks/lib/88_watched.ipynb #612b1d15
 def windows(
     watched: Watched,
     days: int,  # of a window
@@ -257,6 +267,13 @@ def windows(
     first = int(rows["_block"].min()) if watched.since is None else watched.since
     count = max((end - first) // days, 0)
     return [(end - days * k, end - days * (k - 1) - 1) for k in range(count, 0, -1)]
+
+
+def date(
+    day: int,  # since 1970-01-01
+) -> str:  # such as 2020-02-13
+    "A day as people write it."
+    return str(pd.Timestamp(0) + pd.Timedelta(day, "D"))[:10]
 
 
 def of_window(
