@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['FAIL', 'WARN', 'DAY', 'ENOUGH', 'PAIRS', 'STALE', 'Bounds', 'check', 'broken']
 
-# %% ../notebooks/lib/84_contract.ipynb #ff93be76
+# %% ../notebooks/lib/84_contract.ipynb #2001efb9
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .drift import apart
+from .drift import apart, unlike
 from .histogram import NUMERIC, Column, Counts, Profile
 
-# %% ../notebooks/lib/84_contract.ipynb #42d128dc
+# %% ../notebooks/lib/84_contract.ipynb #55064bb6
 @dataclass(frozen=True)
 class Bounds:
     "What is still ordinary."
@@ -25,7 +25,8 @@ class Bounds:
     unseen: float = 0.02  # share of rows with a level that the reference does not have,
     rare: float = 0.10  # and so much more of the share of its rare levels
     spread: float = 3.0  # a standard deviation so many times larger or smaller than any window's
-    jump: float = 2.0  # a distance from the window before so many times larger than any between two windows
+    jump: float = 6.0  # a distance from the window before so many times larger than any between two windows
+    parted: tuple[float, float] = (2.0, 0.75)  # or only so many, where the two have less than so much in common
     least: float = 0.5  # below it a jump is none, in standard deviations or Jensen-Shannon distance
     nulls: float = 0.05  # share of rows without a value, above the worst day's
     rows: float = 0.6  # a window's rows, beside the least and the most that a window had
@@ -53,7 +54,7 @@ def _entry(
         "severity": severity,
     }
 
-# %% ../notebooks/lib/84_contract.ipynb #7dbd8f86
+# %% ../notebooks/lib/84_contract.ipynb #2d3ee488
 def _schema(reference: Profile, current: Profile) -> Iterator[dict[str, Any]]:
     "Columns that are gone, of another type, or new."
     learnt = list(reference.columns)
@@ -132,7 +133,7 @@ def _duplicates(current: Profile, bounds: Bounds) -> Iterator[dict[str, Any]]:
     )
     yield _entry("duplicates", share <= bounds.duplicates, f"{share:.2%}", f"at most {bounds.duplicates:.2%}", sentence)
 
-# %% ../notebooks/lib/84_contract.ipynb #98bd1084
+# %% ../notebooks/lib/84_contract.ipynb #e29d816d
 def _share(part: Any, whole: Any) -> Any:
     return part / np.maximum(whole, 1)
 
@@ -183,10 +184,14 @@ def _spread(column: Column, windows: Counts, now: Counts, bounds: Bounds) -> dic
     return _entry("spread", passed, f"{found:.3g}", needed, sentence, column.name)
 
 
-def _jump(column: Column, windows: Counts, before: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
+def _jump(column: Column, then: Counts, windows: Counts, before: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
     "Seasons come slowly; what a unit does comes at once."
     usual = float(np.nanmax(apart(column, windows[:-1], windows[1:]), initial=0))
-    found, most = float(apart(column, before, now)), max(bounds.jump * usual, bounds.least)
+    found, (times, unlikeness) = float(apart(column, before, now)), bounds.parted
+    most = bounds.jump * usual
+    if unlike(column, then, before, now) > unlikeness:
+        most = times * usual
+    most = max(most, bounds.least)
     sentence = (
         f"{column.name} has moved by {found:.2f} since the window before, in the reference by {usual:.2f} at most."
     )
@@ -219,7 +224,7 @@ def _stuck(column: Column, windows: Counts, now: Counts, bounds: Bounds) -> dict
 
 
 ENOUGH = 30  # values from which shares and spread are judged
-PAIRS = 4  # windows from which a jump is judged
+PAIRS = 8  # windows from which a jump is judged
 
 
 def _column(
@@ -246,10 +251,10 @@ def _column(
     if len(windows) and numeric and column.std:
         yield _spread(column, windows, now, bounds)
     if len(windows) >= PAIRS and len(before):
-        yield _jump(column, windows, before.total(column.name), now, bounds)
+        yield _jump(column, then, windows, before.total(column.name), now, bounds)
 
-# %% ../notebooks/lib/84_contract.ipynb #48c5bde4
-STALE = ("stuck", "spread", "missing", "jump")  # what a store that is not refreshed looks like
+# %% ../notebooks/lib/84_contract.ipynb #6bb37acd
+STALE = ("stuck", "spread", "missing")  # what a store that is not refreshed looks like
 
 
 def check(
@@ -276,8 +281,10 @@ def check(
         before, masks = before or _before(reference, current, length), reference.windows(length)
         for column in reference.columns.values():
             ledger += _column(column, reference, before, current, masks, bounds)
-    for entry in ledger:
-        if entry["column"] in views and entry["check"] in STALE and not entry["passed"]:
+    failed = [entry for entry in ledger if not entry["passed"]]
+    stale = {entry["column"] for entry in failed if entry["column"] in views and entry["check"] in STALE}
+    for entry in failed:
+        if entry["column"] in stale and entry["check"] in (*STALE, "jump"):
             entry["severity"] = WARN
             entry["sentence"] += " The feature store may not have been refreshed."
     return ledger
