@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .errors import StageError
 from .pipeline import load_stages
-from .proof import clone
+from .clone import clone
 from .stage import PINNED
 
 # %% ../notebooks/lib/55_bench.ipynb #77d38176

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from nbs_lib.proof import clone
+from nbs_lib.clone import clone
 from nbs_lib.stage import PINNED
 
 os.environ.update(PINNED)  # before numpy is imported: two test processes with two threads each get in each other's way

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, Project, small
 from ruamel.yaml import YAML
 
-from nbs_lib.proof import clone
+from nbs_lib.clone import clone
 
 
 @pytest.fixture
