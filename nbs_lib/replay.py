@@ -6,7 +6,7 @@
 __all__ = ['NEVER', 'RECALIBRATE', 'WEEKLY', 'SHADOW', 'GATE', 'RECENT', 'policies', 'Model', 'Past', 'errors', 'Turn', 'Course',
            'course', 'replay']
 
-# %% ../notebooks/lib/89_replay.ipynb #ae08fde4
+# %% ../notebooks/lib/89_replay.ipynb #cda509ee
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -23,7 +23,7 @@ from .metrics import Floats, bootstrap, evaluate, gain, interval, primary, stati
 from .predictions import flat
 from .refits import Refits
 
-# %% ../notebooks/lib/89_replay.ipynb #eb688c18
+# %% ../notebooks/lib/89_replay.ipynb #cb04403d
 NEVER, RECALIBRATE, WEEKLY, SHADOW = "never", "recalibrate only", "weekly", "shadow challenger"
 GATE = ", gate"  # behind the name of a policy that has it
 
@@ -51,7 +51,7 @@ class Model(NamedTuple):
         "The week at whose beginning its knowledge ends."
         return self.fit if self.rule is None else self.rule
 
-# %% ../notebooks/lib/89_replay.ipynb #5b63b52f
+# %% ../notebooks/lib/89_replay.ipynb #5e18e1df
 RECENT = 4  # weeks of labels that a new calibration rests on
 
 
@@ -162,7 +162,7 @@ def errors(
     off = np.asarray(target - output, dtype=np.float64)
     return off / (float(np.std(target)) or 1.0) if task == "regression" else off
 
-# %% ../notebooks/lib/89_replay.ipynb #95230f8d
+# %% ../notebooks/lib/89_replay.ipynb #fb312671
 @dataclass(frozen=True)
 class Turn:
     "A week of a policy."

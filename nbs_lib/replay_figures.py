@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weekly', 'compared', 'choice', 'verdict', 'listed', 'paid', 'turns']
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #bd622093
+# %% ../notebooks/lib/89_replay_figures.ipynb #cd082bb5
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ from .metrics import Floats, Statistic, bootstrap, evaluate, gain, interval, pri
 from .newcomers import losses
 from .replay import GATE, SHADOW, Course, Past, errors
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #aab332d1
+# %% ../notebooks/lib/89_replay_figures.ipynb #31f6b7fb
 def weekly(
     courses: Sequence[Course],
     past: Past,
@@ -48,7 +48,7 @@ def _figures(task: str, target: NDArray[Any], output: Floats) -> dict[str, float
     told = {"rows": float(len(target)), "loss": float(loss.sum()), "off": float(off.mean())}
     return told | evaluate(task, target, output)
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #813e20b0
+# %% ../notebooks/lib/89_replay_figures.ipynb #a56a474a
 def _ratio(sums: Floats, rows: Floats, root: bool) -> Statistic:
     def value(weights: NDArray[Any]) -> float:
         mean = float(weights @ sums / (weights @ rows))
@@ -87,16 +87,17 @@ def compared(
     seed: int = 0,  # of the bootstrap
 ) -> list[
     dict[str, Any]
-]:  # policy, gated, changes, fits, cpu; as value, lo, hi: metric, loss, off, gain, more, lead, price
-    "The policies side by side: `gain` and `more` over the first, `lead` of the best, `price` of the gate."
+]:  # policy, gated, changes, fits, cpu; as value, lo, hi: metric, loss, off, gain, more, behind, price
+    "Side by side: `gain` and `more` over the first, `behind` the best that has the gate, `price` of the gate."
     drawn, first, told = _drawn(found, task, resamples, seed), courses[0].name, []
-    best = min((each.name for each in courses), key=lambda name: float(drawn[name, "loss"][0]))
+    gated = [each.name for each in courses if each.gated] or [first]
+    best = min(gated, key=lambda name: float(drawn[name, "loss"][0]))
     for each in courses:
         loss = drawn[each.name, "loss"]
         differences = {
             "gain": drawn[first, "loss"] - loss,
             "more": gain(primary(task), drawn[each.name, "metric"], drawn[first, "metric"]),
-            "lead": loss - drawn[best, "loss"],
+            "behind": loss - drawn[best, "loss"],
             "price": loss - drawn[each.policy, "loss"],
         }
         values = {key: drawn[each.name, key] for key in ("metric", "loss", "off")} | differences
@@ -104,7 +105,7 @@ def compared(
         told.append(counts | {"cpu": each.cpu} | {key: asdict(interval(value)) for key, value in values.items()})
     return told
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #4859d10c
+# %% ../notebooks/lib/89_replay_figures.ipynb #adabc85f
 def choice(
     told: Sequence[dict[str, Any]],  # as `compared`
 ) -> dict[str, Any] | None:  # one of them; None where none is better than never beyond noise
@@ -126,15 +127,31 @@ def verdict(
             f"The least loss is that of {best['policy']}: {what} {number(best['loss']['value'], 4)}, "
             f"{number(never['loss']['value'], 4)} with {never['policy']}."
         )
-    free = chosen["price"]
+    gained = f"{number(chosen['gain']['value'], 4, sign=True)} ({ends(chosen['gain'], 4, sign=True)})"
+    price = f"{number(chosen['price']['value'], 4, sign=True)} ({ends(chosen['price'], 4, sign=True)})"
     return (
-        f"Choose {chosen['policy'].removesuffix(GATE)}, with the gate: {what} "
-        f"{number(chosen['loss']['value'], 4)} for {chosen['fits']} fits ({chosen['cpu']:,.0f} CPU s). "
-        "Never to learn again would have cost "
-        f"{number(chosen['gain']['value'], 4, sign=True)} ({ends(chosen['gain'], 4, sign=True)}). "
-        f"The gate itself costs {number(free['value'], 4, sign=True)} ({ends(free, 4, sign=True)}): "
-        "what it judges by is not learnt from until then."
+        f"Choose {_bare(chosen)}, with the gate: {what} {number(chosen['loss']['value'], 4)} for {_cost(chosen)}. "
+        f"Never to learn again would have cost {gained}.{_cheaper(told, chosen)} "
+        f"The gate itself costs {price}: what it judges by is not learnt from until then."
     )
+
+
+def _bare(each: dict[str, Any]) -> str:
+    return str(each["policy"]).removesuffix(GATE)
+
+
+def _cost(each: dict[str, Any]) -> str:
+    return f"{each['fits']} fits ({each['cpu']:,.0f} CPU s)"
+
+
+def _cheaper(told: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> str:
+    "The cheapest policy that can't be told from the chosen one."
+    near = [each for each in told if each["gated"] and (each["behind"]["lo"] or 0) <= 0 and each["gain"]["lo"] > 0]
+    least = min(near, key=lambda each: int(each["fits"]))
+    if least["fits"] >= chosen["fits"]:
+        return ""
+    behind = f"{number(least['behind']['value'], 4, sign=True)}, {ends(least['behind'], 4, sign=True)}"
+    return f" Not to be told from it ({behind}), for {_cost(least)}: {_bare(least)}."
 
 
 def listed(
@@ -152,7 +169,7 @@ def listed(
             metric: number(each["metric"]["value"], 4),
             what: number(each["loss"]["value"], 4),
             "gain over never": written(each["gain"], sign=True),
-            "behind the best": written(each["lead"]),
+            "behind the choice": written(each["behind"], sign=True),
             "off by, in a week": number(each["off"]["value"], 4),
         }
         for each in sorted(told, key=lambda each: float(each["loss"]["value"]))
