@@ -16,9 +16,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .clone import clone
 from .errors import StageError
 from .pipeline import load_stages
-from .clone import clone
 from .stage import PINNED
 
 # %% ../notebooks/lib/55_bench.ipynb #77d38176

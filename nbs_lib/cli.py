@@ -180,12 +180,17 @@ def simulate_verb(
     rows: Annotated[int | None, typer.Option(min=1, help="At most; all by default.")] = None,
     url: Annotated[str, typer.Option(help="Of the service; a token is read from NBS_TOKEN.")] = "http://127.0.0.1:8000",
     labels: Annotated[bool, typer.Option(help="Send labels as feedback, as late as they were known.")] = True,
+    refresh: Annotated[
+        str, typer.Option(help="How often the store of features follows, such as 6h; never by default.")
+    ] = "",
+    poison: Annotated[bool, typer.Option("--poison", help="Break the requests as pipelines break them.")] = False,
+    permute: Annotated[bool, typer.Option("--permute", help="Send each row the label of another.")] = False,
 ) -> None:
     "Send rows that training did not see to the service as traffic."
     from nbs_lib.simulate import simulate
 
     chdir_root()
-    simulate(start, end, speed, rows, url, labels)
+    simulate(start, end, speed, rows, url, labels, refresh, poison, permute)
 
 
 log_app = typer.Typer(help="The prediction log.", no_args_is_help=True)
@@ -266,11 +271,12 @@ def study_verb(
 @app.command("deps")
 def deps_verb() -> None:
     "Write into dvc.yaml which modules each stage depends on."
-    from nbs_lib.pipeline import STUDIES, write_deps
+    from nbs_lib.pipeline import FOLDERS, write_deps
 
     chdir_root()
-    for name in write_deps() + write_deps(folder=STUDIES):
-        print(f"dvc.yaml: {name}")
+    for folder in FOLDERS:
+        for name in write_deps(folder=folder):
+            print(f"dvc.yaml: {name}")
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUANTILES', 'MOST_LEVELS', 'MOST_NAMES', 'DRAWS', 'numeric_statistics', 'categorical_statistics', 'time_statistics',
-           'reference', 'schema', 'prior_threshold', 'rule', 'listed', 'as_newcomers', 'takes_over', 'fallback']
+           'reference', 'known', 'schema', 'prior_threshold', 'rule', 'listed', 'as_newcomers', 'takes_over',
+           'fallback']
 
 # %% ../notebooks/lib/32_contents.ipynb #4dc66f6f
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,18 @@ def reference(
         shares = {name: _share(int(count), len(target)) for name, count in zip(roles.classes, counts, strict=True)}
         return {"rows": len(training), "target": {"shares": shares}, "inputs": inputs}
     return {"rows": len(training), "target": numeric_statistics(target), "inputs": inputs}
+
+
+def known(
+    roles: Roles,
+    table: pd.DataFrame,  # the training set
+) -> dict[str, Any]:  # as_of, learnt_until, tested_until; the last two in seconds since 1970, None without times
+    "Until when a model knows the world: a judge may only use rows that came after what it was chosen by."
+    until: dict[str, Any] = {"learnt_until": None, "tested_until": None}
+    if "_time" in table:
+        learnt = table.loc[table["_split"] != "test", "_time"]
+        until = {"learnt_until": int(learnt.max()), "tested_until": int(table["_time"].max())}
+    return {"as_of": roles.as_of, **until}
 
 
 def _range(group: str, statistics: dict[str, Any]) -> dict[str, Any]:

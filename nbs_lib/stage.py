@@ -23,7 +23,7 @@ from .files import write_text
 from .page import render
 from .params import check_params, load_params
 from .paths import chdir_root
-from .pipeline import STUDIES, Stage, load_stages, parameters
+from .pipeline import CYCLE, NOTEBOOKS, Stage, all_stages, parameters
 from .settings import load_settings
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def run_stage(
     "Run one stage from typed parameters to published outputs; raises `UserError`."
     os.environ.update(PINNED)
     settings = load_settings()
-    stages = load_stages() | load_stages(folder=STUDIES)
+    stages = all_stages()
     if name not in stages:
         raise StageError(f"there is no stage {name}{did_you_mean(name, stages)}.")
     stage = stages[name]
@@ -197,7 +197,8 @@ def run_stage(
             settings.run.time_limit,
             lambda line: print(f"{name:>12}  {line}", file=sys.stderr, flush=True),
         )
-        write_text(render(node, stage.name), staging / stage.page)
+        beside = CYCLE if stage.notebook.parent == CYCLE else NOTEBOOKS  # the pages that it links to
+        write_text(render(node, stage.name, beside), staging / stage.page)
         publish(stage, staging)
         status = "FINISHED"
     except BaseException:

@@ -99,6 +99,7 @@ class Outcome:
 
 # %% ../notebooks/lib/76_traffic.ipynb #11a6e99e
 _FRESH = 2.0  # seconds; a label that comes sooner may find its prediction not written yet
+_TICK, _ROW, _LABEL = range(3)  # of one moment, in this order
 
 
 class Traffic:
@@ -111,8 +112,9 @@ class Traffic:
         speed: float = 0,  # seconds of the data in a second; 0: as fast as it goes
         token: str = "",  # a bearer token
         connections: int = 16,  # requests that are under way at once, at most
+        ticks: Sequence[tuple[float, Callable[[], None]]] = (),  # what else happens, and when, in seconds of the data
     ) -> None:
-        self.calls, self.speed, self.outcome = calls, speed, Outcome()
+        self.calls, self.speed, self.outcome, self._ticks = calls, speed, Outcome(), ticks
         self._url, self._token, self._count = url, token, connections
         self._ids: dict[int, tuple[str, float]] = {}  # by call: what it is labelled by, and when it was answered
         self._failed: set[int] = set()  # calls without an id
@@ -143,15 +145,19 @@ class Traffic:
             raise UserError(f"no service answers at {self._url}: start it with `make serve`.") from None
 
     async def _schedule(self) -> None:
-        rows = [(call.at, False, k) for k, call in enumerate(self.calls)]
-        told = [(call.told, True, k) for k, call in enumerate(self.calls) if call.label is not None]
-        events = sorted(rows + told)
-        for at, label, k in events:
+        ticks = [(at, _TICK, k) for k, (at, _) in enumerate(self._ticks)]
+        rows = [(call.at, _ROW, k) for k, call in enumerate(self.calls)]
+        told = [(call.told, _LABEL, k) for k, call in enumerate(self.calls) if call.label is not None]
+        events = sorted(ticks + rows + told)
+        for at, kind, k in events:
             if self.speed:
                 wait = (at - events[0][0]) / self.speed - (time.perf_counter() - self._start)
                 self.outcome.behind = max(self.outcome.behind, -wait)
                 await asyncio.sleep(max(wait, 0))
-            if label:
+            if kind == _TICK:
+                await self._queue.join()  # what was asked before is answered before
+                await asyncio.to_thread(self._ticks[k][1])
+            elif kind == _LABEL:
                 self._late.append(k)
             else:
                 await self._queue.put((False, k))
@@ -174,6 +180,7 @@ class Traffic:
         while (task := await self._queue.get()) is not None:
             label, k = task
             await (self._tell(connection, k) if label else self._ask(connection, k))
+            self._queue.task_done()
         connection.close()
 
     async def _ask(self, connection: Connection, k: int) -> None:
