@@ -1,4 +1,4 @@
-"""The time machine: nothing is learnt from the future, learning again pays where the world changes, and the gate keeps accidents out."""
+"""The time machine: nothing is learnt from the future, learning again pays, and the gate keeps accidents out."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,7 +54,7 @@ def fits_of(folder: Path, table: pd.DataFrame, roles: Roles, say: Callable[[str]
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_learning_again_pays_where_the_world_changes(task: str, tmp_path: Path) -> None:
-    past = Past(fits_of(tmp_path, made(task), roles_of(task)), Rules(resamples=50))
+    past = Past(fits_of(tmp_path, made(task), roles_of(task)), Rules(resamples=50), held=2)
     courses = replay(past, BASE)
     found = weekly(courses, past)
     told = compared(courses, found, task, 200)
@@ -88,17 +88,21 @@ def test_nothing_is_learnt_from_a_label_that_was_not_known(tmp_path: Path) -> No
         fits.output(5, slice(int(calendar.known[5]) - 1, int(calendar.rows[6])))
 
 
-def test_the_gate_judges_by_rows_that_neither_has_seen(tmp_path: Path) -> None:
-    past = Past(fits_of(tmp_path, made(), roles_of()), Rules(resamples=50), held=2)
+@pytest.mark.parametrize("held", [0.15, 2])
+def test_the_gate_judges_by_rows_that_neither_has_seen(held: float, tmp_path: Path) -> None:
+    past = Past(fits_of(tmp_path, made(), roles_of()), Rules(resamples=50), held)
     found = course("weekly", policies(BASE)["weekly"], past, gated=True)
     contested = [turn for turn in found.turns if turn.gate]
     assert len(contested) > 5
     known = past.calendar.known
     for champion, challenger, week, _ in past._contests:
-        assert past.unseen(challenger, week).start >= known[max(champion.until, challenger.until)]
-        assert past.unseen(challenger, week).stop == known[week]
+        rows = past.since(challenger.until, week)
+        assert rows.start >= known[max(champion.until, challenger.until)]
+        assert rows.stop == known[week]
+        least = known[week] * held if held < 1 else known[week] - known[week - held]
+        assert rows.stop - rows.start >= least
     for turn in found.turns[1:]:
-        assert turn.model == Model(0) or turn.model.fit <= turn.week - 2
+        assert turn.model == Model(0) or turn.model.fit <= past.judged(turn.week) < turn.week
 
 
 def test_the_gate_keeps_an_accident_out(tmp_path: Path) -> None:
@@ -111,7 +115,7 @@ def test_the_gate_keeps_an_accident_out(tmp_path: Path) -> None:
             fit = super()._learn(week, path)
             return replace(fit, margin=-fit.margin) if week == 6 else fit
 
-    past = Past(Spoilt(table, roles_of(), calendar, LINEAR, tmp_path), Rules(resamples=100))
+    past = Past(Spoilt(table, roles_of(), calendar, LINEAR, tmp_path), Rules(resamples=100), held=2)
     courses = {each.name: each for each in replay(past, BASE)}
     assert Model(6) in [turn.model for turn in courses["weekly"].turns]
     guarded = courses["weekly, gate"].turns
@@ -130,10 +134,10 @@ def test_a_replay_that_was_killed_goes_on(tmp_path: Path) -> None:
 
     fits = fits_of(tmp_path, table, roles_of(), until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        course("weekly", policies(BASE)["weekly"], Past(fits, Rules()), gated=False)
+        course("weekly", policies(BASE)["weekly"], Past(fits, Rules(), 0.15), gated=False)
     again: list[str] = []
     resumed = fits_of(tmp_path, table, roles_of(), again.append)
-    found = course("weekly", policies(BASE)["weekly"], Past(resumed, Rules()), gated=False)
+    found = course("weekly", policies(BASE)["weekly"], Past(resumed, Rules(), 0.15), gated=False)
     assert len(said) - 1 + len(again) == len(found.fits), "the fourth was told before it was kept"
     assert len(list(tmp_path.iterdir())) == 1
     other = table.assign(x=table["x"] * 2)
@@ -161,7 +165,7 @@ def test_a_week_without_rows_and_a_late_class_are_passed_over(tmp_path: Path) ->
     table = table[~table["_block"].between(15_126, 15_132)].reset_index(drop=True)
     calendar = weeks(table, roles, LINEAR.valid)
     assert calendar.days[0] > 15_070, "the first week is one whose past holds every class"
-    past = Past(Refits(table, roles, calendar, LINEAR, tmp_path), Rules(resamples=50))
+    past = Past(Refits(table, roles, calendar, LINEAR, tmp_path), Rules(resamples=50), held=0.15)
     courses = replay(past, BASE)
     found = weekly(courses, past)
     gap = int(np.searchsorted(calendar.days, 15_126))
