@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counts', 'NUMERIC', 'CATEGORICAL', 'NAMED', 'MIXED', 'VERSION', 'PER_DAY', 'Column', 'Profile', 'add']
 
-# %% ../notebooks/lib/81_histogram.ipynb #590deeb5
+# %% ../notebooks/lib/81_histogram.ipynb #69c6aa28
 import dataclasses
 import json
 import zipfile
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import DataError
 from .files import replacing
 
-# %% ../notebooks/lib/81_histogram.ipynb #84a986d6
+# %% ../notebooks/lib/81_histogram.ipynb #fa4ce9f6
 Counts = NDArray[np.int64]
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 
@@ -43,24 +43,26 @@ class Column:
     @property
     def cells(self) -> int:
         "How many cells there are."
-        return self.bins + 4 if self.kind == NUMERIC else len(self.levels) + 3
+        return self.missing + (2 if self.kind == NUMERIC else 1)
+
+    @property
+    def missing(self) -> int:
+        "The cell of rows without a value; what comes before has one."
+        return self.bins + 4 if self.kind == NUMERIC else len(self.levels) + 2
+
+    @property
+    def new(self) -> int:
+        "The cell of levels that the reference does not have; the rare ones come before it."
+        return len(self.levels) + 1
 
     @property
     def width(self) -> float:
         "The width of a bin."
         return (self.high - self.low) / self.bins if self.high > self.low else 1.0
 
-    def values(self) -> slice:
-        "The cells of rows that have a value."
-        return slice(0, self.bins + 2) if self.kind == NUMERIC else slice(0, len(self.levels) + 2)
-
-    def missing(self) -> int:
-        "The cell of rows without a value."
-        return self.bins + 2 if self.kind == NUMERIC else len(self.levels) + 2
-
     def positions(self) -> NDArray[np.float64]:  # one for each cell with a number in it
-        "Where the numbers of a cell lie: in its middle."
-        return self.low + (np.arange(self.bins + 2, dtype=np.float64) - 0.5) * self.width
+        "Where the numbers of a cell count as lying: in its middle, and those outside just there."
+        return self.low + (np.arange(self.bins + 4, dtype=np.float64) - 1.5) * self.width
 
     def cell(
         self,
@@ -71,16 +73,19 @@ class Column:
         np.clip(place, 0, self.bins - 1, out=place)
         outside = ~((number >= self.low) & (number <= self.high))
         if not outside.any():
-            return place.astype(np.int32) + np.int32(1)
-        odd = number[outside]
-        place[outside] = 0
-        found = place.astype(np.int32) + np.int32(1)
-        above = np.where(odd > self.high, self.bins + 1, 0)
-        known = np.where(np.isnan(odd), self.missing(), above)
-        found[outside] = np.where(np.isinf(odd), self.bins + 3, known)
+            return place.astype(np.int32) + np.int32(2)
+        place[outside] = 0  # NaN has no whole number
+        found = place.astype(np.int32) + np.int32(2)
+        found[outside] = self._outside(number[outside].astype(np.float64))
         return found
 
-# %% ../notebooks/lib/81_histogram.ipynb #c9aabb01
+    def _outside(self, number: NDArray[np.float64]) -> NDArray[np.int64]:
+        reach = self.high - self.low
+        far = (number < self.low - reach) | (number > self.high + reach)
+        place = np.where(number < self.low, np.where(far, 0, 1), np.where(far, self.bins + 3, self.bins + 2))
+        return np.where(np.isnan(number), self.missing, np.where(np.isinf(number), self.missing + 1, place))
+
+# %% ../notebooks/lib/81_histogram.ipynb #b2de5fee
 NAMED = 20  # new levels that are named for a day and column
 MIXED = "mixed"
 
@@ -143,6 +148,20 @@ class Profile:
     ) -> "Profile":
         "The days of a window."
         return self.take((self.days >= first) & (self.days <= last))
+
+    def windows(
+        self,
+        length: int,  # days
+    ) -> list[NDArray[np.bool_]]:  # each a mask of days; the oldest first
+        "Windows side by side, back from the last day; one in which most days have no rows is left out."
+        found = []
+        if not len(self.days):
+            return []
+        for last in range(int(self.days[-1]), int(self.days[0]) + length - 2, -length):
+            inside = (self.days > last - length) & (self.days <= last)
+            if 2 * inside.sum() > length:
+                found.append(inside)
+        return found[::-1]
 
     def __add__(self, other: "Profile") -> "Profile":
         "The rows of both."

@@ -6,7 +6,7 @@
 __all__ = ['MEMORY', 'NUMBERS', 'BINS', 'LEVELS', 'SHARE', 'KNOWN', 'BATCH', 'SAMPLED', 'TAIL', 'FAR', 'DAY', 'EARLIEST',
            'LATEST', 'SHIFT', 'files', 'binning', 'local_day', 'profile', 'updated', 'Column', 'Profile']
 
-# %% ../notebooks/lib/82_profile.ipynb #11f93757
+# %% ../notebooks/lib/82_profile.ipynb #80e5959e
 import contextlib
 import glob
 import hashlib
@@ -27,10 +27,10 @@ from .errors import DataError, did_you_mean
 from .histogram import CATEGORICAL, NAMED, NUMERIC, Column, Profile, add
 from .table import read_csv
 
-# %% ../notebooks/lib/82_profile.ipynb #ecfa04b6
+# %% ../notebooks/lib/82_profile.ipynb #039b9ff4
 _all_ = ["Column", "Profile"]
 
-# %% ../notebooks/lib/82_profile.ipynb #2679902b
+# %% ../notebooks/lib/82_profile.ipynb #5a051179
 MEMORY = "512MB"
 
 
@@ -77,7 +77,7 @@ def _row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     "The one row of an aggregate."
     return db.execute(query).fetchall()[0]
 
-# %% ../notebooks/lib/82_profile.ipynb #355905a2
+# %% ../notebooks/lib/82_profile.ipynb #71efdb89
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
 
@@ -115,7 +115,7 @@ def _text(name: str) -> str:
     "SQL for a column as text; an empty one is missing."
     return f"nullif({_quoted(name)}::VARCHAR, '')"
 
-# %% ../notebooks/lib/82_profile.ipynb #9b84d68a
+# %% ../notebooks/lib/82_profile.ipynb #27455748
 BINS = 512
 LEVELS, SHARE = 50, 0.005  # a level has a cell of its own if it is among so many and has this share of the rows
 KNOWN = 20_000  # levels of a column that are remembered
@@ -204,7 +204,7 @@ def binning(
         found |= {name: _categorical(db, name) for name, kind in kinds.items() if kind != NUMERIC}
     return {name: found[name] for name in kinds}
 
-# %% ../notebooks/lib/82_profile.ipynb #d7b16bbf
+# %% ../notebooks/lib/82_profile.ipynb #0263c108
 DAY = 86400
 EARLIEST, LATEST = -70 * 366 * DAY, 230 * 366 * DAY  # 1900 and 2200, roughly
 SHIFT = 1_000_000  # days: whole division in SQL rounds towards zero
@@ -257,7 +257,7 @@ def local_day(
     "The number of the local day of a moment."
     return (seconds + _offsets(zone, seconds, seconds)[0][1]) // DAY
 
-# %% ../notebooks/lib/82_profile.ipynb #7942ce3e
+# %% ../notebooks/lib/82_profile.ipynb #e8488bde
 def _levels(db: duckdb.DuckDBPyConnection, n: int, column: Column) -> None:
     "A table of the known levels and their cells."
     names = [*column.levels, *column.rare]
@@ -274,8 +274,8 @@ def _query(db: duckdb.DuckDBPyConnection, there: Sequence[Column], types: Mappin
             selected.append(f"{_not_null(column.name, types[column.name])} AS c{n}")
             continue
         _levels(db, n, column)
-        value, other = _text(column.name), len(column.levels) + (0 if column.open else 1)
-        missing = f"CASE WHEN {value} IS NULL THEN {column.missing()} ELSE {other} END"
+        value, other = _text(column.name), column.new - (1 if column.open else 0)
+        missing = f"CASE WHEN {value} IS NULL THEN {column.missing} ELSE {other} END"
         selected.append(f"coalesce(levels_{n}.cell, {missing})::INTEGER AS c{n}")
         joins.append(f"LEFT JOIN levels_{n} ON {value} = levels_{n}.level")
     return f"SELECT {', '.join(selected)} FROM source {' '.join(joins)}"
@@ -339,13 +339,13 @@ def profile(
         new = {
             column.name: _news(db, n, column, day)
             for n, column in enumerate(there)
-            if column.kind == CATEGORICAL and not column.open and counts and counts[n][:, len(column.levels) + 1].any()
+            if column.kind == CATEGORICAL and not column.open and counts and counts[n][:, column.new].any()
         }
         untimed = sum(row[1] for row in found if row[0] is None)
         kinds = {name: _type(kind) for name, kind in types.items()}
         return Profile(dict(columns), days, rows, firsts, lasts, again, counted, new, kinds, untimed)
 
-# %% ../notebooks/lib/82_profile.ipynb #f89bdf24
+# %% ../notebooks/lib/82_profile.ipynb #08bff999
 def updated(
     source: str | Path,  # a folder of Parquet files, or a pattern; a single file is one part
     columns: Mapping[str, Column],  # of `binning`

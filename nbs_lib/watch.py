@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DAYS', 'Watch']
 
-# %% ../notebooks/lib/89_watch.ipynb #1cbb0b2c
+# %% ../notebooks/lib/89_watch.ipynb #41cf9e18
 import pandas as pd
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ from .refits import Weeks
 from .roles import Roles
 from .search import view_columns
 
-# %% ../notebooks/lib/89_watch.ipynb #44211681
+# %% ../notebooks/lib/89_watch.ipynb #0d6c8694
 DAYS = 7  # of a window
 
 
