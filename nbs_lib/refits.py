@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'LEAST', 'MOST', 'whole', 'Weeks', 'weeks', 'parted', 'Recipe', 'recipe', 'Fit', 'Refits', 'opened']
 
-# %% ../notebooks/lib/89_refits.ipynb #b3a8d018
+# %% ../notebooks/lib/89_refits.ipynb #ae0cab8b
 import hashlib
 import json
 import shutil
@@ -36,7 +36,7 @@ from .split import training_set
 from .table import duration, sample
 from .variants import variants
 
-# %% ../notebooks/lib/89_refits.ipynb #549fd22a
+# %% ../notebooks/lib/89_refits.ipynb #5c1e0968
 _LISTS = {"drop": "dropped", "later": "later"}  # by key of `data`: the role that its columns get
 
 
@@ -66,7 +66,7 @@ def whole(
         table = training_set(attach(rows, joined, Path(folder, "views")), joined, 0.2, 0.2, seed)
     return table.sort_values("_time", kind="stable", ignore_index=True), joined
 
-# %% ../notebooks/lib/89_refits.ipynb #17c65fdd
+# %% ../notebooks/lib/89_refits.ipynb #ddaf1a1d
 FIRST, LEAST, MOST = 8, 8, 52  # weeks that are only learnt from; that are replayed, at least and at most
 
 
@@ -132,7 +132,7 @@ def _teaches(known: pd.DataFrame, roles: Roles, valid: float) -> bool:
     train, tune = (part["_target"].nunique() for part in parted(known, valid))
     return roles.task == "regression" or (train == len(roles.classes) and tune > 1)
 
-# %% ../notebooks/lib/89_refits.ipynb #2c4c89f9
+# %% ../notebooks/lib/89_refits.ipynb #32140124
 @dataclass(frozen=True)
 class Recipe:
     "How the champion was learnt."
@@ -175,7 +175,7 @@ def recipe(
         raise DataError(f"The champion was a {taken}, which is no candidate any more: run `make run`.")
     return Recipe(name, taken, dict(facts[name]["params"]), valid, epochs, mask, seed)
 
-# %% ../notebooks/lib/89_refits.ipynb #8bd3143d
+# %% ../notebooks/lib/89_refits.ipynb #6f30531f
 @dataclass(frozen=True)
 class Fit:
     "What is kept of a fit."
@@ -263,7 +263,7 @@ def _read(path: Path) -> Fit | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # not there, or not whole: it is learnt again
 
-# %% ../notebooks/lib/89_refits.ipynb #fa2d9627
+# %% ../notebooks/lib/89_refits.ipynb #54ab6362
 def opened(
     source: str,  # `data.source`
     roles: Roles,  # as resolved by the last run, with views

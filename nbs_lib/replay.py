@@ -6,7 +6,7 @@
 __all__ = ['NEVER', 'RECALIBRATE', 'WEEKLY', 'SHADOW', 'GATE', 'RECENT', 'LATEST', 'policies', 'Model', 'Past', 'errors', 'Turn',
            'Course', 'course', 'replay']
 
-# %% ../notebooks/lib/89_replay.ipynb #6cbdf0ad
+# %% ../notebooks/lib/89_replay.ipynb #a3720fb9
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -24,7 +24,7 @@ from .predictions import flat
 from .refits import Refits
 from .watch import Watch
 
-# %% ../notebooks/lib/89_replay.ipynb #85503793
+# %% ../notebooks/lib/89_replay.ipynb #f0bd1b59
 NEVER, RECALIBRATE, WEEKLY, SHADOW = "never", "recalibrate only", "weekly", "shadow challenger"
 GATE = ", gate"  # behind the name of a policy that has it
 
@@ -52,7 +52,7 @@ class Model(NamedTuple):
         "The week at whose beginning its knowledge ends."
         return self.fit if self.rule is None else self.rule
 
-# %% ../notebooks/lib/89_replay.ipynb #6bf0d3e5
+# %% ../notebooks/lib/89_replay.ipynb #a3eae615
 RECENT, LATEST = 4, 2  # weeks of labels that a new calibration rests on, and by which a champion is watched
 
 
@@ -174,7 +174,7 @@ def errors(
     off = np.asarray(target - output, dtype=np.float64)
     return off / (float(np.std(target)) or 1.0) if task == "regression" else off
 
-# %% ../notebooks/lib/89_replay.ipynb #c6e7681d
+# %% ../notebooks/lib/89_replay.ipynb #a069ea42
 @dataclass(frozen=True)
 class Turn:
     "A week of a policy."

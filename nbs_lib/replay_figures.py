@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weekly', 'compared', 'choice', 'verdict', 'listed', 'paid', 'turns']
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #4ca54e81
+# %% ../notebooks/lib/89_replay_figures.ipynb #45404fc6
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ from .metrics import Floats, Statistic, bootstrap, evaluate, gain, interval, pri
 from .newcomers import losses
 from .replay import GATE, SHADOW, Course, Past, errors
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #0148e849
+# %% ../notebooks/lib/89_replay_figures.ipynb #8063babd
 def weekly(
     courses: Sequence[Course],
     past: Past,
@@ -48,7 +48,7 @@ def _figures(task: str, target: NDArray[Any], output: Floats) -> dict[str, float
     told = {"rows": float(len(target)), "loss": float(loss.sum()), "off": float(off.mean())}
     return told | evaluate(task, target, output)
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #af1444ca
+# %% ../notebooks/lib/89_replay_figures.ipynb #2c319605
 def _ratio(sums: Floats, rows: Floats, root: bool) -> Statistic:
     def value(weights: NDArray[Any]) -> float:
         mean = float(weights @ sums / (weights @ rows))
@@ -105,7 +105,7 @@ def compared(
         told.append(counts | {"cpu": each.cpu} | {key: asdict(interval(value)) for key, value in values.items()})
     return told
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #fc80e203
+# %% ../notebooks/lib/89_replay_figures.ipynb #bb350a05
 def choice(
     told: Sequence[dict[str, Any]],  # as `compared`
 ) -> dict[str, Any] | None:  # one of them; None where none is better than never beyond noise

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DAYS', 'Watch']
 
-# %% ../notebooks/lib/89_watch.ipynb #41cf9e18
+# %% ../notebooks/lib/89_watch.ipynb #641e37e2
 import pandas as pd
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ from .refits import Weeks
 from .roles import Roles
 from .search import view_columns
 
-# %% ../notebooks/lib/89_watch.ipynb #0d6c8694
+# %% ../notebooks/lib/89_watch.ipynb #5303f02d
 DAYS = 7  # of a window
 
 
@@ -67,5 +67,6 @@ class Watch:
         "Whether the last week is what the champion's past promised."
         reference, since, _ = self._of(fit)
         days = self.calendar.days
-        last = since.between(int(days[week - 1]), int(days[week]) - 1)
-        return not broken(check(reference, last, views=self._views, window=DAYS))
+        first, second = (since.between(int(days[k]), int(days[k + 1]) - 1) for k in (max(week - 2, fit), week - 1))
+        before = first if week - fit > 1 else None  # then it is the reference's last window
+        return not broken(check(reference, second, views=self._views, window=DAYS, before=before))
