@@ -1114,6 +1114,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'nbs_lib.replay': { 'nbs_lib.replay.Course': ('lib/replay.html#course', 'nbs_lib/replay.py'),
                                 'nbs_lib.replay.Course.changes': ('lib/replay.html#course.changes', 'nbs_lib/replay.py'),
                                 'nbs_lib.replay.Course.name': ('lib/replay.html#course.name', 'nbs_lib/replay.py'),
+                                'nbs_lib.replay.Course.stopped': ('lib/replay.html#course.stopped', 'nbs_lib/replay.py'),
                                 'nbs_lib.replay.Model': ('lib/replay.html#model', 'nbs_lib/replay.py'),
                                 'nbs_lib.replay.Model.until': ('lib/replay.html#model.until', 'nbs_lib/replay.py'),
                                 'nbs_lib.replay.Past': ('lib/replay.html#past', 'nbs_lib/replay.py'),

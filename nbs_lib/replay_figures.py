@@ -87,7 +87,7 @@ def compared(
     seed: int = 0,  # of the bootstrap
 ) -> list[
     dict[str, Any]
-]:  # policy, gated, changes, fits, cpu; as value, lo, hi: metric, loss, off, gain, more, behind, price
+]:  # policy, gated, changes, stopped, fits, cpu; as value, lo, hi: metric, loss, off, gain, more, behind, price
     "Side by side: `gain` and `more` over the first, `behind` the best that has the gate, `price` of the gate."
     drawn, first, told = _drawn(found, task, resamples, seed), courses[0].name, []
     gated = [each.name for each in courses if each.gated] or [first]
@@ -101,8 +101,12 @@ def compared(
             "price": loss - drawn[each.policy, "loss"],
         }
         values = {key: drawn[each.name, key] for key in ("metric", "loss", "off")} | differences
-        counts = {"policy": each.name, "gated": each.gated, "changes": each.changes, "fits": len(each.fits)}
-        told.append(counts | {"cpu": each.cpu} | {key: asdict(interval(value)) for key, value in values.items()})
+        facts = {"policy": each.name, "gated": each.gated, "changes": each.changes, "stopped": each.stopped}
+        told.append(
+            facts
+            | {"fits": len(each.fits), "cpu": each.cpu}
+            | {key: asdict(interval(value)) for key, value in values.items()}
+        )
     return told
 
 # %% ../notebooks/lib/89_replay_figures.ipynb #bb350a05
@@ -164,6 +168,7 @@ def listed(
         {
             "policy": each["policy"],
             "new models": each["changes"],
+            "weeks stopped": each["stopped"],
             "fits": each["fits"],
             "CPU s": f"{each['cpu']:,.0f}",
             metric: number(each["metric"]["value"], 4),
