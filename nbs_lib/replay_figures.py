@@ -109,13 +109,22 @@ def compared(
         )
     return told
 
-# %% ../notebooks/lib/89_replay_figures.ipynb #bb350a05
+# %% ../notebooks/lib/89_replay_figures.ipynb #6ba2581a
+def _least(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return min(told, key=lambda each: float(each["loss"]["value"]))
+
+
 def choice(
     told: Sequence[dict[str, Any]],  # as `compared`
 ) -> dict[str, Any] | None:  # one of them; None where none is better than never beyond noise
     "The policy to choose."
     sound = [each for each in told if each["gated"] and (each["gain"]["lo"] or 0) > 0]
-    return min(sound, key=lambda each: each["loss"]["value"]) if sound else None
+    near = [each for each in sound if each["behind"]["lo"] <= 0]
+    return min(near, key=lambda each: (each["fits"], each["loss"]["value"])) if near else None
+
+
+def _signed(found: dict[str, Any]) -> str:
+    return f"{number(found['value'], 4, sign=True)} ({ends(found, 4, sign=True)})"
 
 
 def verdict(
@@ -123,39 +132,27 @@ def verdict(
     task: str,  # binary, multiclass or regression
 ) -> str:  # a few sentences
     "What to choose, and what it would have cost to choose nothing."
-    what, never, chosen = named(LOSS[task]), told[0], choice(told)
+    what, chosen = named(LOSS[task]), choice(told)
     if chosen is None:
-        best = min(told, key=lambda each: each["loss"]["value"])
+        best = _least(told)
         return (
-            f"There is nothing to choose: no policy with the gate is better than never learning again, beyond noise. "
-            f"The least loss is that of {best['policy']}: {what} {number(best['loss']['value'], 4)}, "
-            f"{number(never['loss']['value'], 4)} with {never['policy']}."
+            "There is nothing to choose: no policy with the gate is better than never learning again, beyond noise. "
+            f"The least {what} is that of {best['policy']}: {number(best['loss']['value'], 4)}, "
+            f"{number(told[0]['loss']['value'], 4)} with {told[0]['policy']}."
         )
-    gained = f"{number(chosen['gain']['value'], 4, sign=True)} ({ends(chosen['gain'], 4, sign=True)})"
-    price = f"{number(chosen['price']['value'], 4, sign=True)} ({ends(chosen['price'], 4, sign=True)})"
+    best, name = _least([each for each in told if each["gated"]]), _bare(chosen)
+    near = ""
+    if best is not chosen:
+        near = f"{_bare(best).capitalize()}, with {best['fits']} fits, can't be told from it: {_signed(chosen['behind'])}. "
     return (
-        f"Choose {_bare(chosen)}, with the gate: {what} {number(chosen['loss']['value'], 4)} for {_cost(chosen)}. "
-        f"Never to learn again would have cost {gained}.{_cheaper(told, chosen)} "
-        f"The gate itself costs {price}: what it judges by is not learnt from until then."
+        f"Choose {name}, with the gate: {what} {number(chosen['loss']['value'], 4)} for {chosen['fits']} fits "
+        f"({chosen['cpu']:,.0f} CPU s). Never to learn again would have cost {_signed(chosen['gain'])} more. {near}"
+        f"The gate itself costs {_signed(chosen['price'])}: what it judges by is not learnt from until then."
     )
 
 
 def _bare(each: dict[str, Any]) -> str:
     return str(each["policy"]).removesuffix(GATE)
-
-
-def _cost(each: dict[str, Any]) -> str:
-    return f"{each['fits']} fits ({each['cpu']:,.0f} CPU s)"
-
-
-def _cheaper(told: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> str:
-    "The cheapest policy that can't be told from the chosen one."
-    near = [each for each in told if each["gated"] and (each["behind"]["lo"] or 0) <= 0 and each["gain"]["lo"] > 0]
-    least = min(near, key=lambda each: int(each["fits"]))
-    if least["fits"] >= chosen["fits"]:
-        return ""
-    behind = f"{number(least['behind']['value'], 4, sign=True)}, {ends(least['behind'], 4, sign=True)}"
-    return f" Not to be told from it ({behind}), for {_cost(least)}: {_bare(least)}."
 
 
 def listed(
