@@ -143,7 +143,8 @@ def verdict(
     best, name = _least([each for each in told if each["gated"]]), _bare(chosen)
     near = ""
     if best is not chosen:
-        near = f"{_bare(best).capitalize()}, with {best['fits']} fits, can't be told from it: {_signed(chosen['behind'])}. "
+        near = f"{_bare(best).capitalize()}, with {best['fits']} fits, has the least, and can't be told from it: "
+        near += f"{_signed(chosen['behind'])}. "
     return (
         f"Choose {name}, with the gate: {what} {number(chosen['loss']['value'], 4)} for {chosen['fits']} fits "
         f"({chosen['cpu']:,.0f} CPU s). Never to learn again would have cost {_signed(chosen['gain'])} more. {near}"

@@ -23,6 +23,7 @@ from nbs_lib.replay_figures import choice, compared, listed, turns, verdict, wee
 from nbs_lib.roles import Roles
 from nbs_lib.source import read
 from nbs_lib.split import training_set
+from nbs_lib.watch import Watch
 
 LINEAR = Recipe("linear", "linear", {}, 0.2)
 BASE = Policy(labels=100)
@@ -122,6 +123,22 @@ def test_the_gate_keeps_an_accident_out(tmp_path: Path) -> None:
     assert Model(6) not in [turn.model for turn in guarded]
     assert guarded[8].gate == "REJECT"
     assert guarded[-1].model.fit > 6, "and the next good one is let in"
+
+
+def test_nothing_is_learnt_while_the_contract_is_broken(tmp_path: Path) -> None:
+    table, roles = made(days=224), roles_of()
+    calendar = weeks(table, roles, LINEAR.valid)
+    other_unit = table["_block"].between(calendar.days[10], calendar.days[12] - 1)
+    table["x"] = np.where(other_unit, table["x"] * 1000, table["x"]).astype("float32")
+    fits = Refits(table, roles, calendar, LINEAR, tmp_path)
+    past = Past(fits, Rules(resamples=50), 0.15, Watch(table, roles, calendar))
+    found = course("weekly", policies(BASE)["weekly"], past, gated=False)
+    stopped = {turn.week for turn in found.turns if turn.verdict == "contract failure"}
+    assert {11, 12} <= stopped, "the two weeks in another unit are seen when they are over"
+    assert not stopped & set(range(11))
+    assert found.stopped == len(stopped)
+    assert not found.fits & stopped
+    assert found.turns[12].model == Model(10)
 
 
 def test_a_replay_that_was_killed_goes_on(tmp_path: Path) -> None:
