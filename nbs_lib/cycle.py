@@ -24,7 +24,7 @@ from .champion import NoChampionError, champion
 from .clone import forget_clones, moved
 from .errors import ParamsError, StageError, UserError
 from .files import read_json
-from .ledger import BROKEN, DONE, FAILED, JUDGED, NOTHING, PROMOTE, WAIT, begin, finish, step
+from .ledger import BROKEN, DONE, FAILED, HOLD, JUDGED, NOTHING, PROMOTE, WAIT, begin, finish, step
 from .logged import days, read_day
 from .online import CONTRACT, FEATURES, fill, moment
 from .params import load_params
@@ -139,12 +139,14 @@ def _fill_store(there: Path, settings: Settings) -> None:
 
 def _registered(judged: dict[str, Any], there: Path, settings: Settings) -> None:
     "As champion or as challenger; the pointer that the service polls moves last; raises `UserError`."
-    from nbs_lib.registry import RETRY, register
+    from nbs_lib.registry import RETRY, register, shadow
 
     gate = read_json(there / "models/gate.json") | {key: judged[key] for key in ("decision", "sentence")}
     tracking = settings.tracking
     if register(there / "models/bundle", gate, tracking.uri, tracking.model, tracking.experiment) == RETRY:
         raise UserError("the registry does not answer, so the challenger waits: the next turn goes on from here.")
+    if judged["decision"] == HOLD:
+        shadow(there / "models/bundle")  # it may show in production what these rows could not
 
 # %% ../notebooks/lib/95_cycle.ipynb #1f0d349f
 def cycle(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXPLAINED', 'LEAST', 'OK', 'WATCH', 'DRIFT', 'INSUFFICIENT', 'BROKEN', 'NOTHING', 'CODES', 'counted', 'pooled',
-           'weights', 'effects', 'monitor', 'drawn_by']
+           'weights', 'effects', 'monitor', 'drawn_by', 'in_shadow', 'from_service']
 
 # %% ../notebooks/lib/89_monitor.ipynb #7be0d162
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,18 @@ import pandas as pd
 
 from . import contract, drift
 from .bundle import Bundle
+from .challenge import Rules, contest
 from .errors import DataError
 from .histogram import NUMERIC, Column, Profile
 from .importance import effect, importance
 from .judgement import answers, judged
+from .pairs import answers as pair_answers
+from .pairs import pairs
 from .profile import binning, profile
 from .roles import Roles
+from .service_figures import address, service_figures
+from .settings import load_settings
+from .split import target_ids
 from .watched import Watched, date, known_until, of_window, windows
 
 # %% ../notebooks/lib/89_monitor.ipynb #79a1b9de
@@ -215,3 +222,36 @@ def drawn_by(
     limits = {row["column"]: row["limit"] for row in found["drift"]["columns"] if row["limit"] is not None}
     before, after = (pooled(table, columns) for table in (watched.reference, rows))
     return {"reference": before, "current": after, "kinds": watched.kinds, "limits": limits}
+
+# %% ../notebooks/lib/89_monitor.ipynb #5a5a0002
+def in_shadow(
+    folder: str | Path,  # of the log
+    roles: Roles,
+    champion: str,  # its id
+) -> dict[str, Any] | None:  # challenger, rows, blocks, diff, lo and hi of the gain in loss; None: there is none yet
+    "How the challenger in shadow does; raises `DataError`, `StoreError` or `BundleError`."
+    found = pairs(folder, timestamp=roles.timestamp, zone=roles.timezone)
+    found = found[found["label"].notna() & (found["champion_model"] == champion)]
+    if found.empty:
+        return None
+    last = found["challenger_model"].iloc[-1]
+    found = found[found["challenger_model"] == last]
+    target = target_ids(found["label"], roles).to_numpy()
+    target = target.astype(np.int64) if roles.classes else target
+    old, new = (pair_answers(found, side).astype(np.float64) for side in ("champion", "challenger"))
+    judged = contest(roles.task, target, old, new, found["block"].to_numpy(), Rules())
+    return {"challenger": last, "rows": judged["rows"], "blocks": judged["blocks"], **judged["gain"]}
+
+
+def from_service(
+    found: dict[str, Any],  # as `monitor` returns it
+    roles: Roles | None,
+    days: int,  # that Prometheus looks back
+) -> None:
+    "Add what the service counted, and how its shadow does."
+    settings = load_settings()
+    told = service_figures(address(settings.serve), settings.monitor.prometheus, days)
+    found["service"] |= _rounded({name: value for name, value in told.items() if name not in found["service"]})
+    champion = found["champion"]["id"]
+    if roles and champion and settings.serve.log:
+        found["shadow"] = _rounded(in_shadow(settings.serve.log, roles, champion))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Found', 'TONES', 'HEADLINES', 'SHOWN', 'MOVED', 'headline', 'figures', 'left_out', 'contract', 'drifted',
-           'rows_moved', 'performance', 'by_window', 'coverage', 'groups', 'slices', 'service']
+           'rows_moved', 'performance', 'by_window', 'coverage', 'groups', 'slices', 'service', 'shadow']
 
 # %% ../notebooks/lib/89_monitor_page.ipynb #2bfd301c
 from collections.abc import Mapping, Sequence
@@ -278,6 +278,10 @@ def slices(
     return table(("column", "level", "rows", named(told["metric"])), rows) if rows else note("No label has come yet.")
 
 # %% ../notebooks/lib/89_monitor_page.ipynb #04f7d501
+def _count(value: Any) -> str:
+    return f"{value:,.6g}" if isinstance(value, (int, float)) else str(value)
+
+
 def service(
     found: Found,
 ) -> Block:
@@ -286,5 +290,21 @@ def service(
     rungs = told.pop("rungs", {})
     total = sum(rungs.values())
     rows = [(f"answered on the rung {name}", f"{count:,}", f"{count / total:.1%}") for name, count in rungs.items()]
-    rows += [(name.replace("_", " "), str(value), "") for name, value in told.items() if value is not None]
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name.replace('_', ' ')}: {each}", _count(count), "") for each, count in value.items() if count]
+        elif value not in (None, 0, ""):
+            rows.append((name.replace("_", " "), _count(value), ""))
     return table(("", "", "share"), rows) if rows else note("These rows did not come from the service.")
+
+
+def shadow(
+    found: Found,
+) -> Block:
+    "How the challenger in shadow does beside the champion."
+    told = found["shadow"]
+    if not told:
+        return note("No challenger stands in the shadow, or none of its labels has come.")
+    gain = "-" if told["diff"] is None else f"{number(told['diff'], 4, True)} ({interval(told, 4, True)})"
+    rows = [(told["challenger"][:12], f"{told['rows']:,}", f"{told['blocks']}", gain)]
+    return table(("challenger in shadow", "labelled rows", "days", "gain in loss"), rows)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .challenger import unshadow
 from .champion import SERVED, load
 from .connection import locked
 from .errors import BundleError, StoreError, UserError, did_you_mean
@@ -86,6 +87,7 @@ def rollback(
         id = _chosen(to, root)
         _tried(id, degraded, root, settings)
         move = point(id, root, PROMOTION if id in rolled_back(root) else ROLLBACK, why)
+        unshadow(root, champion=id)
     old = move.before[:12] or "none"
     print(f"the champion is {id[:12]} again, instead of {old}; a running service follows in {settings.serve.poll_s} s")
     if move.before in rolled_back(root):
