@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nbs_lib.contract._finite': ('lib/contract.html#_finite', 'nbs_lib/contract.py'),
                                   'nbs_lib.contract._jump': ('lib/contract.html#_jump', 'nbs_lib/contract.py'),
                                   'nbs_lib.contract._null_share': ('lib/contract.html#_null_share', 'nbs_lib/contract.py'),
+                                  'nbs_lib.contract._outside': ('lib/contract.html#_outside', 'nbs_lib/contract.py'),
                                   'nbs_lib.contract._range': ('lib/contract.html#_range', 'nbs_lib/contract.py'),
                                   'nbs_lib.contract._schema': ('lib/contract.html#_schema', 'nbs_lib/contract.py'),
                                   'nbs_lib.contract._share': ('lib/contract.html#_share', 'nbs_lib/contract.py'),

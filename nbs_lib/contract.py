@@ -23,12 +23,13 @@ class Bounds:
     far: float = 0.05  # share of a column's numbers beyond the reference's range by more than its width
     outside: float = 0.10  # share beyond the range at all: the model has to guess
     unseen: float = 0.02  # share of rows with a level that the reference does not have,
-    rare: float = 0.10  # and so much more of the share of its rare levels
-    spread: float = 3.0  # a standard deviation so many times larger or smaller than any window's
+    rare: float = 0.25  # and so much more of the share of its rare levels
+    spread: float = 3.0  # a standard deviation so many times larger than any window's,
+    calm: float = 10.0  # or so many times smaller: a week of clear sky scatters little
     jump: float = 6.0  # a distance from the window before so many times larger than any between two windows
     parted: tuple[float, float] = (2.0, 0.75)  # or only so many, where the two have less than so much in common
     least: float = 0.5  # below it a jump is none, in standard deviations or Jensen-Shannon distance
-    nulls: float = 0.05  # share of rows without a value, above any window's
+    nulls: float = 0.10  # share of rows without a value, above any window's
     rows: float = 0.7  # a window's rows beside the usual ones, where no window had so few; or 1 / 0.7, so many
     stuck: float = 0.95  # share of rows with one value, where no window had so many
     duplicates: float = 0.001  # share of rows that another one repeats
@@ -153,6 +154,12 @@ def _finite(column: Column, then: Counts, now: Counts) -> dict[str, Any]:
     return _entry("finite", not count or bool(then[-1]), f"{count:,} rows", "none", sentence, column.name)
 
 
+def _outside(column: Column, counts: Counts) -> float:
+    "The share of numbers beyond the range."
+    inside = counts[2 : column.bins + 2].sum()
+    return 1 - float(_share(inside, counts[: column.missing].sum()))
+
+
 def _range(column: Column, then: Counts, now: Counts, bounds: Bounds) -> Iterator[dict[str, Any]]:
     "Numbers far away are a fault; numbers a little outside are what a new season brings."
     below, above = slice(0, 2), slice(column.bins + 2, column.bins + 4)
@@ -180,9 +187,9 @@ def _deviation(column: Column, counts: Counts) -> Any:
 def _spread(column: Column, windows: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
     usual, found = _deviation(column, windows), float(_deviation(column, now))
     low, high = float(usual.min()), float(usual.max())
-    passed = low / bounds.spread <= found <= high * bounds.spread
+    passed = low / bounds.calm <= found <= high * bounds.spread
     sentence = f"{column.name} scatters by {found:.3g}, in the reference's windows by {low:.3g} to {high:.3g}."
-    needed = f"{low / bounds.spread:.3g} to {high * bounds.spread:.3g}"
+    needed = f"{low / bounds.calm:.3g} to {high * bounds.spread:.3g}"
     return _entry("spread", passed, f"{found:.3g}", needed, sentence, column.name)
 
 
@@ -250,8 +257,8 @@ def _column(
         yield _unseen(column, current, then, now, bounds)
     if len(windows):
         yield _stuck(column, windows, now, bounds)
-    if len(windows) and numeric and column.std:
-        yield _spread(column, windows, now, bounds)
+    if len(windows) and numeric and column.std and _outside(column, now) <= bounds.outside:
+        yield _spread(column, windows, now, bounds)  # beyond the range it can't be told, and `outside` says so
     if len(windows) >= PAIRS and len(before):
         yield _jump(column, then, windows, before.total(column.name), now, bounds)
 
