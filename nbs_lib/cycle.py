@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from .answered import answered, happened
+from .answered import answered, happened, local_days
 from .bundle import Bundle
 from .champion import NoChampionError, champion
 from .clone import forget_clones, moved
@@ -37,6 +37,7 @@ from .store import open_store
 from .succession import learnt_until
 from .table import duration
 from .tracking import TURN, end_pipeline
+from .watched import latest as last_day
 
 # %% ../notebooks/lib/95_cycle.ipynb #f477509a
 MONITOR, DECISION, VERDICT = (Path(f"models/cycle/{name}.json") for name in ("monitor", "decision", "challenge"))
@@ -82,8 +83,10 @@ def latest(
         raise UserError(
             "nothing was answered yet, so nothing is new: `make serve` first, or give --as-of, such as 2020-02-13."
         )
-    last = happened(read_day(settings.serve.log, found[-1]).to_pandas(), roles).max()
-    return f"{last + duration(roles.label_delay, 'data.label_delay'):%Y-%m-%d}"
+    times = happened(read_day(settings.serve.log, found[-1]).to_pandas(), roles)
+    end = last_day(pd.DataFrame({"_block": local_days(times, roles.timezone)}), roles.timezone)
+    due = pd.Timestamp(end, unit="s") + duration(roles.label_delay, "data.label_delay")
+    return f"{due:%Y-%m-%d}"
 
 
 RECENT = 28  # days of answered rows that a challenger is asked again

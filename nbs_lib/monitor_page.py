@@ -6,7 +6,7 @@
 __all__ = ['Found', 'TONES', 'HEADLINES', 'SHOWN', 'MOVED', 'headline', 'figures', 'left_out', 'contract', 'drifted',
            'rows_moved', 'performance', 'by_window', 'coverage', 'groups', 'slices', 'service', 'shadow']
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #2bfd301c
+# %% ../notebooks/lib/89_monitor_page.ipynb #a41acd05
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +14,7 @@ from .blocks import BAD, GOOD, WARN, Block, badge, code, note, table, tiles, ver
 from .findings import interval, named, number
 from .monitor import BROKEN, DRIFT, INSUFFICIENT, NOTHING, OK, WATCH
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #3da1dad4
+# %% ../notebooks/lib/89_monitor_page.ipynb #4512474f
 Found = Mapping[str, Any]  # what `monitor` returns
 
 TONES = {OK: GOOD, WATCH: WARN, DRIFT: BAD, BROKEN: BAD, INSUFFICIENT: WARN, NOTHING: WARN}
@@ -53,6 +53,12 @@ def headline(
     moved = sorted(found["effects"], key=lambda name: -found["effects"][name]["size"])
     effects = [_effect_told(name, found) for name in moved]
     reasons += [[" ".join(effects[:2])]] if effects else []
+    stale = {e["column"] for e in found["contract"] if not e["passed"] and e["severity"] == "warn" and e["column"]}
+    if stale:
+        told = (
+            f"{len(stale)} columns that the feature store brings look as if it had not been refreshed: first of all, "
+        )
+        reasons.append([told, code("nbs materialise"), "."])
     return verdict(TONES[status], status.upper(), HEADLINES[status], reasons, _TODO[status])
 
 
@@ -112,7 +118,7 @@ def left_out(
     said = [f"{rows[name]:,} {words}." for name, words in told.items() if rows.get(name)]
     return note(" ".join(said) or "No row was left out, repeated or contradicted.")
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #f17fd5e6
+# %% ../notebooks/lib/89_monitor_page.ipynb #2f8e3bae
 SHOWN = 15  # checks or columns
 
 
@@ -186,7 +192,7 @@ def rows_moved(
         table(("column", "row", "its value", "its answer moved by"), rows) if rows else note("None was moved by drift.")
     )
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #240b2b70
+# %% ../notebooks/lib/89_monitor_page.ipynb #0af5b7e5
 def performance(
     found: Found,
 ) -> Block:
@@ -277,7 +283,7 @@ def slices(
     ]
     return table(("column", "level", "rows", named(told["metric"])), rows) if rows else note("No label has come yet.")
 
-# %% ../notebooks/lib/89_monitor_page.ipynb #04f7d501
+# %% ../notebooks/lib/89_monitor_page.ipynb #4eff61dd
 def _count(value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, (int, float)) else str(value)
 

@@ -148,7 +148,7 @@ class _Numbers:
 
     def __init__(self, fence: tuple[float, float]) -> None:
         self.fence, self.low, self.high, self.whole = fence, np.inf, -np.inf, True
-        self.origin = 0.0 if np.isinf(fence[0]) else sum(fence) / 2  # near the mean, so that squares cancel no digits
+        self.centre = 0.0 if np.isinf(fence[0]) else sum(fence) / 2  # near the mean, so that squares cancel no digits
         self.rows, self.sum, self.squares = 0, 0.0, 0.0
 
     def add(self, number: np.ndarray[Any, Any]) -> None:
@@ -159,7 +159,7 @@ class _Numbers:
         self.whole = self.whole and bool((value == np.floor(value)).all())
         np.clip(value, *self.fence, out=value)
         self.low, self.high = min(self.low, value.min()), max(self.high, value.max())
-        value -= self.origin
+        value -= self.centre
         self.rows, self.sum = self.rows + len(value), self.sum + value.sum()
         self.squares += float(value @ value)
 
@@ -172,7 +172,7 @@ class _Numbers:
         if self.whole and high - low < BINS:
             low, high = np.floor(low) - 0.5, np.ceil(high) + 0.5
             bins = int(high - low)
-        return Column(name, NUMERIC, low, high, bins, float(mean + self.origin), float(std))
+        return Column(name, NUMERIC, low, high, bins, float(mean + self.centre), float(std))
 
 
 def _numeric(db: duckdb.DuckDBPyConnection, types: Mapping[str, str], names: Sequence[str]) -> list[Column]:
