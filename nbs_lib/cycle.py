@@ -85,7 +85,7 @@ def latest(
         )
     times = happened(read_day(settings.serve.log, found[-1]).to_pandas(), roles)
     end = last_day(pd.DataFrame({"_block": local_days(times, roles.timezone)}), roles.timezone)
-    due = pd.Timestamp(end, unit="s") + duration(roles.label_delay, "data.label_delay")
+    due = pd.Timestamp(end or 0, unit="s") + duration(roles.label_delay, "data.label_delay")
     return f"{due:%Y-%m-%d}"
 
 
