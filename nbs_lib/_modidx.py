@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'nbs_lib.cli.torchserve_verb': ('lib/cli.html#torchserve_verb', 'nbs_lib/cli.py'),
                              'nbs_lib.cli.ui_verb': ('lib/cli.html#ui_verb', 'nbs_lib/cli.py')},
             'nbs_lib.clone': { 'nbs_lib.clone._link_source': ('lib/clone.html#_link_source', 'nbs_lib/clone.py'),
+                               'nbs_lib.clone._named': ('lib/clone.html#_named', 'nbs_lib/clone.py'),
                                'nbs_lib.clone._shared': ('lib/clone.html#_shared', 'nbs_lib/clone.py'),
                                'nbs_lib.clone.clone': ('lib/clone.html#clone', 'nbs_lib/clone.py'),
                                'nbs_lib.clone.forget_clones': ('lib/clone.html#forget_clones', 'nbs_lib/clone.py'),

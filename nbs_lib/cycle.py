@@ -108,7 +108,7 @@ def _retrain(turn: dict[str, Any], now: Bundle | None, roles: Roles, settings: S
     "Learn, judge and promote; what came of it, and why."
     since = learnt_until(now, str(roles.timestamp)) if now else None
     window = int(load_params()["monitor.window"])
-    with moved(turn["as_of"]) as there:
+    with moved(turn["as_of"], again=True) as there:
         step(turn, "prepare")
         table = prepare(there, settings.dvc.remote)
         if now and (wrong := broken_windows(table, _known_until(now, roles), now, window, roles.timezone)):
@@ -160,8 +160,8 @@ def cycle(
     "Take one turn; raises `UserError` where it can't begin, or where it failed."
     with only_run(".nbs/cycle.lock"):
         settings, roles, now = check(), Roles.load(CONTRACT), held()
-        forget_clones()
         as_of = as_of or latest(settings, roles)
+        forget_clones(as_of)
         later = _later(as_of, roles, now)
         turn = begin(
             f"{TURN}{uuid.uuid4().hex}", as_of, reference=reference, current=current, champion=now.id if now else None
