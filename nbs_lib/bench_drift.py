@@ -7,7 +7,7 @@ __all__ = ['NUMBERS', 'TEXTS', 'LEVELS', 'CHUNK', 'Engine', 'ENGINES', 'make', '
            'nannyml', 'whylogs', 'Took', 'measured', 'run_engine', 'agreement', 'side_by_side', 'compare', 'larger',
            'bench_drift']
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #fef4b770
+# %% ../notebooks/lib/57_bench_drift.ipynb #95845570
 import inspect
 import json
 import os
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from .drift import FLOOR
 from .errors import StageError
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #5336ad48
+# %% ../notebooks/lib/57_bench_drift.ipynb #45145000
 NUMBERS, TEXTS = [f"n{k}" for k in range(14)], [f"c{k}" for k in range(6)]
 LEVELS = (3, 10, 16, 100, 1000, 4000)
 CHUNK = 500_000
@@ -66,12 +66,14 @@ def make(
     if writer:
         writer.close()
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #d916158b
+# %% ../notebooks/lib/57_bench_drift.ipynb #5d7bb593
 Engine = Callable[[str], Iterator[dict[str, float]]]
 
 
 def ours(folder: str) -> Iterator[dict[str, float]]:
     "As the cycle does it, the reference's profile and limits included."
+    import pandas  # noqa: F401  # pyarrow does, at its first array
+
     from nbs_lib.drift import limits, verdict
     from nbs_lib.profile import binning, profile
 
@@ -79,14 +81,16 @@ def ours(folder: str) -> Iterator[dict[str, float]]:
     kinds = {f"n{k}": "numeric" for k in range(14)} | {f"c{k}": "categorical" for k in range(6)}
     columns = binning(f"{folder}/reference.parquet", kinds)
     reference = profile(f"{folder}/reference.parquet", columns, "at")
-    reference.save(f"{folder}/reference.npz")
     current = profile(f"{folder}/current.parquet", columns, "at")
     told = verdict(reference, [current], limits(reference, 7))
     yield {row["column"]: row["distance"] for row in told["columns"]}
+    reference.save(f"{folder}/reference.npz")
 
 
 def ours_kept(folder: str) -> Iterator[dict[str, float]]:
     "As the cycle does it from the second time on: the reference's profile was kept."
+    import pandas  # noqa: F401  # pyarrow does, at its first array
+
     from nbs_lib.drift import limits, verdict
     from nbs_lib.histogram import Profile
     from nbs_lib.profile import profile
@@ -103,6 +107,7 @@ def floor(folder: str) -> Iterator[dict[str, float]]:
     from pathlib import Path
 
     import duckdb
+    import pandas  # noqa: F401  # pyarrow does, at its first array
 
     yield {}
     with duckdb.connect(config={"threads": 1, "memory_limit": "512MB"}) as db:
@@ -174,7 +179,7 @@ def nannyml(folder: str) -> Iterator[dict[str, float]]:
     found = {}
     for name in names:
         method = "jensen_shannon" if name[0] == "c" else "wasserstein"
-        found[name] = float(table[(name, method, "value")].iloc[-1]) / (one[name].std() if name[0] == "n" else 1)
+        found[name] = float(table[(name, method, "value")].iloc[-1] / (one[name].std() if name[0] == "n" else 1))
     yield found
 
 
@@ -201,7 +206,7 @@ ENGINES: dict[str, tuple[Engine, str | None]] = {  # the function, and the envir
     "whylogs": (whylogs, "whylogs"),
 }
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #26edaccb
+# %% ../notebooks/lib/57_bench_drift.ipynb #c42e922a
 @dataclass(frozen=True)
 class Took:
     "What an engine took, without the start of Python, its imports and what it reads before."
@@ -225,6 +230,7 @@ def measured(engine: Callable[[str], Any], folder: str) -> None:
     found = next(steps)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    next(steps, None)  # what is not measured, such as keeping what was found
     print("\n" + json.dumps({"cpu": cpu, "wall": wall, "peak": peak, "found": found}))
 
 
@@ -245,7 +251,7 @@ def run_engine(
         raise StageError(f"{engine.__name__} failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
     return Took(**json.loads(done.stdout.splitlines()[-1]))
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #5a2a5ac0
+# %% ../notebooks/lib/57_bench_drift.ipynb #7cf275f3
 def _line(name: str, took: Took, beside: str = "") -> str:
     return f"{name:28}{took.cpu:9.2f} CPU s {took.wall:9.2f} s {took.peak:8.0f} MiB   {beside}"
 
@@ -304,7 +310,7 @@ def compare(
             print(f"by distances that differ by {told[f'{name} differs']:.4f} at most")
     return told
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #c347f4b9
+# %% ../notebooks/lib/57_bench_drift.ipynb #83368327
 def larger(
     folder: str | Path,  # to work in; 100 million rows take 6 GB there
     rows: int,  # current rows

@@ -6,7 +6,7 @@
 __all__ = ['MEMORY', 'NUMBERS', 'BINS', 'LEVELS', 'SHARE', 'KNOWN', 'BATCH', 'SAMPLED', 'TAIL', 'FAR', 'DAY', 'EARLIEST',
            'LATEST', 'SHIFT', 'WHOLE', 'files', 'binning', 'local_days', 'profile', 'updated', 'Column', 'Profile']
 
-# %% ../notebooks/lib/82_profile.ipynb #7e1c62d7
+# %% ../notebooks/lib/82_profile.ipynb #54b14896
 import contextlib
 import glob
 import hashlib
@@ -28,10 +28,10 @@ from .errors import DataError, did_you_mean
 from .histogram import CATEGORICAL, NAMED, NUMERIC, Column, Profile, add
 from .table import read_csv
 
-# %% ../notebooks/lib/82_profile.ipynb #bd2e1716
+# %% ../notebooks/lib/82_profile.ipynb #2c4fc288
 _all_ = ["Column", "Profile"]
 
-# %% ../notebooks/lib/82_profile.ipynb #cf2bdc8d
+# %% ../notebooks/lib/82_profile.ipynb #a7ea2200
 MEMORY = "512MB"
 
 
@@ -80,7 +80,7 @@ def _row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     "The one row of an aggregate."
     return db.execute(query).fetchall()[0]
 
-# %% ../notebooks/lib/82_profile.ipynb #c572860a
+# %% ../notebooks/lib/82_profile.ipynb #b4ebc3d0
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
 
@@ -118,7 +118,7 @@ def _text(name: str) -> str:
     "SQL for a column as text; an empty one is missing."
     return f"nullif({_quoted(name)}::VARCHAR, '')"
 
-# %% ../notebooks/lib/82_profile.ipynb #73da673b
+# %% ../notebooks/lib/82_profile.ipynb #462da5e5
 BINS = 512
 LEVELS, SHARE = 50, 0.005  # a level has a cell of its own if it is among so many and has this share of the rows
 KNOWN = 20_000  # levels of a column that are remembered
@@ -130,58 +130,69 @@ SAMPLED, TAIL, FAR = (
 )  # rows that tell where nearly all lie; the share outside; how many widths are far
 
 
-def _fences(db: duckdb.DuckDBPyConnection, sql: Mapping[str, str]) -> dict[str, tuple[float, float]]:
-    "How far the bins of each column may reach, by a sample."
-    finite = ", ".join(f"CASE WHEN isfinite({value}) THEN {value} END AS {_quoted(n)}" for n, value in sql.items())
-    tails = ", ".join(f"quantile_cont({_quoted(n)}, [{TAIL}, {1 - TAIL}])" for n in sql)
-    sample = f"(FROM source USING SAMPLE reservoir({SAMPLED} ROWS) REPEATABLE (0))"
-    found = _row(db, f"SELECT {tails} FROM (SELECT {finite} FROM {sample})")
-    fences = {}
-    for name, tail in zip(sql, found, strict=True):
-        low, high = tail or (0, 0)
-        fences[name] = (low - FAR * (high - low), high + FAR * (high - low)) if high > low else (-np.inf, np.inf)
-    return fences
-
-
 class _Numbers:
-    "What is known of a column's finite numbers, kept within fences."
+    "What is known of a column's finite numbers, kept within a fence."
 
-    def __init__(self, fence: tuple[float, float]) -> None:
-        self.fence, self.low, self.high, self.whole = fence, np.inf, -np.inf, True
-        self.origin = 0.0 if np.isinf(fence[0]) else sum(fence) / 2  # near the mean, so that squares cancel no digits
+    def __init__(self, stride: int, fence: tuple[float, float] = (-np.inf, np.inf)) -> None:
+        self.stride, self.fence, self.sample = stride, fence, [np.zeros(0)]
+        self.low, self.high, self.whole = np.inf, -np.inf, True
         self.rows, self.sum, self.squares = 0, 0.0, 0.0
+        self.origin = np.nan  # near the mean, so that squares cancel no digits
 
     def add(self, number: np.ndarray[Any, Any]) -> None:
-        finite = np.isfinite(number)
-        value = (number if finite.all() else number[finite]).astype(np.float64)
-        if not len(value):
-            return
-        self.whole = self.whole and bool((value == np.floor(value)).all())
-        np.clip(value, *self.fence, out=value)
-        self.low, self.high = min(self.low, value.min()), max(self.high, value.max())
+        low, high = number.min(initial=np.inf), number.max(initial=-np.inf)
+        if not np.isfinite(high - low):  # missing, infinite, or none at all
+            number = number[np.isfinite(number)]
+            if not len(number):
+                return
+            low, high = number.min(), number.max()
+        if self.whole:  # few columns are, and the first numbers of the others tell
+            self.whole = all(bool((some == np.floor(some)).all()) for some in (number[:1000], number))
+        value = number.astype(np.float64)
+        if low < self.fence[0] or high > self.fence[1]:
+            np.clip(value, *self.fence, out=value)
+        self.low, self.high = min(self.low, max(low, self.fence[0])), max(self.high, min(high, self.fence[1]))
+        self.sample.append(value[:: self.stride].copy())
+        self.origin = float(value.mean()) if np.isnan(self.origin) else self.origin
         value -= self.origin
-        self.rows, self.sum = self.rows + len(value), self.sum + value.sum()
+        self.rows, self.sum = self.rows + len(value), self.sum + float(value.sum())
         self.squares += float(value @ value)
+
+    def reach(self) -> tuple[float, float]:
+        "How far bins may reach."
+        sample = np.concatenate(self.sample)
+        low, high = np.quantile(sample, [TAIL, 1 - TAIL]) if len(sample) else (0.0, 0.0)
+        return (low - FAR * (high - low), high + FAR * (high - low)) if high > low else (-np.inf, np.inf)
 
     def column(self, name: str) -> Column:
         if not self.rows:
             return Column(name, NUMERIC, bins=1)
-        mean = self.sum / self.rows
-        std = max(self.squares / self.rows - mean**2, 0.0) ** 0.5 if self.high > self.low else 0.0
         low, high, bins = float(self.low), float(self.high), BINS if self.high > self.low else 1
+        mean = self.sum / self.rows
+        std = max(self.squares / self.rows - mean**2, 0.0) ** 0.5 if high > low else 0.0
         if self.whole and high - low < BINS:
-            low, high = np.floor(low) - 0.5, np.ceil(high) + 0.5
+            low, high = float(np.floor(low)) - 0.5, float(np.ceil(high)) + 0.5
             bins = int(high - low)
-        return Column(name, NUMERIC, low, high, bins, float(mean + self.origin), float(std))
+        return Column(name, NUMERIC, low, high, bins, mean + self.origin, std)
 
 
 def _numeric(db: duckdb.DuckDBPyConnection, types: Mapping[str, str], names: Sequence[str]) -> list[Column]:
-    found = [_Numbers(fence) for fence in _fences(db, {name: _number(name, types[name]) for name in names}).values()]
-    query = ", ".join(f"{_not_null(name, types[name])} AS c{n}" for n, name in enumerate(names))
-    for batch in db.sql(f"SELECT {query} FROM source").to_arrow_reader(BATCH):
-        for column, numbers in zip(batch.columns, found, strict=True):
-            numbers.add(column.to_numpy())
-    return [numbers.column(name) for numbers, name in zip(found, names, strict=True)]
+    "Learn numbers in one scan; those with some that lie far outside in a second one, without these."
+    stride = _row(db, "SELECT count(*) FROM source")[0] // SAMPLED + 1
+
+    def scanned(found: dict[str, _Numbers]) -> dict[str, _Numbers]:
+        query = ", ".join(f"{_not_null(name, types[name])} AS c{n}" for n, name in enumerate(found))
+        for batch in db.sql(f"SELECT {query} FROM source").to_arrow_reader(BATCH):
+            for column, numbers in zip(batch.columns, found.values(), strict=True):
+                numbers.add(column.to_numpy())
+        return found
+
+    found = scanned({name: _Numbers(stride) for name in names})
+    fences = {name: numbers.reach() for name, numbers in found.items()}
+    cut = [name for name, (low, high) in fences.items() if found[name].low < low or found[name].high > high]
+    if cut:
+        found |= scanned({name: _Numbers(stride, fences[name]) for name in cut})
+    return [numbers.column(name) for name, numbers in found.items()]
 
 
 def _categorical(db: duckdb.DuckDBPyConnection, name: str) -> Column:
@@ -207,7 +218,7 @@ def binning(
         found |= {name: _categorical(db, name) for name, kind in kinds.items() if kind != NUMERIC}
     return {name: found[name] for name in kinds}
 
-# %% ../notebooks/lib/82_profile.ipynb #53f2a27e
+# %% ../notebooks/lib/82_profile.ipynb #1733dd1a
 DAY = 86400
 EARLIEST, LATEST = -70 * 366 * DAY, 230 * 366 * DAY  # 1900 and 2200, roughly
 SHIFT = 1_000_000  # days: whole division in SQL rounds towards zero
@@ -278,13 +289,13 @@ def local_days(
     starts, shifts = np.array(_offsets(zone, int(seconds.min()), int(seconds.max())), np.int64).T
     return (seconds + shifts[np.maximum(np.searchsorted(starts, seconds, "right") - 1, 0)]) // DAY
 
-# %% ../notebooks/lib/82_profile.ipynb #1e750285
+# %% ../notebooks/lib/82_profile.ipynb #26ba3720
 def _levels(db: duckdb.DuckDBPyConnection, n: int, column: Column) -> None:
     "A table of the known levels and their cells."
     names = [*column.levels, *column.rare]
-    cells = np.minimum(np.arange(len(names)), len(column.levels)).astype(np.int32)
-    db.register(f"names_{n}", pa.table({"level": pa.array(names, pa.string()), "cell": cells}))
-    db.execute(f"CREATE TABLE levels_{n} AS FROM names_{n}")
+    cells = [min(k, len(column.levels)) for k in range(len(names))]
+    pairs = "SELECT unnest(?::VARCHAR[]) AS level, unnest(?::INTEGER[]) AS cell"
+    db.execute(f"CREATE TABLE levels_{n} AS {pairs}", [names, cells])
 
 
 def _query(db: duckdb.DuckDBPyConnection, there: Sequence[Column], types: Mapping[str, str], day: str) -> str:
@@ -364,7 +375,7 @@ def profile(
         kinds = {name: _type(kind) for name, kind in types.items()}
         return Profile(dict(columns), days, rows, firsts, lasts, again, counted, new, kinds, untimed)
 
-# %% ../notebooks/lib/82_profile.ipynb #f1c24c4d
+# %% ../notebooks/lib/82_profile.ipynb #77e3a64b
 def updated(
     source: str | Path,  # a folder of Parquet files, or a pattern; a single file is one part
     columns: Mapping[str, Column],  # of `binning`
