@@ -6,7 +6,7 @@
 __all__ = ['Floats', 'GROUPS', 'BLOCKS', 'FLOOR', 'CERTAIN', 'OK', 'WATCH', 'DRIFT', 'INSUFFICIENT', 'NAMED', 'apart', 'coarse',
            'unlike', 'distances', 'Limit', 'limits', 'verdict']
 
-# %% ../notebooks/lib/83_drift.ipynb #b14ac55a
+# %% ../notebooks/lib/83_drift.ipynb #b48d1bb9
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from scipy import stats
 
 from .histogram import NUMERIC, Column, Counts, Profile
 
-# %% ../notebooks/lib/83_drift.ipynb #bb55017f
+# %% ../notebooks/lib/83_drift.ipynb #18c2d2c5
 Floats = NDArray[np.float64]
 
 
@@ -59,7 +59,7 @@ def apart(
 def _nulls(column: Column, counts: Counts) -> Floats:
     return _shares(counts)[..., column.missing]
 
-# %% ../notebooks/lib/83_drift.ipynb #d7b6557e
+# %% ../notebooks/lib/83_drift.ipynb #2ab3c16c
 GROUPS = 10
 
 
@@ -108,7 +108,7 @@ def distances(
         }
     return found
 
-# %% ../notebooks/lib/83_drift.ipynb #3181a403
+# %% ../notebooks/lib/83_drift.ipynb #a39c64be
 BLOCKS = 8  # windows that a reference must give
 FLOOR = {"distance": 0.1, "nulls": 0.02}
 CERTAIN = 1e-6  # log odds are kept finite
@@ -154,13 +154,20 @@ def limits(
         counts, total = reference.counts[name], reference.total(name)
         inside = np.array([counts[block].sum(axis=0) for block in blocks])
         rest = total - inside
+        cases = [inside]
         if rows is not None:
-            inside = np.array([_thinned(block, rows, rng) for block in inside])
-        bounded = column.kind != NUMERIC or column.std == 0
-        far = _predicted(apart(column, rest, inside), bounded, FLOOR["distance"], alpha)
-        nulls = np.abs(_nulls(column, inside) - _nulls(column, rest))
-        found[name] = Limit(far, _predicted(nulls, True, FLOOR["nulls"], alpha), len(blocks))
+            cases.append(np.array([_thinned(block, rows, rng) for block in inside]))
+        each = [_limit(column, rest, case, alpha) for case in cases]
+        found[name] = Limit(max(far for far, _ in each), max(nulls for _, nulls in each), len(blocks))
     return found
+
+
+def _limit(column: Column, rest: Counts, inside: Counts, alpha: float) -> tuple[float, float]:
+    "Those of one column: of the distance, and of the difference of the shares of nulls."
+    bounded = column.kind != NUMERIC or column.std == 0
+    nulls = np.abs(_nulls(column, inside) - _nulls(column, rest))
+    far = _predicted(apart(column, rest, inside), bounded, FLOOR["distance"], alpha)
+    return far, _predicted(nulls, True, FLOOR["nulls"], alpha)
 
 
 def _thinned(counts: Counts, rows: int, rng: np.random.Generator) -> Counts:
@@ -168,7 +175,7 @@ def _thinned(counts: Counts, rows: int, rng: np.random.Generator) -> Counts:
     total = int(counts.sum())
     return counts if total <= rows else rng.multinomial(rows, counts / total)
 
-# %% ../notebooks/lib/83_drift.ipynb #bcfb2b85
+# %% ../notebooks/lib/83_drift.ipynb #92f844da
 OK, WATCH, DRIFT, INSUFFICIENT = "ok", "watch", "drift", "insufficient reference"
 NAMED = 10
 

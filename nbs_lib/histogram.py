@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counts', 'NUMERIC', 'CATEGORICAL', 'NAMED', 'MIXED', 'VERSION', 'PER_DAY', 'Column', 'Profile', 'add']
 
-# %% ../notebooks/lib/81_histogram.ipynb #37b8c73c
+# %% ../notebooks/lib/81_histogram.ipynb #24269512
 import dataclasses
 import json
 import zipfile
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import DataError
 from .files import replacing
 
-# %% ../notebooks/lib/81_histogram.ipynb #d3b1c7d2
+# %% ../notebooks/lib/81_histogram.ipynb #6f4b1d9c
 Counts = NDArray[np.int64]
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 
@@ -85,7 +85,7 @@ class Column:
         place = np.where(number < self.low, np.where(far, 0, 1), np.where(far, self.bins + 3, self.bins + 2))
         return np.where(np.isnan(number), self.missing, np.where(np.isinf(number), self.missing + 1, place))
 
-# %% ../notebooks/lib/81_histogram.ipynb #b27d1874
+# %% ../notebooks/lib/81_histogram.ipynb #3360beee
 NAMED = 20  # new levels that are named for a day and column
 MIXED = "mixed"
 
@@ -203,7 +203,7 @@ class Profile:
     ) -> "Profile":
         "Read a profile; raises `DataError` where it is missing or damaged."
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as whole, np.load(whole, allow_pickle=False) as file:
                 about = json.loads(file["about"].tobytes())
                 if about["version"] != VERSION:
                     raise ValueError("another version wrote it")

@@ -6,7 +6,7 @@
 __all__ = ['MEMORY', 'NUMBERS', 'BINS', 'LEVELS', 'SHARE', 'KNOWN', 'BATCH', 'SAMPLED', 'TAIL', 'FAR', 'DAY', 'EARLIEST',
            'LATEST', 'SHIFT', 'WHOLE', 'files', 'binning', 'local_days', 'profile', 'updated', 'Column', 'Profile']
 
-# %% ../notebooks/lib/82_profile.ipynb #54b14896
+# %% ../notebooks/lib/82_profile.ipynb #f9d8b727
 import contextlib
 import glob
 import hashlib
@@ -28,10 +28,10 @@ from .errors import DataError, did_you_mean
 from .histogram import CATEGORICAL, NAMED, NUMERIC, Column, Profile, add
 from .table import read_csv
 
-# %% ../notebooks/lib/82_profile.ipynb #2c4fc288
+# %% ../notebooks/lib/82_profile.ipynb #e32f11a3
 _all_ = ["Column", "Profile"]
 
-# %% ../notebooks/lib/82_profile.ipynb #a7ea2200
+# %% ../notebooks/lib/82_profile.ipynb #3ac6dee3
 MEMORY = "512MB"
 
 
@@ -80,7 +80,7 @@ def _row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     "The one row of an aggregate."
     return db.execute(query).fetchall()[0]
 
-# %% ../notebooks/lib/82_profile.ipynb #b4ebc3d0
+# %% ../notebooks/lib/82_profile.ipynb #13f06af8
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
 
@@ -90,7 +90,7 @@ def _type(kind: str) -> str:
         return "number"
     if kind == "BOOLEAN":
         return "truth value"
-    if kind.startswith(("TIME", "DATE")):
+    if kind.startswith(("TIMESTAMP", "DATE")):
         return "time"
     return "text" if kind.startswith(("VARCHAR", "ENUM")) else "nothing" if kind == '"NULL"' else kind.lower()
 
@@ -99,13 +99,18 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def _instant(value: str, kind: str) -> str:
+    "SQL for a time that `epoch_us` takes."
+    return value if kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE") else f"{value}::TIMESTAMPTZ"
+
+
 def _number(name: str, kind: str) -> str:
     "SQL for a column as floating point; what is no number is missing."
     value, found = _quoted(name), _type(kind)
     if kind == "FLOAT":
         return value
     if found == "time":
-        return f"(epoch_us({value}) / 1e6)"
+        return f"(epoch_us({_instant(value, kind)}) / 1e6)"
     return f"{value}::DOUBLE" if found in ("number", "truth value") else f"try_cast({value}::VARCHAR AS DOUBLE)"
 
 
@@ -118,7 +123,7 @@ def _text(name: str) -> str:
     "SQL for a column as text; an empty one is missing."
     return f"nullif({_quoted(name)}::VARCHAR, '')"
 
-# %% ../notebooks/lib/82_profile.ipynb #462da5e5
+# %% ../notebooks/lib/82_profile.ipynb #7e6302d6
 BINS = 512
 LEVELS, SHARE = 50, 0.005  # a level has a cell of its own if it is among so many and has this share of the rows
 KNOWN = 20_000  # levels of a column that are remembered
@@ -141,7 +146,7 @@ class _Numbers:
 
     def add(self, number: np.ndarray[Any, Any]) -> None:
         low, high = number.min(initial=np.inf), number.max(initial=-np.inf)
-        if not np.isfinite(high - low):  # missing, infinite, or none at all
+        if not (np.isfinite(low) and np.isfinite(high)):  # missing, infinite, or none at all
             number = number[np.isfinite(number)]
             if not len(number):
                 return
@@ -218,7 +223,7 @@ def binning(
         found |= {name: _categorical(db, name) for name, kind in kinds.items() if kind != NUMERIC}
     return {name: found[name] for name in kinds}
 
-# %% ../notebooks/lib/82_profile.ipynb #1733dd1a
+# %% ../notebooks/lib/82_profile.ipynb #0a3f9039
 DAY = 86400
 EARLIEST, LATEST = -70 * 366 * DAY, 230 * 366 * DAY  # 1900 and 2200, roughly
 SHIFT = 1_000_000  # days: whole division in SQL rounds towards zero
@@ -233,7 +238,8 @@ def _seconds(value: str, kind: str) -> str:
         return f"{value}::BIGINT"
     if _type(kind) == "number":
         return f"try_cast(floor({value}) AS BIGINT)"
-    return f"(epoch_us({value if _type(kind) == 'time' else f'try_cast({value} AS TIMESTAMPTZ)'}) // 1000000)"
+    moment = _instant(value, kind) if _type(kind) == "time" else f"try_cast({value}::VARCHAR AS TIMESTAMPTZ)"
+    return f"(epoch_us({moment}) // 1000000)"
 
 
 def _moments(db: duckdb.DuckDBPyConnection, name: str, kind: str) -> tuple[str, int, int]:
@@ -289,7 +295,7 @@ def local_days(
     starts, shifts = np.array(_offsets(zone, int(seconds.min()), int(seconds.max())), np.int64).T
     return (seconds + shifts[np.maximum(np.searchsorted(starts, seconds, "right") - 1, 0)]) // DAY
 
-# %% ../notebooks/lib/82_profile.ipynb #26ba3720
+# %% ../notebooks/lib/82_profile.ipynb #7ebf0c33
 def _levels(db: duckdb.DuckDBPyConnection, n: int, column: Column) -> None:
     "A table of the known levels and their cells."
     names = [*column.levels, *column.rare]
@@ -375,7 +381,7 @@ def profile(
         kinds = {name: _type(kind) for name, kind in types.items()}
         return Profile(dict(columns), days, rows, firsts, lasts, again, counted, new, kinds, untimed)
 
-# %% ../notebooks/lib/82_profile.ipynb #77e3a64b
+# %% ../notebooks/lib/82_profile.ipynb #197eb6e7
 def updated(
     source: str | Path,  # a folder of Parquet files, or a pattern; a single file is one part
     columns: Mapping[str, Column],  # of `binning`
