@@ -35,6 +35,7 @@ class Measured(StrEnum):
     features = "features"
     store = "store"
     frontier = "frontier"
+    drift = "drift"
     serve = "serve"
     scaling = "scaling"
     start = "start"
@@ -102,8 +103,9 @@ def bench_verb(
     what: Annotated[Measured, typer.Argument(help="What to measure.")] = Measured.pipeline,
     rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions of pipeline, serve or scaling.")] = None,
     minutes: Annotated[int, typer.Option(min=1, help="How long soak lasts.")] = 30,
+    rows: Annotated[int | None, typer.Option(min=1, help="Also what drift costs on so many rows.")] = None,
 ) -> None:
-    "What things cost: pipeline, features' join, store's reads; serving beside peers, scaling, start, load, a soak."
+    "What things cost: pipeline, features' join, store's reads, drift; serving beside peers, scaling, load, a soak."
     from importlib import import_module
 
     places = {
@@ -117,7 +119,8 @@ def bench_verb(
     module = import_module(f"nbs_lib.{places.get(what, f'bench_{what}')}")
     measure = getattr(module, "bench" if what is Measured.pipeline else f"bench_{what}")
     repeated = what in (Measured.pipeline, Measured.serve, Measured.scaling) and rounds
-    measure(**({"rounds": rounds} if repeated else {"minutes": minutes} if what is Measured.soak else {}))
+    options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is Measured.soak else {}
+    measure(**(options | ({"rows": rows} if what is Measured.drift else {})))
 
 
 @app.command("feast")

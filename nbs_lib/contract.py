@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAIL', 'WARN', 'DAY', 'ENOUGH', 'PAIRS', 'STALE', 'Bounds', 'check', 'broken']
 
-# %% ../notebooks/lib/84_contract.ipynb #0f8af7c2
+# %% ../notebooks/lib/84_contract.ipynb #713d0433
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from .drift import apart, unlike
 from .histogram import NUMERIC, Column, Counts, Profile
 
-# %% ../notebooks/lib/84_contract.ipynb #55a156ad
+# %% ../notebooks/lib/84_contract.ipynb #74c6390e
 @dataclass(frozen=True)
 class Bounds:
     "What is still ordinary."
@@ -55,7 +55,7 @@ def _entry(
         "severity": severity,
     }
 
-# %% ../notebooks/lib/84_contract.ipynb #f342d6d0
+# %% ../notebooks/lib/84_contract.ipynb #283b79f5
 def _schema(reference: Profile, current: Profile) -> Iterator[dict[str, Any]]:
     "Columns that are gone, of another type, or new."
     learnt = list(reference.columns)
@@ -134,7 +134,7 @@ def _duplicates(current: Profile, bounds: Bounds) -> Iterator[dict[str, Any]]:
     )
     yield _entry("duplicates", share <= bounds.duplicates, f"{share:.2%}", f"at most {bounds.duplicates:.2%}", sentence)
 
-# %% ../notebooks/lib/84_contract.ipynb #8a977022
+# %% ../notebooks/lib/84_contract.ipynb #aa48c664
 def _share(part: Any, whole: Any) -> Any:
     return part / np.maximum(whole, 1)
 
@@ -262,7 +262,7 @@ def _column(
     if len(windows) >= PAIRS and len(before):
         yield _jump(column, then, windows, before.total(column.name), now, bounds)
 
-# %% ../notebooks/lib/84_contract.ipynb #9d8dff03
+# %% ../notebooks/lib/84_contract.ipynb #d96a4e5a
 STALE = ("stuck", "spread", "missing")  # what a store that is not refreshed looks like
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counts', 'NUMERIC', 'CATEGORICAL', 'NAMED', 'MIXED', 'VERSION', 'PER_DAY', 'Column', 'Profile', 'add']
 
-# %% ../notebooks/lib/81_histogram.ipynb #78b7dbac
+# %% ../notebooks/lib/81_histogram.ipynb #24269512
 import dataclasses
 import json
 import zipfile
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import DataError
 from .files import replacing
 
-# %% ../notebooks/lib/81_histogram.ipynb #d2424e2a
+# %% ../notebooks/lib/81_histogram.ipynb #6f4b1d9c
 Counts = NDArray[np.int64]
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 
@@ -85,7 +85,7 @@ class Column:
         place = np.where(number < self.low, np.where(far, 0, 1), np.where(far, self.bins + 3, self.bins + 2))
         return np.where(np.isnan(number), self.missing, np.where(np.isinf(number), self.missing + 1, place))
 
-# %% ../notebooks/lib/81_histogram.ipynb #b187d0e2
+# %% ../notebooks/lib/81_histogram.ipynb #3360beee
 NAMED = 20  # new levels that are named for a day and column
 MIXED = "mixed"
 
@@ -190,7 +190,8 @@ class Profile:
             "untimed": self.untimed,
         }
         arrays = {name: getattr(self, name) for name in PER_DAY}
-        arrays |= {f"counts_{n}": self.counts[name] for n, name in enumerate(self.columns)}
+        for n, counts in enumerate(self.counts[name] for name in self.columns):  # in as few bytes as they need
+            arrays[f"counts_{n}"] = counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
         with replacing(path) as temporary, temporary.open("wb") as file:
             text = np.frombuffer(json.dumps(about).encode(), np.uint8)
             np.savez_compressed(file, about=text, **arrays)
@@ -202,13 +203,13 @@ class Profile:
     ) -> "Profile":
         "Read a profile; raises `DataError` where it is missing or damaged."
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as whole, np.load(whole, allow_pickle=False) as file:
                 about = json.loads(file["about"].tobytes())
                 if about["version"] != VERSION:
                     raise ValueError("another version wrote it")
                 columns = [_column(**column) for column in about["columns"]]
                 arrays = {name: file[name] for name in PER_DAY}
-                counts = {column.name: file[f"counts_{n}"] for n, column in enumerate(columns)}
+                counts = {c.name: file[f"counts_{n}"].astype(np.int64) for n, c in enumerate(columns)}
         except FileNotFoundError:
             raise DataError(f"{path} is missing: profile the table again.") from None
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
