@@ -187,7 +187,7 @@ def _deviation(column: Column, counts: Counts) -> Any:
 def _spread(column: Column, windows: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
     usual, found = _deviation(column, windows), float(_deviation(column, now))
     low, high = float(usual.min()), float(usual.max())
-    passed = low / bounds.calm <= found <= high * bounds.spread
+    passed = found == 0 or low / bounds.calm <= found <= high * bounds.spread  # what is constant, `stuck` judges
     sentence = f"{column.name} scatters by {found:.3g}, in the reference's windows by {low:.3g} to {high:.3g}."
     needed = f"{low / bounds.calm:.3g} to {high * bounds.spread:.3g}"
     return _entry("spread", passed, f"{found:.3g}", needed, sentence, column.name)

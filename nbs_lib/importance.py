@@ -6,6 +6,7 @@
 __all__ = ['ROWS', 'BACKGROUND', 'DRAWS', 'ASKED', 'SHOWN', 'readable', 'Coded', 'importance', 'drawn', 'effect']
 
 # %% ../notebooks/lib/86_importance.ipynb #7ba05e3f
+import warnings
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,9 @@ def importance(
     "How much each input matters; raises `DataError` where there are no rows."
     if rows.empty or background.empty:
         raise DataError("there are no rows to explain the model by: bring some.")
-    import shap
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it asks for widgets to draw its progress by
+        import shap
 
     rng = np.random.default_rng(seed)
     rows, background = drawn(rows, most, rng), drawn(background, against, rng)
