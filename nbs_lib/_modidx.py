@@ -1143,6 +1143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'nbs_lib.replay_figures._mean': ('lib/replay_figures.html#_mean', 'nbs_lib/replay_figures.py'),
                                         'nbs_lib.replay_figures._ratio': ('lib/replay_figures.html#_ratio', 'nbs_lib/replay_figures.py'),
                                         'nbs_lib.replay_figures._signed': ('lib/replay_figures.html#_signed', 'nbs_lib/replay_figures.py'),
+                                        'nbs_lib.replay_figures.between': ('lib/replay_figures.html#between', 'nbs_lib/replay_figures.py'),
                                         'nbs_lib.replay_figures.choice': ('lib/replay_figures.html#choice', 'nbs_lib/replay_figures.py'),
                                         'nbs_lib.replay_figures.compared': ( 'lib/replay_figures.html#compared',
                                                                              'nbs_lib/replay_figures.py'),
