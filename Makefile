@@ -1,6 +1,6 @@
 # The front door. `make help` lists the verbs; behind each stands `nbs VERB --help`.
 .DEFAULT_GOAL := help
-.PHONY: help run test serve lab ui study prove bench clean lib
+.PHONY: help run test serve cycle lab ui study prove bench clean lib
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 
@@ -17,6 +17,9 @@ test: $(READY) ## Every check and test
 
 serve: $(READY) ## The champion answers over HTTP
 	@$(NBS) serve
+
+cycle: $(READY) ## Watch what was answered, decide, learn again, and promote behind a gate
+	@$(NBS) cycle || case $$? in 10|20) ;; *) exit 1 ;; esac # drift to watch, or a challenger was judged
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(NBS) lab

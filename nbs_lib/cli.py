@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'log_app', 'Measured', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
-           'materialise_verb', 'parity_verb', 'serve_verb', 'simulate_verb', 'log_compact_verb', 'log_show_verb',
-           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
+           'materialise_verb', 'parity_verb', 'serve_verb', 'shadow_verb', 'simulate_verb', 'rollback_verb',
+           'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb', 'torchserve_verb',
+           'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/54_cli.ipynb #55bd15b4
 import sys
@@ -172,6 +173,25 @@ def serve_verb() -> None:
     raise typer.Exit(serve())
 
 
+@app.command("shadow")
+def shadow_verb(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder; none, to see how it is.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Nobody answers in shadow any more.")] = False,
+) -> None:
+    "Let a challenger answer a share of the requests in the champion's shadow."
+    from nbs_lib.challenger import said, unshadow
+
+    bundle = bundle.resolve() if bundle else None
+    chdir_root()
+    if stop:
+        unshadow()
+    elif bundle:
+        from nbs_lib.registry import shadow
+
+        shadow(bundle)
+    print(said())
+
+
 @app.command("simulate")
 def simulate_verb(
     start: Annotated[str | None, typer.Option("--from", metavar="DAY", help="The first day, UTC.")] = None,
@@ -191,6 +211,32 @@ def simulate_verb(
 
     chdir_root()
     simulate(start, end, speed, rows, url, labels, refresh, poison, permute)
+
+
+@app.command("rollback")
+def rollback_verb(
+    to: Annotated[str | None, typer.Option(metavar="ID", help="Of a bundle in served/, or its first digits.")] = None,
+    why: Annotated[str, typer.Option(help="For the record, served/HISTORY.")] = "",
+    degraded: Annotated[
+        bool, typer.Option(help="Also where feature views of it are not in the store any more.")
+    ] = False,
+) -> None:
+    "Serve the previous champion again."
+    from nbs_lib.rollback import rollback
+
+    chdir_root()
+    rollback(to, why, degraded)
+
+
+@app.command("schedule")
+def schedule_verb(
+    next_only: Annotated[bool, typer.Option("--next", help="Only say when the next cycle is due.")] = False,
+) -> None:
+    "Run the cycle whenever section schedule of settings.ini says."
+    from nbs_lib.schedule import schedule, tell_next
+
+    chdir_root()
+    tell_next() if next_only else schedule()
 
 
 log_app = typer.Typer(help="The prediction log.", no_args_is_help=True)
@@ -221,6 +267,41 @@ def log_show_verb(
 
     chdir_root()
     print(show(load_settings().serve.log, id))
+
+
+@app.command("monitor")
+def monitor_verb(
+    as_of: Annotated[
+        str | None, typer.Option(metavar="DAY", help="What is known; the end of the last ordinary day by default.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="A table; what the champion learnt from by default.")] = None,
+    current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
+) -> None:
+    "Say whether what came is what was learnt from. Exit codes: 0 ok, 10 watch, 20 drift, 30 broken data."
+    from nbs_lib.cycle import watch
+
+    tables = [str(each.resolve()) if each else None for each in (reference, current)]
+    chdir_root()
+    raise typer.Exit(watch(as_of, *tables))
+
+
+@app.command("cycle")
+def cycle_verb(
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAY", help="What is known; by default when the labels of the last answered rows were due."
+        ),
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="A table; what the champion learnt from by default.")] = None,
+    current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
+) -> None:
+    "One turn: monitor, decide, retrain, judge. Exit codes: 0 nothing to do, 10 watch, 20 judged, 30 broken data."
+    from nbs_lib.cycle import cycle
+
+    tables = [str(each.resolve()) if each else None for each in (reference, current)]
+    chdir_root()
+    raise typer.Exit(cycle(as_of, *tables))
 
 
 @app.command("torchserve")

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .challenger import shadow_folder
 from .champion import SERVED
 from .errors import ParamsError, UserError
 from .feedback import keeping, labels
@@ -184,10 +185,11 @@ def compact_log(
     before: str | None = None,  # a day; today by default
 ) -> None:
     "Compact and say so; raises `UserError` where a day could not be."
-    found = compact(folder, before) if folder else []
-    for each in found:
-        print(each.problem or f"{each.day}: {each.rows:,} predictions in {folder}/{each.day}.parquet")
+    places = (folder, shadow_folder(folder)) if folder else ()
+    found = [(each, place) for place in places for each in compact(place, before)]
+    for each, place in found:
+        print(each.problem or f"{each.day}: {each.rows:,} predictions in {place}/{each.day}.parquet")
     if not found:
         print(f"{folder or 'the log'} has no day to compact.")
-    if any(each.problem for each in found):
+    if any(each.problem for each, _ in found):
         raise UserError("a day could not be compacted; nothing of it is lost.")

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['FAIL', 'WARN', 'DAY', 'ENOUGH', 'PAIRS', 'STALE', 'Bounds', 'check', 'broken']
 
-# %% ../notebooks/lib/84_contract.ipynb #ff93be76
+# %% ../notebooks/lib/84_contract.ipynb #0f8af7c2
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .drift import apart
+from .drift import apart, unlike
 from .histogram import NUMERIC, Column, Counts, Profile
 
-# %% ../notebooks/lib/84_contract.ipynb #42d128dc
+# %% ../notebooks/lib/84_contract.ipynb #55a156ad
 @dataclass(frozen=True)
 class Bounds:
     "What is still ordinary."
@@ -23,12 +23,14 @@ class Bounds:
     far: float = 0.05  # share of a column's numbers beyond the reference's range by more than its width
     outside: float = 0.10  # share beyond the range at all: the model has to guess
     unseen: float = 0.02  # share of rows with a level that the reference does not have,
-    rare: float = 0.10  # and so much more of the share of its rare levels
-    spread: float = 3.0  # a standard deviation so many times larger or smaller than any window's
-    jump: float = 2.0  # a distance from the window before so many times larger than any between two windows
+    rare: float = 0.25  # and so much more of the share of its rare levels
+    spread: float = 3.0  # a standard deviation so many times larger than any window's,
+    calm: float = 10.0  # or so many times smaller: a week of clear sky scatters little
+    jump: float = 6.0  # a distance from the window before so many times larger than any between two windows
+    parted: tuple[float, float] = (2.0, 0.75)  # or only so many, where the two have less than so much in common
     least: float = 0.5  # below it a jump is none, in standard deviations or Jensen-Shannon distance
-    nulls: float = 0.05  # share of rows without a value, above the worst day's
-    rows: float = 0.6  # a window's rows, beside the least and the most that a window had
+    nulls: float = 0.10  # share of rows without a value, above any window's
+    rows: float = 0.7  # a window's rows beside the usual ones, where no window had so few; or 1 / 0.7, so many
     stuck: float = 0.95  # share of rows with one value, where no window had so many
     duplicates: float = 0.001  # share of rows that another one repeats
     untimed: float = 0.001  # share of rows without a time
@@ -53,7 +55,7 @@ def _entry(
         "severity": severity,
     }
 
-# %% ../notebooks/lib/84_contract.ipynb #7dbd8f86
+# %% ../notebooks/lib/84_contract.ipynb #f342d6d0
 def _schema(reference: Profile, current: Profile) -> Iterator[dict[str, Any]]:
     "Columns that are gone, of another type, or new."
     learnt = list(reference.columns)
@@ -84,7 +86,7 @@ def _volume(reference: Profile, current: Profile, length: int | None, bounds: Bo
     usual = np.array([reference.rows[mask].sum() for mask in reference.windows(length)])
     if not len(usual):
         return
-    low, high = bounds.rows * usual.min(), usual.max() / bounds.rows
+    low, high = min(usual.min(), bounds.rows * np.median(usual)), max(usual.max(), np.median(usual) / bounds.rows)
     rows = len(current)
     few, found = rows < low, f"{rows:,} rows in {length} days"
     sentence = f"there are as many rows as usual: {found}."
@@ -132,15 +134,17 @@ def _duplicates(current: Profile, bounds: Bounds) -> Iterator[dict[str, Any]]:
     )
     yield _entry("duplicates", share <= bounds.duplicates, f"{share:.2%}", f"at most {bounds.duplicates:.2%}", sentence)
 
-# %% ../notebooks/lib/84_contract.ipynb #98bd1084
+# %% ../notebooks/lib/84_contract.ipynb #8a977022
 def _share(part: Any, whole: Any) -> Any:
     return part / np.maximum(whole, 1)
 
 
-def _null_share(column: Column, daily: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
-    worst = float(_share(daily[:, column.missing], daily.sum(axis=1)).max())
+def _null_share(column: Column, windows: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
+    worst = float(_share(windows[:, column.missing], windows.sum(axis=1)).max())
     share, most = float(_share(now[column.missing], now.sum())), min(worst + bounds.nulls, 1.0)
-    sentence = f"{column.name} is missing in {share:.1%} of the rows; the reference's worst day has {worst:.1%}."
+    sentence = (
+        f"{column.name} is missing in {share:.1%} of the rows, in the reference's windows in {worst:.1%} at most."
+    )
     return _entry("missing", share <= most, f"{share:.1%}", f"at most {most:.1%}", sentence, column.name)
 
 
@@ -148,6 +152,12 @@ def _finite(column: Column, then: Counts, now: Counts) -> dict[str, Any]:
     count = int(now[-1])
     sentence = f"{column.name} is infinite in {count:,} rows: correct them, or leave them empty."
     return _entry("finite", not count or bool(then[-1]), f"{count:,} rows", "none", sentence, column.name)
+
+
+def _outside(column: Column, counts: Counts) -> float:
+    "The share of numbers beyond the range."
+    inside = counts[2 : column.bins + 2].sum()
+    return 1 - float(_share(inside, counts[: column.missing].sum()))
 
 
 def _range(column: Column, then: Counts, now: Counts, bounds: Bounds) -> Iterator[dict[str, Any]]:
@@ -177,16 +187,20 @@ def _deviation(column: Column, counts: Counts) -> Any:
 def _spread(column: Column, windows: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
     usual, found = _deviation(column, windows), float(_deviation(column, now))
     low, high = float(usual.min()), float(usual.max())
-    passed = low / bounds.spread <= found <= high * bounds.spread
+    passed = low / bounds.calm <= found <= high * bounds.spread
     sentence = f"{column.name} scatters by {found:.3g}, in the reference's windows by {low:.3g} to {high:.3g}."
-    needed = f"{low / bounds.spread:.3g} to {high * bounds.spread:.3g}"
+    needed = f"{low / bounds.calm:.3g} to {high * bounds.spread:.3g}"
     return _entry("spread", passed, f"{found:.3g}", needed, sentence, column.name)
 
 
-def _jump(column: Column, windows: Counts, before: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
+def _jump(column: Column, then: Counts, windows: Counts, before: Counts, now: Counts, bounds: Bounds) -> dict[str, Any]:
     "Seasons come slowly; what a unit does comes at once."
     usual = float(np.nanmax(apart(column, windows[:-1], windows[1:]), initial=0))
-    found, most = float(apart(column, before, now)), max(bounds.jump * usual, bounds.least)
+    found, (times, unlikeness) = float(apart(column, before, now)), bounds.parted
+    most = bounds.jump * usual
+    if unlike(column, then, before, now) > unlikeness:
+        most = times * usual
+    most = max(most, bounds.least)
     sentence = (
         f"{column.name} has moved by {found:.2f} since the window before, in the reference by {usual:.2f} at most."
     )
@@ -219,7 +233,7 @@ def _stuck(column: Column, windows: Counts, now: Counts, bounds: Bounds) -> dict
 
 
 ENOUGH = 30  # values from which shares and spread are judged
-PAIRS = 4  # windows from which a jump is judged
+PAIRS = 8  # windows from which a jump is judged
 
 
 def _column(
@@ -229,13 +243,13 @@ def _column(
     daily, then, now = reference.counts[column.name], reference.total(column.name), current.total(column.name)
     if not now.sum() or not then.sum():
         return
-    yield _null_share(column, daily, now, bounds)
+    windows = np.array([daily[mask].sum(axis=0) for mask in masks] or [then])
+    yield _null_share(column, windows, now, bounds)
     numeric = column.kind == NUMERIC
     if numeric:
         yield _finite(column, then, now)
     if min(now[: column.missing].sum(), then[: column.missing].sum()) < ENOUGH:
         return
-    windows = np.array([daily[mask].sum(axis=0) for mask in masks] or [then])
     windows = windows[windows[:, : column.missing].sum(axis=1) >= ENOUGH]
     if numeric:
         yield from _range(column, then, now, bounds)
@@ -243,13 +257,13 @@ def _column(
         yield _unseen(column, current, then, now, bounds)
     if len(windows):
         yield _stuck(column, windows, now, bounds)
-    if len(windows) and numeric and column.std:
-        yield _spread(column, windows, now, bounds)
+    if len(windows) and numeric and column.std and _outside(column, now) <= bounds.outside:
+        yield _spread(column, windows, now, bounds)  # beyond the range it can't be told, and `outside` says so
     if len(windows) >= PAIRS and len(before):
-        yield _jump(column, windows, before.total(column.name), now, bounds)
+        yield _jump(column, then, windows, before.total(column.name), now, bounds)
 
-# %% ../notebooks/lib/84_contract.ipynb #48c5bde4
-STALE = ("stuck", "spread", "missing", "jump")  # what a store that is not refreshed looks like
+# %% ../notebooks/lib/84_contract.ipynb #9d8dff03
+STALE = ("stuck", "spread", "missing")  # what a store that is not refreshed looks like
 
 
 def check(
@@ -276,8 +290,10 @@ def check(
         before, masks = before or _before(reference, current, length), reference.windows(length)
         for column in reference.columns.values():
             ledger += _column(column, reference, before, current, masks, bounds)
-    for entry in ledger:
-        if entry["column"] in views and entry["check"] in STALE and not entry["passed"]:
+    failed = [entry for entry in ledger if not entry["passed"]]
+    stale = {entry["column"] for entry in failed if entry["column"] in views and entry["check"] in STALE}
+    for entry in failed:
+        if entry["column"] in stale and entry["check"] in (*STALE, "jump"):
             entry["severity"] = WARN
             entry["sentence"] += " The feature store may not have been refreshed."
     return ledger

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Counts', 'NUMERIC', 'CATEGORICAL', 'NAMED', 'MIXED', 'VERSION', 'PER_DAY', 'Column', 'Profile', 'add']
 
-# %% ../notebooks/lib/81_histogram.ipynb #69c6aa28
+# %% ../notebooks/lib/81_histogram.ipynb #78b7dbac
 import dataclasses
 import json
 import zipfile
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import DataError
 from .files import replacing
 
-# %% ../notebooks/lib/81_histogram.ipynb #fa4ce9f6
+# %% ../notebooks/lib/81_histogram.ipynb #d2424e2a
 Counts = NDArray[np.int64]
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 
@@ -85,7 +85,7 @@ class Column:
         place = np.where(number < self.low, np.where(far, 0, 1), np.where(far, self.bins + 3, self.bins + 2))
         return np.where(np.isnan(number), self.missing, np.where(np.isinf(number), self.missing + 1, place))
 
-# %% ../notebooks/lib/81_histogram.ipynb #b2de5fee
+# %% ../notebooks/lib/81_histogram.ipynb #b187d0e2
 NAMED = 20  # new levels that are named for a day and column
 MIXED = "mixed"
 
@@ -140,6 +140,16 @@ class Profile:
         per_day["days"] = old if days is None else np.asarray(days, np.int64)
         counts = {name: counts[chosen] for name, counts in self.counts.items()}
         return Profile(self.columns, **per_day, counts=counts, new=new, types=self.types, untimed=self.untimed)
+
+    def select(
+        self,
+        names: Sequence[str],  # of columns
+    ) -> "Profile":
+        "Some of the columns."
+        columns = {name: self.columns[name] for name in names}
+        counts = {name: self.counts[name] for name in names}
+        new = {name: found for name, found in self.new.items() if name in columns}
+        return dataclasses.replace(self, columns=columns, counts=counts, new=new)
 
     def between(
         self,

@@ -29,15 +29,18 @@ COUNTERS = {
     "nbs_feedback": ("labels that came back", ["result"]),
     "nbs_model_loads": ("champions loaded", []),
     "nbs_model_load_failures": ("champions that could not be loaded", []),
+    "nbs_shadow_rows": ("rows that a challenger was to answer too", ["result"]),
 }
 ZERO = [
     *(("nbs_log_rows", each) for each in ("queued", "written", "dropped", "lost")),
     *(("nbs_rows", each) for each in ("model", "partial", "context", "prior")),
     *(("nbs_cache", each) for each in ("hit", "miss")),
+    *(("nbs_shadow_rows", each) for each in ("scored", "failed", "dropped", "lost")),
 ]
 HISTOGRAMS = {
     "nbs_request_seconds": ("seconds from a request's arrival at the worker to its answer", SECONDS),
     "nbs_batch_rows": ("rows answered together", ROWS),
+    "nbs_shadow_seconds": ("seconds of processor time that a challenger takes for a request", SECONDS),
 }
 GAUGES = {
     "nbs_waiting_requests": ("requests that wait", [], "livesum"),
@@ -45,6 +48,7 @@ GAUGES = {
     "nbs_model_age_seconds": ("seconds since the data that the model knows", [], "livemax"),
     "nbs_budget_p99_seconds": ("what an answer may take; 0 where nothing is set", [], "livemax"),
     "nbs_workers": ("workers that are ready", [], "livesum"),
+    "nbs_shadow_aborted": ("1 where the challenger in shadow was stopped by itself", [], "livemax"),
 }
 
 

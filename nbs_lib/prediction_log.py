@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAUSE_S', 'SOON', 'day_of', 'identifier', 'parsed', 'Entry', 'Encoded', 'encoded', 'Stored', 'packed', 'unpacked',
-           'held', 'PredictionLog']
+           'Day', 'held', 'PredictionLog']
 
 # %% ../notebooks/lib/75_prediction_log.ipynb #614211cf
 import contextlib
@@ -145,10 +145,15 @@ CREATE INDEX IF NOT EXISTS by_model ON batches (model);
 """
 
 
-class _Day:
+class Day:
     "One day's file, open for writing."
 
-    def __init__(self, path: Path, patience_s: float) -> None:
+    def __init__(
+        self,
+        path: Path,  # made where there is none
+        patience_s: float = 2.0,  # how long a lock is waited for
+    ) -> None:
+        "Raises `OSError` or `sqlite3.Error`."
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.db = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
@@ -172,7 +177,7 @@ class _Day:
             return False
 
     def add(self, rows: Iterable[Stored]) -> None:
-        "Write rows, all or none; each is packed when its turn comes."
+        "Write rows, all or none, each packed when its turn comes; raises `sqlite3.Error`."
         self.db.execute("BEGIN IMMEDIATE")
         try:
             if not self.there():
@@ -227,7 +232,7 @@ class PredictionLog:
         self._held = self._freed = 0  # bytes, in the same way
         self._ranges = deque([[0, 0, 0]])  # day since 1970, first row, and the row that they end before
         self._stored = 0  # the row that the written and the lost ones end before
-        self._day: _Day | None = None
+        self._day: Day | None = None
         self._wake, self._end = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
@@ -328,11 +333,11 @@ class PredictionLog:
                     return False
                 time.sleep(0.02)
 
-    def _opened(self, day: str) -> _Day:
+    def _opened(self, day: str) -> Day:
         path = self.folder / f"{day}.sqlite"
         if self._day is None or self._day.path != path or not self._day.there():
             self._shut()
-            self._day = _Day(path, self.patience_s)
+            self._day = Day(path, self.patience_s)
         return self._day
 
     def _shut(self) -> None:

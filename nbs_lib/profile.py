@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEMORY', 'NUMBERS', 'BINS', 'LEVELS', 'SHARE', 'KNOWN', 'BATCH', 'SAMPLED', 'TAIL', 'FAR', 'DAY', 'EARLIEST',
-           'LATEST', 'SHIFT', 'files', 'binning', 'local_day', 'profile', 'updated', 'Column', 'Profile']
+           'LATEST', 'SHIFT', 'WHOLE', 'files', 'binning', 'local_days', 'profile', 'updated', 'Column', 'Profile']
 
-# %% ../notebooks/lib/82_profile.ipynb #80e5959e
+# %% ../notebooks/lib/82_profile.ipynb #7e1c62d7
 import contextlib
 import glob
 import hashlib
@@ -22,15 +22,16 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import duckdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from .errors import DataError, did_you_mean
 from .histogram import CATEGORICAL, NAMED, NUMERIC, Column, Profile, add
 from .table import read_csv
 
-# %% ../notebooks/lib/82_profile.ipynb #039b9ff4
+# %% ../notebooks/lib/82_profile.ipynb #bd2e1716
 _all_ = ["Column", "Profile"]
 
-# %% ../notebooks/lib/82_profile.ipynb #5a051179
+# %% ../notebooks/lib/82_profile.ipynb #cf2bdc8d
 MEMORY = "512MB"
 
 
@@ -68,16 +69,18 @@ def _opened(source: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, dict[str, 
                 db.register("source", read_csv(paths[0]) if isinstance(source, str | Path) else _as_arrow(source))
             types = {name: kind for name, kind, *_ in db.execute("DESCRIBE source").fetchall()}
             yield db, types
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:
+        except duckdb.Error as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise DataError(f"{named} is damaged or no Parquet file ({reason}): write it again.") from None
+            raise DataError(
+                f"{named} is damaged, or its files don't fit together ({reason}): write it again."
+            ) from None
 
 
 def _row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
     "The one row of an aggregate."
     return db.execute(query).fetchall()[0]
 
-# %% ../notebooks/lib/82_profile.ipynb #71efdb89
+# %% ../notebooks/lib/82_profile.ipynb #c572860a
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
 
@@ -115,7 +118,7 @@ def _text(name: str) -> str:
     "SQL for a column as text; an empty one is missing."
     return f"nullif({_quoted(name)}::VARCHAR, '')"
 
-# %% ../notebooks/lib/82_profile.ipynb #27455748
+# %% ../notebooks/lib/82_profile.ipynb #73da673b
 BINS = 512
 LEVELS, SHARE = 50, 0.005  # a level has a cell of its own if it is among so many and has this share of the rows
 KNOWN = 20_000  # levels of a column that are remembered
@@ -140,7 +143,7 @@ def _fences(db: duckdb.DuckDBPyConnection, sql: Mapping[str, str]) -> dict[str, 
     return fences
 
 
-class _Moments:
+class _Numbers:
     "What is known of a column's finite numbers, kept within fences."
 
     def __init__(self, fence: tuple[float, float]) -> None:
@@ -173,12 +176,12 @@ class _Moments:
 
 
 def _numeric(db: duckdb.DuckDBPyConnection, types: Mapping[str, str], names: Sequence[str]) -> list[Column]:
-    found = [_Moments(fence) for fence in _fences(db, {name: _number(name, types[name]) for name in names}).values()]
+    found = [_Numbers(fence) for fence in _fences(db, {name: _number(name, types[name]) for name in names}).values()]
     query = ", ".join(f"{_not_null(name, types[name])} AS c{n}" for n, name in enumerate(names))
     for batch in db.sql(f"SELECT {query} FROM source").to_arrow_reader(BATCH):
-        for column, moments in zip(batch.columns, found, strict=True):
-            moments.add(column.to_numpy())
-    return [moments.column(name) for moments, name in zip(found, names, strict=True)]
+        for column, numbers in zip(batch.columns, found, strict=True):
+            numbers.add(column.to_numpy())
+    return [numbers.column(name) for numbers, name in zip(found, names, strict=True)]
 
 
 def _categorical(db: duckdb.DuckDBPyConnection, name: str) -> Column:
@@ -204,20 +207,37 @@ def binning(
         found |= {name: _categorical(db, name) for name, kind in kinds.items() if kind != NUMERIC}
     return {name: found[name] for name in kinds}
 
-# %% ../notebooks/lib/82_profile.ipynb #0263c108
+# %% ../notebooks/lib/82_profile.ipynb #53f2a27e
 DAY = 86400
 EARLIEST, LATEST = -70 * 366 * DAY, 230 * 366 * DAY  # 1900 and 2200, roughly
 SHIFT = 1_000_000  # days: whole division in SQL rounds towards zero
 
 
-def _seconds(name: str, kind: str) -> str:
+WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+
+
+def _seconds(value: str, kind: str) -> str:
     "SQL for a time in whole seconds since 1970; what is no time is missing."
-    value, found = _quoted(name), _type(kind)
-    if found == "number":
-        return f"CASE WHEN {value} BETWEEN {EARLIEST} AND {LATEST} THEN floor({value})::BIGINT END"
-    value = value if found == "time" else f"try_cast({value}::VARCHAR AS TIMESTAMPTZ)"
-    seconds = f"(epoch_us({value}) // 1000000)"
-    return f"CASE WHEN {seconds} BETWEEN {EARLIEST} AND {LATEST} THEN {seconds} END"
+    if kind in WHOLE:
+        return f"{value}::BIGINT"
+    if _type(kind) == "number":
+        return f"try_cast(floor({value}) AS BIGINT)"
+    return f"(epoch_us({value if _type(kind) == 'time' else f'try_cast({value} AS TIMESTAMPTZ)'}) // 1000000)"
+
+
+def _moments(db: duckdb.DuckDBPyConnection, name: str, kind: str) -> tuple[str, int, int]:
+    "SQL for a column's seconds, without those that are centuries away; the first and the last one."
+    value = _quoted(name)
+    seconds = _seconds(value, kind)
+    ends = f"min({seconds}), max({seconds})"
+    if kind in WHOLE or _type(kind) == "time":  # Parquet knows these without a scan
+        ends = f"{_seconds(f'min({value})', kind)}, {_seconds(f'max({value})', kind)}"
+    first, last = _row(db, f"SELECT {ends} FROM source")
+    if first is None:
+        return seconds, 0, 0
+    if first < EARLIEST or last > LATEST:
+        seconds = f"CASE WHEN {seconds} BETWEEN {EARLIEST} AND {LATEST} THEN {seconds} END"
+    return seconds, min(max(first, EARLIEST), LATEST), max(min(last, LATEST), EARLIEST)
 
 
 def _offsets(zone: str, first: int, last: int) -> list[tuple[int, int]]:
@@ -250,14 +270,15 @@ def _day(seconds: str, offsets: Sequence[tuple[int, int]]) -> str:
     return f"(({seconds} + {local} + {SHIFT * DAY}) // {DAY} - {SHIFT})::INTEGER"
 
 
-def local_day(
-    seconds: int,  # since 1970-01-01 UTC
+def local_days(
+    seconds: NDArray[np.int64],  # since 1970-01-01 UTC [N], one or more
     zone: str = "UTC",
-) -> int:  # since 1970-01-01
-    "The number of the local day of a moment."
-    return (seconds + _offsets(zone, seconds, seconds)[0][1]) // DAY
+) -> NDArray[np.int64]:  # since 1970-01-01 [N]
+    "The number of the local day of each moment."
+    starts, shifts = np.array(_offsets(zone, int(seconds.min()), int(seconds.max())), np.int64).T
+    return (seconds + shifts[np.maximum(np.searchsorted(starts, seconds, "right") - 1, 0)]) // DAY
 
-# %% ../notebooks/lib/82_profile.ipynb #e8488bde
+# %% ../notebooks/lib/82_profile.ipynb #1e750285
 def _levels(db: duckdb.DuckDBPyConnection, n: int, column: Column) -> None:
     "A table of the known levels and their cells."
     names = [*column.levels, *column.rare]
@@ -290,17 +311,16 @@ def _count(db: duckdb.DuckDBPyConnection, query: str, there: Sequence[Column], d
     for batch in db.sql(query).to_arrow_reader(BATCH):
         day = batch.column(0)
         timed = day.is_valid().to_numpy(zero_copy_only=False) if day.null_count else slice(None)
-        place = index[np.asarray(day.fill_null(first))[timed] - first]
+        place = index[day.to_numpy(zero_copy_only=False)[timed].astype(np.int32) - first]
         if not len(place):
             continue
         begin, end = int(place.min()), int(place.max()) + 1
-        place -= begin
+        place = (place - begin).astype(np.intp)
         for n, column in enumerate(there):
             value = batch.column(n + 1).to_numpy()[timed]
             cell = column.cell(value) if column.kind == NUMERIC else value
-            cells = column.cells
-            found = np.bincount(place * np.int32(cells) + cell, minlength=(end - begin) * cells)
-            counts[n][begin * cells : end * cells] += found
+            found = np.bincount(place * column.cells + cell, minlength=(end - begin) * column.cells)
+            counts[n][begin * column.cells : end * column.cells] += found
     return [count.reshape(len(days), -1) for count, column in zip(counts, there, strict=True)]
 
 
@@ -325,9 +345,8 @@ def profile(
         for name in (time, id):
             if name is not None and name not in types:
                 raise DataError(f"the table has no column {name!r}{did_you_mean(name, types)}.")
-        seconds = _seconds(time, types[time]) if time else "0"
-        first, last = _row(db, f"SELECT min({seconds}), max({seconds}) FROM source")
-        day = _day(seconds, _offsets(zone if time else "UTC", first or 0, last or 0))
+        seconds, first, last = _moments(db, time, types[time]) if time else ("0", 0, 0)
+        day = _day(seconds, _offsets(zone if time else "UTC", first, last))
         twice = f"count(*) - count(DISTINCT {_quoted(id)})" if id else "0"
         per_day = f"SELECT {day} AS day, count(*), min({seconds}), max({seconds}), {twice} FROM source"
         found = db.execute(f"{per_day} GROUP BY day ORDER BY day").fetchall()
@@ -345,7 +364,7 @@ def profile(
         kinds = {name: _type(kind) for name, kind in types.items()}
         return Profile(dict(columns), days, rows, firsts, lasts, again, counted, new, kinds, untimed)
 
-# %% ../notebooks/lib/82_profile.ipynb #08bff999
+# %% ../notebooks/lib/82_profile.ipynb #f1c24c4d
 def updated(
     source: str | Path,  # a folder of Parquet files, or a pattern; a single file is one part
     columns: Mapping[str, Column],  # of `binning`

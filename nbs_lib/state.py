@@ -14,6 +14,7 @@ from typing import Any
 
 from .batches import Batches
 from .bundle import Bundle
+from .challenger import aborted
 from .champion import NoChampionError, Served, champion, load
 from .errors import StoreError
 from .feedback import feedback
@@ -57,6 +58,7 @@ class State:
     async def reload(self) -> None:
         "Load the champion where it is another than the one that answers."
         folder: Path | None = None
+        self.meters.set("nbs_shadow_aborted", aborted(self.root) is not None)
         try:
             folder = champion(self.root)
             if self.served and self.served.bundle.id == folder.name:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .accepting import NOBODY, Accepting, Crowd
+from .challenger import Keeper
 from .errors import UserError
 from .settings import Serve, Settings, load_settings
 
@@ -150,12 +151,14 @@ def check(
 class Workers:
     "The parent of all workers."
 
-    def __init__(self, listener: socket.socket, count: int, folder: str, root: Path) -> None:
-        self.listener, self.count, self.folder, self.root = listener, count, Path(folder), root
+    def __init__(self, listener: socket.socket, settings: Serve, folder: str, root: Path) -> None:
+        self.listener, self.count, self.folder, self.root = listener, settings.workers, Path(folder), root
+        self.environment = os.environ | LEAN | {"PROMETHEUS_MULTIPROC_DIR": folder}
+        self.keeper = Keeper(settings, root, self.environment)
         self.running: list[subprocess.Popen[bytes]] = []
         self.started: dict[int, float] = {}  # when, by process id
         self.numbers: dict[int, int] = {}  # of the workers, by process id
-        self.crowd = Crowd(self.folder / CONNECTIONS, count)
+        self.crowd = Crowd(self.folder / CONNECTIONS, self.count)
         self.failed = 0  # workers in a row that ended soon after their start
         self.restarts = 0
         self.stopping = False
@@ -164,9 +167,8 @@ class Workers:
         "Start one worker."
         fd, number = self.listener.fileno(), min({*range(self.count)} - {*self.numbers.values()})
         self.crowd.tell(NOBODY, number)
-        env = os.environ | LEAN | {"PROMETHEUS_MULTIPROC_DIR": str(self.folder)}
         command = [sys.executable, "-m", "nbs_lib.workers", *map(str, (fd, self.count, number))]
-        self.running.append(subprocess.Popen(command, pass_fds=[fd], env=env, cwd=self.root))
+        self.running.append(subprocess.Popen(command, pass_fds=[fd], env=self.environment, cwd=self.root))
         self.started[self.running[-1].pid], self.numbers[self.running[-1].pid] = time.monotonic(), number
 
     def run(self) -> int:  # exit code
@@ -177,6 +179,7 @@ class Workers:
             self.start()
         while self.running and not self.stopping:
             self._replace()
+            self.keeper.tend()
             time.sleep(0.05)
         return 0 if self.stopping else 1
 
@@ -207,6 +210,7 @@ class Workers:
         self.listener.close()
         for worker in self.running:
             worker.terminate()
+        self.keeper.end()
         deadline = time.monotonic() + seconds
         for worker in self.running:
             try:
@@ -227,7 +231,7 @@ def serve(
     with contextlib.closing(listener), tempfile.TemporaryDirectory(prefix="nbs-meters-") as folder:
         host, port = listener.getsockname()[:2]
         print(f"http://{host}:{port} ({settings.workers} worker{'s' * (settings.workers > 1)})", flush=True)
-        workers = Workers(listener, settings.workers, folder, root)
+        workers = Workers(listener, settings, folder, root)
         try:
             return workers.run()
         finally:

@@ -1,4 +1,4 @@
-"""What `deploy/` holds works: a real nginx before two real instances, a real Prometheus that sees an alert fire."""
+"""What `deploy/` holds works: nginx before two real instances, a real Prometheus whose alert fires, each scheduler."""
 
 import json
 import os
@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from apscheduler.triggers.cron import CronTrigger
 from conftest import ROOT, lacking
 from services import ROW, Load, Running, make_project, point_to, promote, service, until
+from typer.testing import CliRunner
 
+from nbs_lib.cli import app
 from nbs_lib.meters import COUNTERS, GAUGES, HISTOGRAMS
+from nbs_lib.schedule import OUTCOMES
 from nbs_lib.server_process import free_port, get, serving
-from nbs_lib.settings import Serve
+from nbs_lib.settings import Schedule, Serve
 
 DEPLOY = ROOT / "deploy"
 HTML_FAILS = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # nginx's own pages
@@ -172,3 +177,214 @@ def test_nginx_shows_no_counts_and_takes_no_giants(project: Path, tmp_path: Path
         assert Running(one.server, port).ask([ROW] * 3)[0] == 200
         with pytest.raises(json.JSONDecodeError):  # nginx's own page
             Running(one.server, port).ask(b" " * (Serve().max_kb * 1024 + 1))
+
+
+# Schedulers of the cycle
+
+
+PLANS = DEPLOY / "schedule"
+CODES = [*OUTCOMES, 2, 137]  # what `nbs cycle` can end with; 2 and 137 stand for all that is not expected
+WORDS = {10: "watch", 20: "a retrain took place", 30: "the data broke its contract"}
+
+
+def plan(name: str) -> Any:
+    return yaml.safe_load((PLANS / name).read_text())
+
+
+def container() -> dict[str, Any]:
+    (found,) = plan("kubernetes.yaml")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def cron_line() -> str:
+    (line,) = [line for line in (PLANS / "crontab").read_text().splitlines() if line and not line.startswith("#")]
+    return line
+
+
+def steps() -> list[dict[str, Any]]:
+    return plan("github-actions.yml")["jobs"]["cycle"]["steps"]
+
+
+def unit(text: str, key: str) -> str:
+    """A value in a unit of systemd, as systemd reads it."""
+    (found,) = re.findall(rf"(?m)^{key}=((?:.*\\\n)*.*)$", text)
+    return found.replace("\\\n", " ").replace("$$", "$")
+
+
+@pytest.fixture
+def ends_with(tmp_path: Path) -> Any:
+    """A folder for /srv/nbs where `nbs cycle` ends with a code; what a shell says then."""
+    folder = tmp_path / "srv"
+    (folder / ".venv/bin").mkdir(parents=True)
+    nbs = folder / ".venv/bin/nbs"
+
+    def run(code: int, script: str, shell: tuple[str, ...] = ("sh", "-c"), **more: str) -> tuple[int, str]:
+        nbs.write_text(f'#!/bin/sh\necho it says so\ntest "$*" = cycle && exit {code}\n')
+        nbs.chmod(0o755)
+        path = f"{folder / '.venv/bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [*shell, script.replace("/srv/nbs", str(folder))],
+            cwd=folder,
+            env={"PATH": path} | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_schedulers_run_verbs_that_exist() -> None:
+    verbs = {verb for path in PLANS.iterdir() for verb in re.findall(r"(?m)bin/nbs (\w+)", path.read_text())}
+    assert verbs == {"cycle"}
+    for verb in verbs:
+        assert CliRunner().invoke(app, [verb, "--help"]).exit_code == 0, verb
+    made = {verb for path in PLANS.iterdir() for verb in re.findall(r"\bmake (\w+)$", path.read_text(), re.M)}
+    assert made == {"run"}
+    assert all(re.search(rf"(?m)^{verb}:", (ROOT / "Makefile").read_text()) for verb in made)
+
+
+def test_schedulers_mean_the_moments_that_they_write() -> None:
+    (github,) = plan("github-actions.yml")[True]["schedule"]  # `on` is a truth value to YAML 1.1
+    minute = github["cron"].split()[0]
+    assert int(minute) % 5, "off the minutes when everybody's begin"
+    kubernetes = plan("kubernetes.yaml")["spec"]
+    assert kubernetes["timeZone"] == "Etc/UTC"
+    timer = unit((PLANS / "nbs-cycle.timer").read_text(), "OnCalendar")
+    day, hour, second, zone = re.fullmatch(r"(\S+) (\d\d:\d\d):(\d\d) (\S+)", timer).groups()  # type: ignore[union-attr]
+    assert (day, second, zone) == ("*-*-*", "00", "UTC")
+    hour, minute = map(int, hour.split(":"))
+    crons = [github["cron"], kubernetes["schedule"], " ".join(cron_line().split()[:5]), f"{minute} {hour} * * *"]
+    for cron in crons:
+        CronTrigger.from_crontab(cron, "UTC")
+    assert crons[1:] == [Schedule().cron] * 3
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_cron_mails_what_is_to_be_done(code: int, ends_with: Any) -> None:
+    line = cron_line()
+    assert "%" not in line  # a new line to cron
+    said = ends_with(code, line.split(maxsplit=5)[5])[1]
+    assert (said == "") == (code == 0)
+    if code in WORDS:
+        assert said.startswith(WORDS[code])
+    elif code:
+        assert said == "the cycle failed:\nit says so\n"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_systemd_logs_what_is_to_be_done(code: int, ends_with: Any, tmp_path: Path) -> None:
+    text = (PLANS / "nbs-cycle.service").read_text()
+    fine = {0, *map(int, unit(text, "SuccessExitStatus").split())}
+    assert fine == {0, 10, 20}
+    logger = tmp_path / "srv/.venv/bin/logger"
+    logger.write_text('#!/bin/sh\necho "$@"\n')
+    logger.chmod(0o755)
+    script = re.fullmatch(r"/bin/sh -c '([^']*)'", unit(text, "ExecStopPost"))
+    assert script is not None
+    said = ends_with(code, script[1], EXIT_STATUS=str(code))[1]
+    assert (said == "") == (code == 0)
+    assert WORDS.get(code, "the cycle failed" if code else "") in said
+    assert ("user.err" in said) == (code not in fine)
+
+
+def test_systemd_takes_its_units(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd is not here")
+    for path in PLANS.glob("nbs-cycle.*"):
+        text = path.read_text().replace("/srv/nbs/.venv/bin/nbs", "/bin/true").replace("/srv/nbs", "/tmp")
+        (tmp_path / path.name).write_text(text)
+    units = [str(path) for path in tmp_path.iterdir()]
+    done = subprocess.run([analyze, "verify", *units], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_github_branches_on_each_code(code: int, ends_with: Any, tmp_path: Path) -> None:
+    by_id = next(step for step in steps() if step.get("id") == "cycle")
+    output = tmp_path / "output"
+    assert ends_with(code, by_id["run"], ("bash", "-e", "-c"), GITHUB_OUTPUT=str(output))[0] == 0
+    assert output.read_text() == f"code={code}\n"
+    after = [step for step in steps() if "steps.cycle.outputs.code" in str(step.get("if"))]
+    exact = {int(found[1]): step for step in after if (found := re.search(r"code == '(\d+)'", step["if"]))}
+    (rest,) = [step for step in after if step not in exact.values()]
+    named = re.fullmatch(r"!contains\(fromJSON\('(.*)'\), steps\.cycle\.outputs\.code\)", rest["if"])
+    assert named is not None
+    chosen = exact.get(code) if str(code) in json.loads(named[1]) else rest
+    assert (chosen is None) == (code == 0)
+    if chosen and code != 20:
+        status, said = ends_with(code, chosen["run"], ("bash", "-e", "-c"))
+        assert status == {10: 0, 30: 30}.get(code, 1)
+        assert WORDS.get(code, "") in said
+
+
+def test_github_begins_with_what_a_runner_lacks_and_one_at_a_time(ends_with: Any) -> None:
+    found = plan("github-actions.yml")
+    assert "workflow_dispatch" in found[True]
+    assert found["concurrency"] == {"group": "nbs-cycle", "cancel-in-progress": False}
+    check = next(step for step in steps() if "NBS_DVC_REMOTE" in step.get("run", ""))
+    both = {"NBS_DVC_REMOTE": "s3://x", "NBS_TRACKING_URI": "https://x"}
+    for name in both:
+        status, said = ends_with(0, check["run"], ("bash", "-e", "-c"), **both | {name: ""})
+        assert (status, "::error::set NBS_DVC_REMOTE" in said) == (1, True)
+    assert ends_with(0, check["run"], ("bash", "-e", "-c"), **both) == (0, "")
+
+
+def test_github_commits_what_was_promoted_and_nothing_else(tmp_path: Path) -> None:
+    there, here = tmp_path / "there.git", tmp_path / "here"
+    step = next(step for step in steps() if "'20'" in str(step.get("if")))
+
+    def git(*arguments: str, cwd: Path = here) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "init.defaultBranch=main"]
+        return subprocess.run(["git", *who, *arguments], cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+    def run() -> str:
+        done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=here, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    git("init", "--bare", str(there), cwd=tmp_path)
+    git("clone", str(there), str(here), cwd=tmp_path)
+    (here / ".venv/bin").mkdir(parents=True)
+    (here / ".gitignore").write_text(".venv\npushed\n")
+    (here / ".venv/bin/dvc").write_text('#!/bin/sh\necho "$@" > pushed\n')
+    (here / ".venv/bin/dvc").chmod(0o755)
+    for name in ("params.yaml", "dvc.lock"):
+        (here / name).write_text("old\n")
+    git("add", "--all")
+    git("commit", "-m", "old")
+    git("push", "origin", "HEAD")
+    assert "the champion stays" in run()
+    assert not (here / "pushed").exists()
+    (here / "params.yaml").write_text("new\n")
+    (here / "other").write_text("not to be kept\n")
+    run()
+    assert (here / "pushed").read_text() == "push --run-cache\n"
+    assert git("show", "--format=%s", "--name-only", "HEAD", cwd=there).split("\n\n") == [
+        "A new champion by the cycle",
+        "params.yaml\n",
+    ]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_kubernetes_calls_a_failure_what_is_one(code: int, ends_with: Any) -> None:
+    assert container()["command"] == ["/bin/sh", "-c"]
+    status, said = ends_with(code, container()["args"][0])
+    assert status == (0 if code in (10, 20) else code)
+    assert WORDS.get(code, "it says so") in said
+
+
+def test_kubernetes_runs_one_at_a_time_and_does_not_try_again_what_is_hopeless() -> None:
+    job = plan("kubernetes.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    assert job["spec"]["startingDeadlineSeconds"] > 100  # else the controller may never see a tick
+    spec = job["spec"]["jobTemplate"]["spec"]
+    pod = spec["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # what podFailurePolicy asks for
+    (contract,) = [rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+    assert contract == {"containerName": container()["name"], "operator": "In", "values": [30]}
+    mounts = {each["name"]: each["mountPath"] for each in container()["volumeMounts"]}
+    assert mounts == {each["name"]: container()["workingDir"] for each in pod["volumes"]}

@@ -62,7 +62,7 @@ def test_a_promoted_bundle_is_champion_and_served(here: Path) -> None:
     assert version.tags["lineage.inputs/data/x.parquet"] == "f00d"
     assert champion() == Path("served") / id
     assert Bundle.open(champion()).id == id
-    assert sorted(path.name for path in Path("served").iterdir()) == sorted(["CURRENT", id])
+    assert sorted(path.name for path in Path("served").iterdir()) == sorted(["CURRENT", "HISTORY", id])
 
 
 def test_the_champion_loads_from_the_registry_and_answers_raw_rows(here: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_challenger_leaves_the_champion_alone(here: Path) -> None:
     assert aliases() == {"champion": "1", "challenger": "2"}
     assert champion() == served
     assert register(BUNDLE, decision()) == "champion"
-    assert aliases() == {"champion": "2"}
+    assert aliases() == {"champion": "2", "previous": "1"}
     assert Path("served", served.name).is_dir()  # answers that name it are still explained
 
 
@@ -136,7 +136,7 @@ def test_an_earlier_bundle_comes_back_without_a_new_version(here: Path) -> None:
     make_bundle(BUNDLE)
     assert register(BUNDLE, decision()) == "champion"
     assert len(versions()) == 2
-    assert aliases() == {"champion": "1"}
+    assert aliases() == {"champion": "1", "previous": "2"}
     assert champion() == first
 
 

@@ -1,0 +1,299 @@
+"""What came is set against what was learnt from: ordinary and drifted weeks, broken tables, the log, the pages."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from chromium import CHROMIUM, Chromium
+from conftest import Project
+from scipy.special import expit
+from services import ROW, make_project
+from services import service as serve
+from ship_fixtures import NUMBERS, WORDS, make_bundle
+
+from nbs_lib.bundle import Bundle
+from nbs_lib.errors import DataError, UserError
+from nbs_lib.monitor import BROKEN, DRIFT, INSUFFICIENT, NOTHING, OK, WATCH, monitor
+from nbs_lib.roles import Roles
+from nbs_lib.watched import from_log, from_tables
+
+DAY, HOURS, LEARNT, CAME = 86400, 24, 120, 21
+KNOWN = Roles("a.csv", "sold", "binary", ["no", "yes"], timestamp="when", key=["number"], label_delay="1d")
+SCRIPT = "</script><script>document.documentElement.setAttribute('pwned','1')</script>"
+Table = pd.DataFrame
+
+
+def made(first: int, days: int, seed: int = 0) -> Table:
+    """Hours of some days, each day with a mood of its own; the log-odds are width + new + kind, less 2."""
+    rng, n = np.random.default_rng([seed, first]), days * HOURS
+    day = np.repeat(np.arange(first, first + days), HOURS)
+    table = pd.DataFrame(
+        {"number": [f"{first}-{k}" for k in range(n)], "_time": day * DAY + np.tile(np.arange(HOURS), days) * 3600}
+    )
+    table["width"] = rng.normal(size=n) + rng.normal(0, 0.3, days)[day - first]
+    table["new"] = rng.integers(0, 2, n) * 1.0
+    table["kind"] = rng.choice(["a", "b", "c"], n)
+    table["made"] = 0
+    odds = table["width"] + table["new"] + table["kind"].isin(["a", "b"])
+    return table.assign(sold=np.where(rng.random(n) < expit(odds), "yes", "no"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("served") / "bundle"
+    make_bundle(folder)
+    return Bundle.open(folder)
+
+
+def compared(folder: Path, came: Table, learnt: Table | None = None, **more: Any) -> Any:
+    """Both tables, as files."""
+    learnt = made(0, LEARNT) if learnt is None else learnt
+    learnt.to_parquet(folder / "learnt.parquet")
+    came.to_parquet(folder / "came.parquet")
+    return from_tables(folder / "learnt.parquet", folder / "came.parquet", **({"roles": KNOWN} | more))
+
+
+def found(
+    folder: Path, came: Table, learnt: Table | None = None, bundle: Bundle | None = None, **more: Any
+) -> dict[str, Any]:
+    watched = compared(folder, came, learnt, bundle=bundle, **more)
+    finding = monitor(watched, bundle, more.get("roles", KNOWN))
+    json.dumps(finding, allow_nan=False)
+    assert finding["sentence"].endswith(".")
+    return finding
+
+
+def failed(finding: dict[str, Any]) -> dict[tuple[str, str | None], str]:
+    return {(e["check"], e["column"]): e["sentence"] for e in finding["contract"] if not e["passed"]}
+
+
+def since(**changes: Callable[[Table], Any]) -> Table:
+    """Three weeks that came since, some columns changed."""
+    return made(LEARNT, CAME).assign(**changes)
+
+
+def test_ordinary_weeks_are_ok(tmp_path: Path, bundle: Bundle) -> None:
+    finding = found(tmp_path, since(), bundle=bundle)
+    assert (finding["status"], finding["code"]) == (OK, 0), finding["sentence"]
+    assert not failed(finding)
+    assert finding["windows"][-1] == ["1970-05-15", "1970-05-21"]
+    assert (finding["rows"]["window"], finding["labels"]["new"]) == (7 * HOURS, (CAME - 1) * HOURS + 1)
+    told = finding["performance"]
+    assert told["calibration"]["lo"] < 0 < told["calibration"]["hi"]
+    for metric in ("auc", "log_loss"):
+        assert told["realised"][metric]["lo"] < told["estimate"][metric]["value"] < told["realised"][metric]["hi"]
+    assert finding == found(tmp_path, since(), bundle=bundle), "the same rows, the same finding"
+
+
+def test_drift_is_told_with_what_it_does(tmp_path: Path, bundle: Bundle) -> None:
+    """Two windows running are drift, a single one is watched; the columns that drifted come with effect and rows."""
+    shifted = since(width=lambda t: t["width"] + 2.5 * (t["_time"] >= (LEARNT + 7) * DAY))
+    finding = found(tmp_path, shifted, bundle=bundle)
+    assert (finding["status"], finding["code"]) == (DRIFT, 20)
+    first = finding["drift"]["columns"][0]
+    assert (first["column"], first["over"]) == ("width", True)
+    effect = finding["effects"]["width"]
+    assert effect["output"] > 0.1
+    assert len(effect["rows"]) == 10
+    assert next(iter(finding["importance"])) == "width"
+    once = since(width=lambda t: t["width"] + 2.5 * (t["_time"] >= (LEARNT + 14) * DAY))
+    assert found(tmp_path, once, bundle=bundle)["status"] == WATCH
+
+
+def test_labels_tell_what_drift_does_not(tmp_path: Path, bundle: Bundle) -> None:
+    """The inputs are ordinary and what happens is not: no drift, but the answers are off, beyond noise."""
+    turned = since(sold=lambda t: np.where(t["sold"] == "yes", "no", "yes"))
+    finding = found(tmp_path, turned, made(0, LEARNT).assign(_split="test"), bundle)
+    assert finding["status"] == OK
+    assert finding["performance"]["worse"]["lo"] > 0.2
+    assert finding["performance"]["calibration"]["hi"] < -0.2
+
+
+BROKEN_TABLES: dict[str, tuple[Callable[[], Table], tuple[str, str | None], str]] = {
+    "a column vanished": (lambda: since().drop(columns="width"), ("schema", "width"), "width is gone"),
+    "a column was renamed": (
+        lambda: since().rename(columns={"width": "breadth"}),
+        ("schema", "width"),
+        "width is gone",
+    ),
+    "numbers as text": (
+        lambda: since(width=lambda t: t["width"].astype(str)),
+        ("schema", "width"),
+        "was number and is text",
+    ),
+    "a column is empty": (lambda: since(width=np.nan), ("missing", "width"), "missing in 100.0%"),
+    "texts are empty": (lambda: since(kind=""), ("missing", "kind"), "missing in 100.0%"),
+    "a column is stuck": (lambda: since(width=0.5), ("stuck", "width"), "the same in 100%"),
+    "another unit": (lambda: since(width=lambda t: t["width"] * 1000), ("range", "width"), "unit"),
+    "other words": (lambda: since(kind=lambda t: t["kind"] + "!"), ("levels", "kind"), "the reference does not know"),
+    "infinite numbers": (
+        lambda: since(width=lambda t: t["width"].where(t.index % 5 > 0, np.inf)),
+        ("finite", "width"),
+        "infinite",
+    ),
+    "half the rows": (lambda: since()[lambda t: t.index % 3 == 0], ("volume", None), "rows are lost"),
+    "a single row": (lambda: since()[-1:], ("rows", None), "a single row"),
+}
+
+
+@pytest.mark.parametrize("name", list(BROKEN_TABLES))
+def test_a_broken_table_is_a_sentence(name: str, tmp_path: Path, bundle: Bundle) -> None:
+    change, check, sentence = BROKEN_TABLES[name]
+    came = change()
+    more = {"as_of": "1970-05-22"} if len(came) > 1 else {}
+    finding = found(tmp_path, came, bundle=bundle, **more) if len(came) > 1 else alone(tmp_path, came, bundle)
+    assert (finding["status"], finding["code"]) == (BROKEN, 30)
+    assert sentence in failed(finding)[check]
+    assert finding["sentence"].startswith("The data break their contract: ")
+
+
+def alone(folder: Path, came: Table, bundle: Bundle) -> dict[str, Any]:
+    """With windows of a day."""
+    return monitor(compared(folder, came, bundle=bundle), bundle, KNOWN, days=1)
+
+
+def test_nothing_and_too_little(tmp_path: Path, bundle: Bundle) -> None:
+    for came, sentence in [(since()[:0], "No row has come"), (since()[: 3 * HOURS], "less than a window of 7 days")]:
+        finding = found(tmp_path, came, bundle=bundle)
+        assert (finding["status"], finding["code"]) == (NOTHING, 0)
+        assert sentence in finding["sentence"]
+    short = found(tmp_path, since(), made(LEARNT - 30, 30), bundle)
+    assert (short["status"], short["code"]) == (INSUFFICIENT, 0)
+
+
+def test_without_labels_there_is_an_estimate(tmp_path: Path, bundle: Bundle) -> None:
+    finding = found(tmp_path, since(sold=None), bundle=bundle)
+    told = finding["performance"]
+    assert finding["labels"]["new"] == 0
+    assert (told["realised"], told["worse"], told["calibration"]) == ({}, None, None)
+    assert told["estimate"]["auc"]["value"] > 0.6
+    assert told["coverage"]["labelled"] == 0
+    assert told["coverage"]["late"] > 0
+
+
+def test_rows_that_came_twice_and_rows_of_tomorrow(tmp_path: Path, bundle: Bundle) -> None:
+    """Duplicates count once, the first of two labels counts, and what is not known yet is left out, and said."""
+    plain = found(tmp_path, since(), bundle=bundle)
+    twice = pd.concat([since(), since()[-100:].assign(sold=lambda t: np.where(t["sold"] == "yes", "no", "yes"))])
+    tomorrow = since()[:2].assign(_time=40 * 365 * DAY, number=["x", "y"])
+    finding = found(tmp_path, pd.concat([twice, tomorrow], ignore_index=True), bundle=bundle)
+    assert finding["rows"]["duplicates"] == 100
+    assert finding["rows"]["conflicts"] == 100
+    assert finding["rows"]["later"] == 2
+    assert finding["performance"]["realised"] == plain["performance"]["realised"]
+    assert finding["drift"] == plain["drift"]
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    compared(tmp_path, since())
+    good, bad = tmp_path / "learnt.parquet", tmp_path / "bad.parquet"
+    for content in (good.read_bytes()[:5000], good.read_bytes()[:-20], b"", b"x,y\n1,2\n"):
+        bad.write_bytes(content)
+        with pytest.raises(DataError, match=r"bad\.parquet is damaged or no Parquet file"):
+            from_tables(good, bad, KNOWN)
+    for name, sentence in [("none.csv", "is missing"), ("learnt.txt", "is missing")]:
+        with pytest.raises(DataError, match=sentence):
+            from_tables(good, tmp_path / name, KNOWN)
+    since().rename(columns={"_time": "_at"}).to_parquet(bad)
+    with pytest.raises(DataError, match="no column '_time' of times"):
+        from_tables(good, bad, KNOWN)
+    with pytest.raises(UserError, match="write a day such as"):
+        from_tables(good, good, KNOWN, as_of="tomorrow")
+
+
+def test_the_clock_changes(tmp_path: Path) -> None:
+    """Days are local ones, 23 and 25 hours long at times."""
+    hours = pd.date_range("2021-03-01", "2021-11-15", freq="h", tz="Europe/Berlin")
+    table = pd.DataFrame({"when": hours, "size": np.random.default_rng(0).normal(size=len(hours))})
+    table.to_parquet(tmp_path / "a.parquet")
+    roles = Roles("a", "none", "regression", [], timestamp="when", timezone="Europe/Berlin")
+    watched = from_tables(tmp_path / "a.parquet", tmp_path / "a.parquet", roles)
+    rows = watched.current["_block"].value_counts()
+    assert sorted(set(rows)) == [23, 24, 25]
+    assert watched.counts["later"] == 1  # the first hour of a day that was not over
+
+
+def test_the_log_is_read_as_it_is(tmp_path: Path) -> None:
+    """A real service: what it answered, labels that came twice, otherwise, or for nobody."""
+    root = make_project(tmp_path / "a project")
+    start, ids = pd.Timestamp("1970-06-01", tz="UTC"), []
+    with serve(root, SERVE_LOG="log") as running:
+        for day in range(14):
+            rows = [ROW | {"width": k % 3, "made": str(start + pd.Timedelta(day * 24 + k, "h"))} for k in range(20)]
+            status, answers = running.ask(rows)
+            assert status == 200
+            ids += [each["id"] for each in answers]
+        said = [running.ask({"id": id, "label": "yes" if k % 2 else "no"}, "/feedback")[0] for k, id in enumerate(ids)]
+        assert set(said) == {200}
+        assert running.ask({"id": ids[0], "label": "no"}, "/feedback")[0] == 200  # once more
+        running.ask({"id": ids[1], "label": "no"}, "/feedback")  # another one
+        assert running.ask({"id": ids[0][:-1] + "fffff", "label": "no"}, "/feedback")[0] == 404
+    bundle = Bundle.open(next(path for path in (root / "served").iterdir() if path.is_dir() and len(path.name) == 64))
+    learnt = pd.DataFrame({name: np.linspace(0, 3, 2400) for name in NUMBERS} | dict.fromkeys(WORDS, "m1"))
+    learnt["_time"] = np.repeat(np.arange(120), 20) * DAY
+    learnt.to_parquet(tmp_path / "learnt.parquet")
+    roles = Roles("a", "sold", "binary", ["no", "yes"], timestamp="made", as_of="1970-05-31", label_delay="1d")
+    watched = from_log(root / "log", roles, bundle, None, tmp_path / "learnt.parquet", root / "served")
+    assert len(watched.current) == 280
+    assert watched.counts == {"duplicates": 0, "conflicts": 1, "later": 0}
+    finding = monitor(watched, bundle, roles)
+    assert finding["windows"] == [["1970-06-01", "1970-06-07"], ["1970-06-08", "1970-06-14"]]
+    assert sum(finding["service"]["rungs"].values()) == 280
+    assert finding["labels"]["new"] == 260 + 1  # of the last day one is due
+    assert finding["performance"]["coverage"]["pending"] == 19
+    earlier = from_log(root / "log", roles, bundle, "1970-06-08", tmp_path / "learnt.parquet", root / "served")
+    assert (len(earlier.current), earlier.counts["later"]) == (140, 140)
+
+
+# The command and its pages
+
+
+def test_the_command_says_what_to_do(project: Project, tmp_path: Path) -> None:
+    """Exit codes that a scheduler can branch by; pages that open offline and run nothing of the tables."""
+    evil = f"width {SCRIPT}"
+    learnt = made(0, LEARNT).drop(columns=["sold", "made", "number"])
+    learnt["kind"] = learnt["kind"].replace("a", SCRIPT)
+    learnt = learnt.rename(columns={"width": evil})
+    came = made(LEARNT, CAME).drop(columns=["sold", "made", "number"]).rename(columns={"width": evil})
+    came["kind"] = came["kind"].replace("a", SCRIPT)
+    came.loc[came["new"] > 0, "kind"] = f"new {SCRIPT}"
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("learnt", "drifted", "broken", "half")}
+    learnt.to_parquet(paths["learnt"])
+    came.assign(**{"kind": came["kind"].replace(f"new {SCRIPT}", "b"), evil: came[evil] + 1.2}).to_parquet(
+        paths["drifted"]
+    )
+    came.to_parquet(paths["broken"])
+    Path(paths["half"]).write_bytes(Path(paths["learnt"]).read_bytes()[:900])
+
+    drifted = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["drifted"])
+    assert drifted.returncode == 20, drifted.stdout + drifted.stderr
+    assert drifted.stdout.startswith("drift. ")
+    broken = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["broken"])
+    assert broken.returncode == 30, broken.stdout + broken.stderr
+    look(project.root / "reports", tmp_path)
+    half = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["half"])
+    assert half.returncode == 1
+    assert "half.parquet is damaged" in half.stderr
+    assert "Traceback" not in half.stderr
+    assert not (project.root / "reports/cycle.json").exists(), "watching alone is no turn"
+
+
+def look(reports: Path, folder: Path) -> None:
+    """Nothing of the tables runs, and nothing is fetched."""
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    browser = Chromium(folder / "profile")
+    try:
+        for page, text in [("monitor.html", "CONTRACT FAILURE"), ("drift.html", "Data Drift Summary")]:
+            browser.open(f"file://{reports / page}")
+            browser.wait(f"document.body.innerText.includes({json.dumps(text)})")
+            assert browser.see("document.documentElement.getAttribute('pwned')") is None
+            assert "script" in browser.see("document.body.innerText"), "the hostile names are shown, as text"
+            assert not browser.complaints
+            assert all(url.startswith(("file:", "data:", "blob:")) for url in browser.asked)
+    finally:
+        browser.close()
