@@ -123,8 +123,8 @@ def choice(
     return min(near, key=lambda each: (each["fits"], each["loss"]["value"])) if near else None
 
 
-def _signed(found: dict[str, Any]) -> str:
-    return f"{number(found['value'], 4, sign=True)} ({ends(found, 4, sign=True)})"
+def _written(found: dict[str, Any], sign: bool = True) -> str:
+    return f"{number(found['value'], 4, sign=sign)} ({ends(found, 4, sign=sign)})"
 
 
 def verdict(
@@ -144,13 +144,14 @@ def verdict(
     near = ""
     if best is not chosen:
         near = f"{_bare(best).capitalize()}, with {best['fits']} fits, has the least, and can't be told from it: "
-        near += f"{_signed(chosen['behind'])}. "
+        near += f"{_written(chosen['behind'])}. "
     if chosen["stopped"]:
         near += f"In {chosen['stopped']} weeks the data broke the champion's contract, so it was not allowed to learn. "
     return (
         f"Choose {name}, with the gate: {what} {number(chosen['loss']['value'], 4)} for {chosen['fits']} fits "
-        f"({chosen['cpu']:,.0f} CPU s). Never to learn again would have cost {_signed(chosen['gain'])} more. {near}"
-        f"The gate itself costs {_signed(chosen['price'])}: what it judges by is not learnt from until then."
+        f"({chosen['cpu']:,.0f} CPU s). Never to learn again would have cost "
+        f"{_written(chosen['gain'], sign=False)} more. {near}"
+        f"The gate itself costs {_written(chosen['price'])}: what it judges by is not learnt from until then."
     )
 
 
@@ -173,7 +174,7 @@ def listed(
             "CPU s": f"{each['cpu']:,.0f}",
             metric: number(each["metric"]["value"], 4),
             what: number(each["loss"]["value"], 4),
-            "gain over never": written(each["gain"], sign=True),
+            "off by": number(each["off"]["value"], 4),
         }
         for each in sorted(told, key=lambda each: float(each["loss"]["value"]))
     )
@@ -181,16 +182,14 @@ def listed(
 
 def between(
     told: Sequence[dict[str, Any]],  # as `compared`
-    task: str,  # binary, multiclass or regression
 ) -> pd.DataFrame:  # a row per policy, the least loss first
     "How far the policies are apart, as people read it."
-    best, metric = _least([each for each in told if each["gated"]] or list(told)), named(primary(task))
+    best = _least([each for each in told if each["gated"]] or list(told))
     return pd.DataFrame(
         {
             "policy": each["policy"],
             f"more loss than {best['policy']}": written(each["behind"], sign=True),
-            f"{metric} gained over never": written(each["more"], sign=True),
-            "off by, in a week": number(each["off"]["value"], 4),
+            "less loss than never": written(each["gain"], sign=True),
         }
         for each in sorted(told, key=lambda each: float(each["loss"]["value"]))
     )
