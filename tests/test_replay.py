@@ -19,7 +19,7 @@ from nbs_lib.files import write_table
 from nbs_lib.inference import resolve
 from nbs_lib.refits import Recipe, Refits, opened, recipe, weeks, whole
 from nbs_lib.replay import Model, Past, course, policies, replay
-from nbs_lib.replay_figures import choice, compared, listed, turns, verdict, weekly
+from nbs_lib.replay_figures import between, choice, compared, listed, turns, verdict, weekly
 from nbs_lib.roles import Roles
 from nbs_lib.source import read
 from nbs_lib.split import training_set
@@ -69,7 +69,7 @@ def test_learning_again_pays_where_the_world_changes(task: str, tmp_path: Path) 
     chosen = choice(told)
     assert chosen is not None
     assert verdict(told, task).startswith(f"Choose {chosen['policy'].removesuffix(', gate')}, with the gate")
-    assert len(listed(told, task)) == len(courses)
+    assert len(listed(told, task)) == len(between(told)) == len(courses)
     assert len(turns(courses, past, chosen))
 
 
