@@ -7,7 +7,7 @@ __all__ = ['NUMBERS', 'TEXTS', 'LEVELS', 'CHUNK', 'Engine', 'ENGINES', 'make', '
            'nannyml', 'whylogs', 'Took', 'measured', 'run_engine', 'agreement', 'side_by_side', 'compare', 'larger',
            'bench_drift']
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #903b2bfb
+# %% ../notebooks/lib/57_bench_drift.ipynb #d27621d7
 import inspect
 import json
 import os
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from .drift import FLOOR
 from .errors import StageError
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #e232f189
+# %% ../notebooks/lib/57_bench_drift.ipynb #df7458db
 NUMBERS, TEXTS = [f"n{k}" for k in range(14)], [f"c{k}" for k in range(6)]
 LEVELS = (3, 10, 16, 100, 1000, 4000)
 CHUNK = 500_000
@@ -66,7 +66,7 @@ def make(
     if writer:
         writer.close()
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #2f0094ef
+# %% ../notebooks/lib/57_bench_drift.ipynb #377ba96c
 Engine = Callable[[str], Iterator[dict[str, float]]]
 
 
@@ -206,7 +206,7 @@ ENGINES: dict[str, tuple[Engine, str | None]] = {  # the function, and the envir
     "whylogs": (whylogs, "whylogs"),
 }
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #a61d9809
+# %% ../notebooks/lib/57_bench_drift.ipynb #6e6d3878
 @dataclass(frozen=True)
 class Took:
     "What an engine took, without the start of Python, its imports and what it reads before."
@@ -251,7 +251,7 @@ def run_engine(
         raise StageError(f"{engine.__name__} failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
     return Took(**json.loads(done.stdout.splitlines()[-1]))
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #addbfd52
+# %% ../notebooks/lib/57_bench_drift.ipynb #8967e51b
 def _line(name: str, took: Took, beside: str = "") -> str:
     return f"{name:28}{took.cpu:9.2f} CPU s {took.wall:9.2f} s {took.peak:8.0f} MiB   {beside}"
 
@@ -308,10 +308,11 @@ def compare(
             same, told[f"{name} differs"] = agreement(found[name].found, exactly.found)
             print(f"{name}: {same} of {len(exactly.found)} columns are on the same side of 0.1 as exactly,", end=" ")
             print(f"by distances that differ by {told[f'{name} differs']:.4f} at most")
-    print("(ours pools rare levels, which makes it the less noisy one where there are thousands)")
+    print("(ours counts levels with less than 0.5% of the rows as one: a shift among them alone is not seen;")
+    print("and it keeps numbers within a fence, so that the distance of a heavy tail is another one)")
     return told
 
-# %% ../notebooks/lib/57_bench_drift.ipynb #fea41e67
+# %% ../notebooks/lib/57_bench_drift.ipynb #a14ee245
 def larger(
     folder: str | Path,  # where `side_by_side` was; 100 million rows take 8 GB there
     rows: int,  # current rows

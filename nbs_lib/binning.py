@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BINS', 'LEVELS', 'SHARE', 'KNOWN', 'SAMPLED', 'TAIL', 'FAR', 'binning']
 
-# %% ../notebooks/lib/82_binning.ipynb #71a1eacc
+# %% ../notebooks/lib/82_binning.ipynb #f526e8a2
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +16,7 @@ from .errors import DataError, did_you_mean
 from .histogram import CATEGORICAL, NUMERIC, Column
 from .scan import BATCH, not_null, opened, row, text_sql
 
-# %% ../notebooks/lib/82_binning.ipynb #306ead6f
+# %% ../notebooks/lib/82_binning.ipynb #d5ce21c6
 BINS = 512
 LEVELS, SHARE = 50, 0.005  # a level has a cell of its own if it is among so many and has this share of the rows
 KNOWN = 20_000  # levels of a column that are remembered
@@ -34,7 +34,7 @@ class _Numbers:
         self.stride, self.fence, self.sample = stride, fence, [np.zeros(0)]
         self.low, self.high, self.whole = np.inf, -np.inf, True
         self.rows, self.sum, self.squares = 0, 0.0, 0.0
-        self.centre = np.nan  # near the mean, so that squares cancel no digits
+        self.pivot = np.nan  # near the mean, so that squares cancel no digits
 
     def add(self, number: np.ndarray[Any, Any]) -> None:
         low, high = number.min(initial=np.inf), number.max(initial=-np.inf)
@@ -50,8 +50,8 @@ class _Numbers:
             np.clip(value, *self.fence, out=value)
         self.low, self.high = min(self.low, max(low, self.fence[0])), max(self.high, min(high, self.fence[1]))
         self.sample.append(value[:: self.stride].copy())
-        self.centre = float(value.mean()) if np.isnan(self.centre) else self.centre
-        value -= self.centre
+        self.pivot = float(value.mean()) if np.isnan(self.pivot) else self.pivot
+        value -= self.pivot
         self.rows, self.sum = self.rows + len(value), self.sum + float(value.sum())
         self.squares += float(value @ value)
 
@@ -70,7 +70,7 @@ class _Numbers:
         if self.whole and high - low < BINS:
             low, high = float(np.floor(low)) - 0.5, float(np.ceil(high)) + 0.5
             bins = int(high - low)
-        return Column(name, NUMERIC, low, high, bins, mean + self.centre, std)
+        return Column(name, NUMERIC, low, high, bins, mean + self.pivot, std)
 
 
 def _numeric(db: duckdb.DuckDBPyConnection, types: Mapping[str, str], names: Sequence[str]) -> list[Column]:

@@ -22,9 +22,9 @@ TRIGGERS = ("schedule", "drift", "performance", "calibration", "shadow")
 class Policy:
     "When to learn again."
 
-    on: tuple[str, ...] = ("schedule", "drift")  # triggers that count
+    on: tuple[str, ...] = ("schedule",)  # triggers that count
     needed: int = 1  # how many of them must fire
-    every: int = 7  # days after which the schedule fires
+    every: int = 28  # days after which the schedule fires
     cooldown: int = 7  # days between two retrains
     labels: int = 2000  # labelled rows, at least, that the champion has not seen
     drop: float = 0.02  # of the metric, below what was promised at the gate, beyond noise
@@ -142,7 +142,7 @@ def decide(
     told = triggers(state, policy)
     fired = [each["trigger"] for each in told if each["counts"] and each["fired"]]
     verdict, sentence = _verdict(state, policy, fired)
-    scheduled = verdict == RETRAIN and fired == ["schedule"]
+    scheduled = verdict == RETRAIN and "schedule" in fired
     return {"verdict": verdict, "scheduled": scheduled, "reasons": fired, "sentence": sentence, "triggers": told}
 
 

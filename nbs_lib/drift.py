@@ -6,7 +6,7 @@
 __all__ = ['Floats', 'GROUPS', 'BLOCKS', 'FLOOR', 'CERTAIN', 'OK', 'WATCH', 'DRIFT', 'INSUFFICIENT', 'NAMED', 'apart', 'coarse',
            'unlike', 'distances', 'Limit', 'limits', 'verdict']
 
-# %% ../notebooks/lib/83_drift.ipynb #b48d1bb9
+# %% ../notebooks/lib/83_drift.ipynb #989333ac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from scipy import stats
 
 from .histogram import NUMERIC, Column, Counts, Profile
 
-# %% ../notebooks/lib/83_drift.ipynb #18c2d2c5
+# %% ../notebooks/lib/83_drift.ipynb #02fbc1ae
 Floats = NDArray[np.float64]
 
 
@@ -59,7 +59,7 @@ def apart(
 def _nulls(column: Column, counts: Counts) -> Floats:
     return _shares(counts)[..., column.missing]
 
-# %% ../notebooks/lib/83_drift.ipynb #2ab3c16c
+# %% ../notebooks/lib/83_drift.ipynb #7c73e2fa
 GROUPS = 10
 
 
@@ -108,7 +108,7 @@ def distances(
         }
     return found
 
-# %% ../notebooks/lib/83_drift.ipynb #a39c64be
+# %% ../notebooks/lib/83_drift.ipynb #45870e94
 BLOCKS = 8  # windows that a reference must give
 FLOOR = {"distance": 0.1, "nulls": 0.02}
 CERTAIN = 1e-6  # log odds are kept finite
@@ -175,7 +175,7 @@ def _thinned(counts: Counts, rows: int, rng: np.random.Generator) -> Counts:
     total = int(counts.sum())
     return counts if total <= rows else rng.multinomial(rows, counts / total)
 
-# %% ../notebooks/lib/83_drift.ipynb #92f844da
+# %% ../notebooks/lib/83_drift.ipynb #258faa90
 OK, WATCH, DRIFT, INSUFFICIENT = "ok", "watch", "drift", "insufficient reference"
 NAMED = 10
 
