@@ -55,9 +55,8 @@ def headline(
     reasons += [[" ".join(effects[:2])]] if effects else []
     stale = {e["column"] for e in found["contract"] if not e["passed"] and e["severity"] == "warn" and e["column"]}
     if stale:
-        told = (
-            f"{len(stale)} columns that the feature store brings look as if it had not been refreshed: first of all, "
-        )
+        what = "1 column looks" if len(stale) == 1 else f"{len(stale)} columns look"
+        told = f"{what} as if the feature store had not been refreshed: first of all, "
         reasons.append([told, code("nbs materialise"), "."])
     return verdict(TONES[status], status.upper(), HEADLINES[status], reasons, _TODO[status])
 
