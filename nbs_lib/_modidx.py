@@ -1723,6 +1723,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'nbs_lib.torchserve.run_torchserve': ('lib/torchserve.html#run_torchserve', 'nbs_lib/torchserve.py'),
                                     'nbs_lib.torchserve.torchserve': ('lib/torchserve.html#torchserve', 'nbs_lib/torchserve.py')},
             'nbs_lib.tracking': { 'nbs_lib.tracking.StageRun': ('lib/tracking.html#stagerun', 'nbs_lib/tracking.py'),
+                                  'nbs_lib.tracking._beside': ('lib/tracking.html#_beside', 'nbs_lib/tracking.py'),
                                   'nbs_lib.tracking._deliver': ('lib/tracking.html#_deliver', 'nbs_lib/tracking.py'),
                                   'nbs_lib.tracking._followed': ('lib/tracking.html#_followed', 'nbs_lib/tracking.py'),
                                   'nbs_lib.tracking._keep': ('lib/tracking.html#_keep', 'nbs_lib/tracking.py'),

@@ -11,6 +11,7 @@ import hashlib
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def moved(
 ) -> Iterator[Path]:  # its folder, which is removed afterwards
     "A temporary clone of the last commit as of another moment; raises `UserError`."
     root = Path(root).resolve()
-    folder = root / CLONES / (_named(root, as_of) if again else secrets.token_hex(8))
+    folder = root / CLONES / (_named(root, as_of) if again else f"once-{secrets.token_hex(8)}")
     if not (folder / READY).exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -103,7 +104,7 @@ READY = "ready"  # beside a clone that is whole
 def _named(root: Path, as_of: str) -> str:
     "The commit and the moment: of another of either nothing is gone on with."
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    return hashlib.sha256(f"{head} {as_of}".encode()).hexdigest()[:16]
+    return f"again-{hashlib.sha256(f'{head} {as_of}'.encode()).hexdigest()[:16]}"
 
 
 def _shared(root: Path) -> str:
@@ -133,5 +134,6 @@ def forget_clones(
     "Remove what earlier turns left behind, where nothing can be gone on with."
     root = Path(root).resolve()
     for folder in (root / CLONES).glob("*"):
-        if folder.name != _named(root, as_of):
+        mine = folder.name.startswith("again-")  # another's may be at work, but not for a day
+        if folder.name != _named(root, as_of) and (mine or time.time() - folder.stat().st_mtime > 86_400):
             shutil.rmtree(folder, ignore_errors=True)

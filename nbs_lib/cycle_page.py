@@ -26,7 +26,15 @@ HEADLINES = {
     KILLED: "The turn was killed, and the champion is as it was",
 }
 _TODO: dict[str, tuple[object, ...]] = {
-    PROMOTE: ("Look at ", code("git diff"), " and commit. Should it disappoint: ", code("nbs rollback"), "."),
+    PROMOTE: (
+        "Look at ",
+        code("git diff"),
+        ", then ",
+        code("git commit -a"),
+        ". Should it disappoint: ",
+        code("nbs rollback"),
+        ".",
+    ),
     HOLD: ("Nothing to do; the next turn tries again with more rows.",),
     REJECT: ("Look at the failed checks below: a refusal means that the labels, the data or the code are wrong.",),
     BROKEN: ("Mend what the monitor's page names where the data come from; the next turn looks again.",),
@@ -52,18 +60,15 @@ def headline(
 def figures(
     turns: Sequence[Mapping[str, Any]],  # all, the oldest first
     due: datetime | None,  # of the next run; None: nothing is scheduled
+    champion: str,  # the id of what is served
 ) -> Block:
     "A few large figures."
-    last, promoted = turns[-1], [each for each in turns if each["outcome"] == PROMOTE]
-    held = (promoted[-1]["challenger"] if promoted else last.get("champion")) or "none"
+    promoted = [each for each in turns if each["outcome"] == PROMOTE]
+    own = [each["as_of"] for each in promoted if each.get("challenger") == champion]
     when = f"{due:%Y-%m-%d %H:%M} UTC" if due else "not scheduled"
     return tiles(
         [
-            (
-                "champion",
-                held[:12],
-                f"since {promoted[-1]['as_of']}" if promoted else "made by `make run`".replace("`", ""),
-            ),
+            ("champion", champion[:12], f"as of {own[-1]}" if own else "not of the cycle's making"),
             ("turns", f"{len(turns)}", f"{len(promoted)} promoted"),
             ("next run", when, "by nbs schedule" if due else "nbs schedule, cron or another scheduler runs it"),
         ]

@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .bundle import Bundle, replacing_folder
@@ -38,10 +39,12 @@ def broken_windows(
         return []
     columns = binning(rows.loc[known, [*kinds]], kinds)
     reference, new = (profile(rows[part], columns, "_time", zone) for part in (known, ~known))
-    windows = [new.take(mask) for mask in new.windows(window)]
-    for before, current in zip([None, *windows], windows, strict=False):
+    whole, first, last = reference + new, int(new.days[0]), int(new.days[-1])
+    for end in reversed(range(last, first - 1, -window)):  # the oldest window reaches into what is known
+        before, current = whole.between(end - 2 * window + 1, end - window), whole.between(end - window + 1, end)
         if found := broken(check(reference, current, window=window, before=before)):
-            return found
+            span = " to ".join(str(np.datetime64(day, "D")) for day in (end - window + 1, end))
+            return [entry | {"window": span} for entry in found]
     return []
 
 # %% ../notebooks/lib/93_retrain.ipynb #b39837f7
@@ -91,6 +94,7 @@ def _keep_runs(there: Path, root: Path) -> None:
     "What the stages in the clone left to be logged waits with the turn's own."
     for folder in (there / WAITING).glob("*"):
         shutil.copytree(folder, root / WAITING / folder.name, dirs_exist_ok=True)
+        shutil.rmtree(folder)  # a turn that goes on here must not hand them over once more
 
 # %% ../notebooks/lib/93_retrain.ipynb #d09385fe
 PATCH = Path("reports/cycle.patch")

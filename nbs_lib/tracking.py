@@ -244,12 +244,18 @@ def find_runs(
     return sorted(found, key=lambda run: "mlflow.parentRunId" in run.data.tags)
 
 
+def _beside(run: StageRun, folder: Path) -> StageRun:
+    "A run whose page lies where the folder is now: what was made in a clone has moved."
+    page = folder / Path(run.page).name
+    return dataclasses.replace(run, page=str(page)) if run.page and page.is_file() else run
+
+
 def _log_folder(client: "MlflowClient", experiment: str, folder: Path) -> None:
     "Log what waits in one folder, as if for the first time."
     for earlier in find_runs(client, experiment, folder.name):
         client.delete_run(earlier.info.run_id)
     ended, tags = folder / "status", {PIPELINE: folder.name}
-    runs = [StageRun(**read_json(path)) for path in folder.glob("*.json")]
+    runs = [_beside(StageRun(**read_json(path)), folder) for path in folder.glob("*.json")]
     if folder.name.startswith("stage-") or not runs:
         for run in runs:
             _log_run(client, experiment, run, tags)
