@@ -12,7 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import pandas as pd
 
 from .answered import answered, happened, local_days
 from .bundle import Bundle
-from .champion import NoChampionError, champion
+from .champion import champion
 from .clone import forget_clones, moved
-from .errors import ParamsError, StageError, UserError
+from .errors import ParamsError, StageError, StoreError, UserError
+from .features import table_name
 from .files import read_json
-from .ledger import BROKEN, DONE, FAILED, HOLD, JUDGED, NOTHING, PROMOTE, WAIT, begin, finish, step
+from .history import rolled_back
+from .ledger import BROKEN, DONE, FAILED, HOLD, JUDGED, LAST, NOTHING, PROMOTE, REJECT, WAIT, begin, finish, step
 from .logged import days, read_day
 from .online import CONTRACT, FEATURES, fill, moment
 from .params import load_params
@@ -52,23 +54,18 @@ def stage(
     command = [sys.executable, "-m", "nbs_lib.stage", name]
     with subprocess.Popen(command, preexec_fn=end_with_parent) as process:
         if process.wait():
-            raise StageError(f"{name} failed, for the reason above; the champion is as it was.")
+            raise StageError(f"{name} failed, for the reason above.")
 
 # %% ../notebooks/lib/95_cycle.ipynb #01780b43
-def held() -> Bundle | None:  # None: there is none yet
-    "The champion; raises `BundleError` where it is damaged."
-    try:
-        return Bundle.open(champion())
-    except NoChampionError:
-        return None
+def held() -> Bundle:
+    "The champion; raises `NoChampionError` (the first one is made by `make run`), or `BundleError`."
+    return Bundle.open(champion())
 
 
-def _later(as_of: str, roles: Roles, now: Bundle | None) -> bool:
+def _later(as_of: str, now: Bundle) -> bool:
     "Whether a moment is later than what the champion was made of; raises `ParamsError` where it is none."
-    if roles.timestamp is None:
-        raise ParamsError("the cycle needs data.timestamp in params.yaml: without it nothing is newer than anything.")
-    known = now.read("reference").get("known", {}).get("as_of") if now else None
-    return known is None or moment(as_of) > moment(known)
+    known = now.read("reference").get("known", {}).get("as_of")
+    return moment(as_of) > (moment(known) if known else 0)
 
 # %% ../notebooks/lib/95_cycle.ipynb #5948788f
 def latest(
@@ -97,35 +94,46 @@ def served_rows(
     since: int,  # seconds since 1970: what both have learnt from ends there
     as_of: str,  # of the turn
 ) -> pd.DataFrame:  # as the rows of a training set
-    "The answered rows of the last weeks that neither has learnt from, and whose labels came back."
-    settings, roles, until = load_settings(), Roles.load(CONTRACT), moment(as_of) // 1_000_000
+    "The answered rows of the last weeks that neither has learnt from, and whose labels were due and came back."
+    settings, roles = load_settings(), Roles.load(CONTRACT)
+    delay = duration(roles.label_delay, "data.label_delay").total_seconds()
+    until = moment(as_of) // 1_000_000 - int(delay)
     rows = answered(settings.serve.log, roles, challenger, since=max(since, until - RECENT * 86_400), until=until)
     rows = rows[rows["_target"].notna()].reset_index(drop=True)
     return rows.astype({"_target": "int64"}) if roles.classes else rows
 
 # %% ../notebooks/lib/95_cycle.ipynb #2316eef2
-def _retrain(turn: dict[str, Any], now: Bundle | None, roles: Roles, settings: Settings) -> tuple[str, str]:
+def _retrain(turn: dict[str, Any], now: Bundle, roles: Roles, settings: Settings) -> tuple[str, str]:
     "Learn, judge and promote; what came of it, and why."
-    since = learnt_until(now, str(roles.timestamp)) if now else None
+    since = learnt_until(now, str(roles.timestamp))
     window = int(load_params()["monitor.window"])
     with moved(turn["as_of"], again=True) as there:
         step(turn, "prepare")
         table = prepare(there, settings.dvc.remote)
-        if now and (wrong := broken_windows(table, _known_until(now, roles), now, window, roles.timezone)):
-            return BROKEN, f"Rows that the champion does not know break the contract: {wrong[0]['sentence']}"
+        if wrong := broken_windows(table, _known_until(now, roles), now, window, roles.timezone):
+            return BROKEN, _broken(wrong[0])
         step(turn, "retrain")
         learn(there, table, since, settings.dvc.remote)
         challenger = learnt_until(Bundle.open(CHALLENGER / "bundle"), str(roles.timestamp))
-        step(turn, "challenge", since=max(challenger, since or 0))
+        step(turn, "challenge", since=max(challenger, since))
         stage("challenge")
         judged = read_json(VERDICT)
         turn |= {"gate": judged, "challenger": judged["bundle"]}
+        if judged["decision"] == PROMOTE and judged["bundle"] in rolled_back():
+            return HOLD, "The challenger is what was rolled back: only `nbs rollback --to` serves that again."
         if judged["decision"] == PROMOTE:
             step(turn, "publish")
-            step(turn, "promote", change=publish(there))
+            step(turn, LAST, change=publish(there))
             _fill_store(there, settings)
         _registered(judged, there, settings)
         return judged["decision"], judged["sentence"]
+
+
+def _broken(entry: dict[str, Any]) -> str:
+    return (
+        f"The rows of {entry['window']}, which the champion does not know, break the contract: {entry['sentence']} "
+        "Mend them where they come from; if that is how things are now, `make run` learns from them."
+    )
 
 
 def _known_until(now: Bundle, roles: Roles) -> int:
@@ -135,19 +143,27 @@ def _known_until(now: Bundle, roles: Roles) -> int:
 
 def _fill_store(there: Path, settings: Settings) -> None:
     "Before the pointer moves: a new champion finds what it reads."
-    roles = Roles.load(there / CONTRACT)
+    roles, store = Roles.load(there / CONTRACT), open_store(settings.store.url)
+    with suppress(StoreError):  # there is none yet, or it is damaged
+        reading = store.read(())
+        if (reading.now_us or 0) > moment(roles.as_of) and {*map(table_name, roles.views)} <= {*reading.tables}:
+            return  # `nbs materialise` has brought it further already
     if roles.views:
-        fill(roles.views, moment(roles.as_of), open_store(settings.store.url), there / FEATURES)
+        fill(roles.views, moment(roles.as_of), store, there / FEATURES)
 
 
 def _registered(judged: dict[str, Any], there: Path, settings: Settings) -> None:
     "As champion or as challenger; the pointer that the service polls moves last; raises `UserError`."
+    if judged["decision"] == REJECT:
+        return
     from nbs_lib.registry import RETRY, register, shadow
 
     gate = read_json(there / "models/gate.json") | {key: judged[key] for key in ("decision", "sentence")}
     tracking = settings.tracking
-    if register(there / "models/bundle", gate, tracking.uri, tracking.model, tracking.experiment) == RETRY:
-        raise UserError("the registry does not answer, so the challenger waits: the next turn goes on from here.")
+    done = register(there / "models/bundle", gate, tracking.uri, tracking.model, tracking.experiment)
+    if judged["decision"] == PROMOTE and (done == RETRY or held().id != judged["bundle"]):
+        why = "the registry does not answer" if done == RETRY else f"the registry says {done}"
+        raise UserError(f"{why}, so the challenger waits: the next turn goes on from here.")
     if judged["decision"] == HOLD:
         shadow(there / "models/bundle")  # it may show in production what these rows could not
 
@@ -159,13 +175,14 @@ def cycle(
 ) -> int:  # an exit code: 0 nothing to do, 10 watch, 20 a challenger was judged, 30 the data break their contract
     "Take one turn; raises `UserError` where it can't begin, or where it failed."
     with only_run(".nbs/cycle.lock"):
-        settings, roles, now = check(), Roles.load(CONTRACT), held()
+        settings, roles = check(), Roles.load(CONTRACT)
+        if roles.timestamp is None:
+            raise ParamsError("the cycle needs data.timestamp in params.yaml: nothing is newer than anything.")
+        now = held()
         as_of = as_of or latest(settings, roles)
+        later = _later(as_of, now)
         forget_clones(as_of)
-        later = _later(as_of, roles, now)
-        turn = begin(
-            f"{TURN}{uuid.uuid4().hex}", as_of, reference=reference, current=current, champion=now.id if now else None
-        )
+        turn = begin(f"{TURN}{uuid.uuid4().hex}", as_of, reference=reference, current=current, champion=now.id)
         os.environ["NBS_PIPELINE"] = turn["id"]
         with _told(turn):
             if not later:
@@ -175,7 +192,7 @@ def cycle(
             return _turned(turn, now, roles, settings)
 
 
-def _turned(turn: dict[str, Any], now: Bundle | None, roles: Roles, settings: Settings) -> int:
+def _turned(turn: dict[str, Any], now: Bundle, roles: Roles, settings: Settings) -> int:
     for name, path in (("monitor", MONITOR), ("decision", DECISION)):
         step(turn, name)
         stage(name)
@@ -211,9 +228,12 @@ def _told(turn: dict[str, Any]) -> Iterator[None]:
         finish(turn, FAILED, _reason(error), code=1)
         raise
     finally:
-        stage("cycle")
+        try:
+            stage("cycle")
+            print(f"ledger: {Path('reports/cycle.html').resolve()}")
+        except UserError as error:  # a page that can't be drawn changes nothing that was done
+            print(f"warning: {error}", file=sys.stderr)
         end_pipeline(status)
-        print(f"ledger: {Path('reports/cycle.html').resolve()}")
 
 
 def _reason(error: BaseException) -> str:
@@ -227,7 +247,7 @@ def watch(
 ) -> int:  # an exit code: 0 ok, or nothing can be told; 10 watch, 20 drift, 30 the data break their contract
     "Look at what came since; raises `UserError`."
     with only_run(".nbs/cycle.lock"):
-        step(begin(uuid.uuid4().hex, as_of or "", reference=reference, current=current), DONE, as_of=as_of)
+        begin(uuid.uuid4().hex, as_of, reference=reference, current=current, step=DONE)
         stage("monitor")
         found = read_json(MONITOR)
         print(f"{found['status']}. {found['sentence']}")

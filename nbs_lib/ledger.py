@@ -34,8 +34,8 @@ def turns() -> list[dict[str, Any]]:
 
 def begin(
     id: str,
-    as_of: str,  # what is known; a day or a time, UTC
-    **more: Any,  # reference and current, champion
+    as_of: str | None,  # what is known; a day or a time, UTC
+    **more: Any,  # reference and current, champion, step
 ) -> dict[str, Any]:  # the turn
     "Open a turn; one that was killed is closed."
     if TURN.exists() and (before := read_json(TURN)).get("step") != DONE:

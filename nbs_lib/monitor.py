@@ -23,11 +23,13 @@ from .importance import effect, importance
 from .judgement import answers, judged
 from .pairs import answers as pair_answers
 from .pairs import pairs
+from .params import load_params
 from .profile import binning, profile
 from .roles import Roles
 from .service_figures import address, service_figures
 from .settings import load_settings
 from .split import target_ids
+from .table import duration
 from .watched import Watched, date, known_until, of_window, windows
 
 # %% ../notebooks/lib/89_monitor.ipynb #79a1b9de
@@ -228,10 +230,12 @@ def in_shadow(
     folder: str | Path,  # of the log
     roles: Roles,
     champion: str,  # its id
+    until: pd.Timestamp,  # labels of what happened before it were due
+    rules: Rules,  # of the bounds
 ) -> dict[str, Any] | None:  # challenger, rows, blocks, diff, lo and hi of the gain in loss; None: there is none yet
     "How the challenger in shadow does; raises `DataError`, `StoreError` or `BundleError`."
     found = pairs(folder, timestamp=roles.timestamp, zone=roles.timezone)
-    found = found[found["label"].notna() & (found["champion_model"] == champion)]
+    found = found[found["label"].notna() & (found["champion_model"] == champion) & (found["time"] < until)]
     if found.empty:
         return None
     last = found["challenger_model"].iloc[-1]
@@ -239,7 +243,7 @@ def in_shadow(
     target = target_ids(found["label"], roles).to_numpy()
     target = target.astype(np.int64) if roles.classes else target
     old, new = (pair_answers(found, side).astype(np.float64) for side in ("champion", "challenger"))
-    judged = contest(roles.task, target, old, new, found["block"].to_numpy(), Rules())
+    judged = contest(roles.task, target, old, new, found["block"].to_numpy(), rules)
     return {"challenger": last, "rows": judged["rows"], "blocks": judged["blocks"], **judged["gain"]}
 
 
@@ -254,4 +258,6 @@ def from_service(
     found["service"] |= _rounded({name: value for name, value in told.items() if name not in found["service"]})
     champion = found["champion"]["id"]
     if roles and champion and settings.serve.log:
-        found["shadow"] = _rounded(in_shadow(settings.serve.log, roles, champion))
+        until = pd.Timestamp(found["as_of"] or "2262", tz="UTC") - duration(roles.label_delay, "data.label_delay")
+        rules = Rules(confidence=float(load_params()["gate.challenge.confidence"]))
+        found["shadow"] = _rounded(in_shadow(settings.serve.log, roles, champion, until, rules))

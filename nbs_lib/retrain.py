@@ -65,7 +65,7 @@ def prepare(
 def learn(
     there: Path,  # a clone that was prepared
     table: pd.DataFrame,  # its training set
-    since: int | None,  # seconds since 1970: what the champion has learnt from ends there; None: no champion
+    since: int,  # seconds since 1970: what the champion has learnt from ends there
     remote: str = "",  # a DVC remote; empty: none
     root: str | Path = ".",  # the project
 ) -> None:
@@ -76,7 +76,7 @@ def learn(
         shutil.copytree(there / "models/bundle", temporary / "bundle")
         for name in KEPT:
             shutil.copyfile(there / "models" / name, temporary / name)
-        write_table(unseen(table, -(2**62) if since is None else since), temporary / "rows.parquet")
+        write_table(unseen(table, since), temporary / "rows.parquet")
 
 
 def _run(there: Path, remote: str, root: str | Path, *stages: str) -> None:

@@ -94,7 +94,7 @@ def _as_served(challenger: Bundle, served: pd.DataFrame, rules: Rules, seed: int
 
 # %% ../notebooks/lib/93_succession.ipynb #1aa6d241
 def judge(
-    champion: Bundle | None,  # None: there is none yet
+    champion: Bundle,
     challenger: Bundle,
     first: Mapping[str, Any],  # the challenger's own models/gate.json
     rows: pd.DataFrame,  # of its training set, which neither has seen
@@ -116,9 +116,8 @@ def judge(
         )
     ]
     told: dict[str, Any] = {"gain": None, "rows": len(rows), "blocks": 0, "metric": None}
-    if champion:
-        ledger += _same_contract(champion, challenger)
-    if champion and all(each["passed"] for each in ledger[1:]):
+    ledger += _same_contract(champion, challenger)
+    if all(each["passed"] for each in ledger[1:]):
         target, answers = (
             rows["_target"].to_numpy(),
             [ask(each, rows) if len(rows) else np.zeros(0) for each in (champion, challenger)],
@@ -134,17 +133,16 @@ def judge(
     decision = verdict(ledger)
     return told | {
         "decision": decision,
-        "sentence": _told(decision, ledger, champion),
+        "sentence": _told(decision, ledger),
         "ledger": ledger,
         "bundle": challenger.id,
     }
 
 
-def _told(decision: str, ledger: list[dict[str, Any]], champion: Bundle | None) -> str:
+def _told(decision: str, ledger: list[dict[str, Any]]) -> str:
     if decision == "PROMOTE":
         why = next((each["sentence"] for each in ledger if each["check"] in ("beats champion", "holds its own")), "")
-        return f"The challenger takes over. {why}".strip() if champion else "The first champion."
+        return f"The challenger takes over. {why}".strip()
     hard = [each["sentence"] for each in ledger if each["hard"] and each["passed"] is False]
     soft = [each["sentence"] for each in ledger if not each["passed"]]
-    stays = "The champion stays" if champion else "Nothing is served"
-    return f"{stays}. {' '.join((hard or soft)[:3])}"
+    return f"The champion stays. {' '.join((hard or soft)[:3])}"
