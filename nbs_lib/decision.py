@@ -25,7 +25,7 @@ class Policy:
     on: tuple[str, ...] = ("schedule",)  # triggers that count
     needed: int = 1  # how many of them must fire
     every: int = 28  # days after which the schedule fires
-    cooldown: int = 7  # days between two retrains
+    cooldown: int = 28  # days between two retrains
     labels: int = 2000  # labelled rows, at least, that the champion has not seen
     drop: float = 0.02  # of the metric, below what was promised at the gate, beyond noise
     gap: float = 0.03  # between what was predicted and what happened on average, beyond noise
