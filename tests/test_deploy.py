@@ -351,7 +351,8 @@ def test_github_commits_what_was_promoted_and_nothing_else(tmp_path: Path) -> No
     (here / ".gitignore").write_text(".venv\npushed\n")
     (here / ".venv/bin/dvc").write_text('#!/bin/sh\necho "$@" > pushed\n')
     (here / ".venv/bin/dvc").chmod(0o755)
-    for name in ("params.yaml", "dvc.lock"):
+    (here / "data/contract").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.lock", "data/contract/roles.yaml"):
         (here / name).write_text("old\n")
     git("add", "--all")
     git("commit", "-m", "old")
