@@ -432,6 +432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'nbs_lib.cycle.stage': ('lib/cycle.html#stage', 'nbs_lib/cycle.py'),
                                'nbs_lib.cycle.watch': ('lib/cycle.html#watch', 'nbs_lib/cycle.py')},
             'nbs_lib.cycle_page': { 'nbs_lib.cycle_page._gain': ('lib/cycle_page.html#_gain', 'nbs_lib/cycle_page.py'),
+                                    'nbs_lib.cycle_page._line': ('lib/cycle_page.html#_line', 'nbs_lib/cycle_page.py'),
                                     'nbs_lib.cycle_page.checks': ('lib/cycle_page.html#checks', 'nbs_lib/cycle_page.py'),
                                     'nbs_lib.cycle_page.figures': ('lib/cycle_page.html#figures', 'nbs_lib/cycle_page.py'),
                                     'nbs_lib.cycle_page.headline': ('lib/cycle_page.html#headline', 'nbs_lib/cycle_page.py'),

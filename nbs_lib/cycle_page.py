@@ -68,7 +68,7 @@ def figures(
     when = f"{due:%Y-%m-%d %H:%M} UTC" if due else "not scheduled"
     return tiles(
         [
-            ("champion", champion[:12], f"as of {own[-1]}" if own else "not of the cycle's making"),
+            ("champion", champion[:8], f"as of {own[-1]}" if own else "not of the cycle's making"),
             ("turns", f"{len(turns)}", f"{len(promoted)} promoted"),
             ("next run", when, "by nbs schedule" if due else "nbs schedule, cron or another scheduler runs it"),
         ]
@@ -91,23 +91,19 @@ def listed(
     most: int = 50,  # that are shown
 ) -> Block:
     "Every turn in a line, the newest first."
-    rows = []
-    for turn in reversed(turns[-most:]):
-        seen, decided = turn.get("monitor", {}).get("status", ""), turn.get("decision", {})
-        why = ", ".join(decided.get("reasons", [])) or decided.get("verdict", "")
-        outcome = (badge(turn["outcome"], TONES[turn["outcome"]]), note(turn["sentence"]))
-        rows.append(
-            (
-                turn["as_of"],
-                seen,
-                why,
-                outcome,
-                _gain(turn),
-                (turn.get("challenger") or "")[:12],
-                turn["began"][:16].replace("T", " "),
-            )
-        )
-    return table(("as of", "monitor", "called for by", "outcome", "gain in loss", "challenger", "began (UTC)"), rows)
+    return table(("as of", "outcome", "what was seen"), [_line(turn) for turn in reversed(turns[-most:])])
+
+
+def _line(turn: Mapping[str, Any]) -> tuple[object, ...]:
+    "A turn: when, what came of it, and what led to it."
+    decided, gain = turn.get("decision", {}), _gain(turn)
+    seen = [f"monitor: {turn['monitor']['status']}"] if turn.get("monitor") else []
+    seen += [f"called for by {' and '.join(decided['reasons'])}"] if decided.get("reasons") else []
+    seen += [f"gain in loss {gain}"] if gain else []
+    short = f"challenger {turn['challenger'][:12]}, " if turn.get("challenger") else ""
+    began = note(f"{short}began {turn['began'][:16].replace('T', ' ')} UTC")
+    outcome = (badge(turn["outcome"], TONES[turn["outcome"]]), note(turn["sentence"]))
+    return turn["as_of"], outcome, ("; ".join(seen), began)
 
 
 def checks(
@@ -118,10 +114,14 @@ def checks(
         return None
     marks = {True: badge("yes", GOOD), False: badge("no", BAD), None: badge("can't be told", WARN)}
     rows = [
-        (each["check"], marks[each["passed"]], each["observed"], each["needed"], each["sentence"])
+        (
+            each["check"],
+            marks[each["passed"]],
+            (each["sentence"], note(f"{each['observed']}; needed: {each['needed']}")),
+        )
         for each in turn["gate"]["ledger"]
     ]
-    return table(("check", "passed", "observed", "needed", "what it says"), rows)
+    return table(("check", "passed", "what was seen"), rows)
 
 
 def triggers(
@@ -133,7 +133,11 @@ def triggers(
         return None
     words = {True: "fired", False: "silent", None: "can't be told"}
     rows = [
-        (each["trigger"], "yes" if each["counts"] else "", words[each["fired"]], each["observed"], each["needed"])
+        (
+            (each["trigger"], "" if each["counts"] else note("does not count")),
+            words[each["fired"]],
+            (each["observed"], note(f"needed: {each['needed']}")),
+        )
         for each in told
     ]
-    return table(("trigger", "counts", "says", "observed", "needed"), rows)
+    return table(("trigger", "says", "what was seen"), rows)
