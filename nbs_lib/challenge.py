@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .errors import ParamsError
 from .evaluation import FEW
 from .findings import named
+from .ledger import HOLD, PROMOTE, REJECT
 from .metrics import LEAST_BLOCKS, Floats, bootstrap, gain, interval, statistics
 
 # %% ../notebooks/lib/92_challenge.ipynb #b3e6ef3d
@@ -174,7 +175,7 @@ def contest(
                 "labels", None, False, f"{rows:,} rows", f"{LEAST_BLOCKS} days of both sides", f"{_capital(_UNTOLD)}."
             )
         ]
-        return told | {"decision": "HOLD", "ledger": ledger, "gain": {"diff": None, "lo": None, "hi": None}}
+        return told | {"decision": HOLD, "ledger": ledger, "gain": {"diff": None, "lo": None, "hi": None}}
     measured = {who: statistics(task, target, each) for who, each in answers.items()}
     drawn = bootstrap(
         {who: each[metric] for who, each in measured.items()} | {"skill": measured["challenger"][SKILL[task][0]]},
@@ -200,8 +201,8 @@ def verdict(
 ) -> str:  # PROMOTE, HOLD or REJECT
     "REJECT where a hard check failed, HOLD where another did or can't be told."
     if any(each["hard"] and each["passed"] is False for each in ledger):
-        return "REJECT"
-    return "PROMOTE" if all(each["passed"] for each in ledger) else "HOLD"
+        return REJECT
+    return PROMOTE if all(each["passed"] for each in ledger) else HOLD
 
 
 def _capital(text: str) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from .bundle import Bundle
 from .challenge import Rules, contest, entry, verdict
+from .ledger import PROMOTE, REJECT
 from .metrics import evaluate
 from .newcomers import ask
 
@@ -108,10 +109,10 @@ def judge(
     ledger = [
         entry(
             "own gate",
-            first["decision"] == "PROMOTE",
-            first["decision"] == "REJECT",
+            first["decision"] == PROMOTE,
+            first["decision"] == REJECT,
             first["decision"],
-            "PROMOTE",
+            PROMOTE,
             first["sentence"],
         )
     ]
@@ -140,7 +141,7 @@ def judge(
 
 
 def _told(decision: str, ledger: list[dict[str, Any]]) -> str:
-    if decision == "PROMOTE":
+    if decision == PROMOTE:
         why = next((each["sentence"] for each in ledger if each["check"] in ("beats champion", "holds its own")), "")
         return f"The challenger takes over. {why}".strip()
     hard = [each["sentence"] for each in ledger if each["hard"] and each["passed"] is False]
