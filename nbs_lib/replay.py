@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from .calibration import Calibration, calibrate
 from .challenge import Rules, contest
-from .decision import BROKEN, RETRAIN, Policy, State, decide
+from .decision import RETRAIN, Policy, State, decide
+from .ledger import BROKEN, PROMOTE
 from .metrics import Floats, bootstrap, evaluate, gain, interval, primary, statistics
 from .predictions import flat
 from .refits import Refits
@@ -265,7 +266,7 @@ def course(
             asked.add(rival.fit)
             if gated:
                 decision = past.contest(champion.model, rival, week, told["scheduled"])["decision"]
-            if decision in ("", "PROMOTE"):
+            if decision in ("", PROMOTE):
                 champion = _Champion(rival, week, _promise(past, rival, week))
         turns.append(Turn(week, told["verdict"], tuple(told["reasons"]), decision, champion.model))
     return Course(name, gated, turns, frozenset(asked), sum(past.fits.fit(week).cpu for week in asked))
