@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from . import performance
 from .bundle import Bundle
@@ -28,16 +29,29 @@ def answers(
     rows: pd.DataFrame,
     bundle: Bundle | None,  # asked where it is not known what was answered
 ) -> Floats | None:  # None: there is no model, or it can't take these rows
-    "What was answered, or what the champion answers."
-    if "_output" in rows and rows["_output"].notna().all():
+    "What the champion answered, or answers now where another one did."
+    own = _own(rows, bundle)
+    if own.all() and "_output" in rows:
         return rows["_output"].to_numpy(np.float64)
     if bundle is None or rows.empty:
         return None
     try:
-        output = bundle.predict(readable(rows, bundle))["output"].astype(np.float64)
+        asked = bundle.predict(readable(rows[~own], bundle))["output"].astype(np.float64)
     except DataError:  # a column is gone or retyped: the contract says so
         return None
+    output = asked
+    if own.any():
+        output = rows["_output"].to_numpy(np.float64, copy=True)
+        output[~own] = asked
     return output if np.isfinite(output).all() else None
+
+
+def _own(rows: pd.DataFrame, bundle: Bundle | None) -> NDArray[np.bool_]:
+    "Which answers are the champion's own: not those of the one before it. Without a champion, all that are known."
+    known = rows["_output"].notna().to_numpy() if "_output" in rows else np.zeros(len(rows), bool)
+    if bundle is None:
+        return known
+    return known & (rows["_model"] == bundle.id).to_numpy() if "_model" in rows else np.zeros(len(rows), bool)
 
 # %% ../notebooks/lib/88_judgement.ipynb #65c4e340
 def labelled(
@@ -86,7 +100,7 @@ def judged(
     history = list(parts.values())
     parts |= {spans[-1]: last} if (last := labelled(rows, bundle)) else {}
     told = performance.track(task, _typed(task, list(parts.values())))
-    errors = performance.errors(told[told["window"] < len(history)])
+    errors = performance.estimate_errors(told[told["window"] < len(history)])
     known_by_now = performance.merged(_typed(task, history[-performance.BEFORE :]))
     said = performance.estimate(task, output, known_by_now)
     dates = [[date(day) for day in span] for span in parts]
@@ -154,12 +168,13 @@ def worse(
     promised: Mapping[str, Any] | None,  # value, lo, hi
     realised: Mapping[str, Any] | None,  # value, lo, hi
 ) -> dict[str, Any] | None:  # diff, lo, hi, promised; above zero: worse than promised; None: one of them is not known
-    "How far a metric lies below what was promised; both are uncertain."
+    "How far a metric lies below what was promised, of an rmse as shares of that; both are uncertain."
     if not promised or not realised or None in (promised["value"], realised["value"]):
         return None
-    diff = gain(metric, promised["value"], realised["value"])
+    unit = performance.unit(metric, promised["value"])
+    diff = gain(metric, promised["value"], realised["value"]) / unit
     found = {"diff": diff, "lo": None, "hi": None, "promised": promised["value"]}
     if None in (promised["lo"], realised["lo"]):
         return found
-    half = float(np.hypot(promised["hi"] - promised["lo"], realised["hi"] - realised["lo"])) / 2
+    half = float(np.hypot(promised["hi"] - promised["lo"], realised["hi"] - realised["lo"])) / 2 / unit
     return found | {"lo": diff - half, "hi": diff + half}

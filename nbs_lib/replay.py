@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'RECALIBRATE', 'WEEKLY', 'SHADOW', 'CONFIGURED', 'GATE', 'RECENT', 'LATEST', 'policies', 'Model', 'Past',
-           'errors', 'Turn', 'Course', 'course', 'replay']
+           'Turn', 'Course', 'course', 'replay']
 
 # %% ../notebooks/lib/89_replay.ipynb #a3720fb9
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from .calibration import Calibration, calibrate
 from .challenge import Rules, contest
 from .decision import RETRAIN, Policy, State, decide
 from .ledger import BROKEN, PROMOTE
 from .metrics import Floats, bootstrap, evaluate, gain, interval, primary, statistics
+from .performance import errors, unit
 from .predictions import flat
 from .refits import Refits
 from .watch import Watch
@@ -146,36 +146,24 @@ class Past:
         model: Model,
         week: int,
         promised: float,  # of the primary metric
-    ) -> dict[str, Any]:  # diff, lo, hi
+    ) -> dict[str, Any]:  # diff, lo, hi; of an rmse as shares of the promised one
         "How far the primary metric is below what was promised."
         rows, metric = self._latest(model, week), primary(self.roles.task)
         asked = {metric: statistics(self.roles.task, self.target[rows], self.output(model, rows))[metric]}
         drawn = bootstrap(asked, self.block[rows], self.rules.resamples, self.seed)[metric]
-        found = asdict(interval(-gain(metric, drawn, promised)))
+        found = asdict(interval(-gain(metric, drawn, promised) / unit(metric, promised)))
         return {"diff": found.pop("value"), **found}
 
     def calibration(
         self,
         model: Model,
         week: int,
-    ) -> dict[str, Any]:  # value, lo, hi
+    ) -> dict[str, Any]:  # value, lo, hi; of a regression in standard deviations of the target
         "What happened minus what was predicted, on average."
         rows = self._latest(model, week)
         off = errors(self.roles.task, self.target[rows], self.output(model, rows))
         asked = {"off": lambda weights: float(weights @ off / weights.sum())}
         return asdict(interval(bootstrap(asked, self.block[rows], self.rules.resamples, self.seed)["off"]))
-
-
-def errors(
-    task: str,  # binary, multiclass or regression
-    target: NDArray[Any],  # class ids or values [N]
-    output: Floats,  # probabilities or values, [N] or [N, K]
-) -> Floats:  # [N]
-    "What happened minus what was predicted: of the most probable class where there are many; of values, in deviations."
-    if task == "multiclass":
-        return (output.argmax(axis=1) == target) - output.max(axis=1)
-    off = np.asarray(target - output, dtype=np.float64)
-    return off / (float(np.std(target)) or 1.0) if task == "regression" else off
 
 # %% ../notebooks/lib/89_replay.ipynb #a069ea42
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from .findings import interval as ends
 from .findings import named, number
 from .metrics import Floats, Statistic, bootstrap, evaluate, gain, interval, primary
 from .newcomers import losses
-from .replay import GATE, SHADOW, Course, Past, errors
+from .performance import errors
+from .replay import GATE, SHADOW, Course, Past
 
 # %% ../notebooks/lib/89_replay_figures.ipynb #8063babd
 def weekly(

@@ -1,7 +1,9 @@
 """What came is set against what was learnt from: ordinary and drifted weeks, broken tables, the log, the pages."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from conftest import Project
 from scipy.special import expit
 from services import ROW, make_project
 from services import service as serve
-from ship_fixtures import NUMBERS, WORDS, make_bundle
+from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle
 
 from nbs_lib.bundle import Bundle
 from nbs_lib.errors import DataError, UserError
@@ -63,7 +65,7 @@ def found(
     watched = compared(folder, came, learnt, bundle=bundle, **more)
     finding = monitor(watched, bundle, more.get("roles", KNOWN))
     json.dumps(finding, allow_nan=False)
-    assert finding["sentence"].endswith(".")
+    assert finding["sentence"].endswith((".", "?"))
     return finding
 
 
@@ -156,6 +158,59 @@ def alone(folder: Path, came: Table, bundle: Bundle) -> dict[str, Any]:
     return monitor(compared(folder, came, bundle=bundle), bundle, KNOWN, days=1)
 
 
+def test_what_jumps_from_one_week_to_the_next_is_seen(tmp_path: Path, bundle: Bundle) -> None:
+    """The week before is the last one that came, not one of the reference, which may have ended long ago."""
+    jumped = since(width=lambda t: t["width"] + np.select([t["_time"] < (LEARNT + 14) * DAY], [-1.0], 1.5))
+    finding = found(tmp_path, jumped, bundle=bundle)
+    assert "width has moved by" in failed(finding)["jump", "width"]
+
+
+def test_times_that_are_none_are_counted(tmp_path: Path, bundle: Bundle) -> None:
+    """Never 1970: rows without a time break the contract, and in the reference they are an error."""
+    odd = since(_time=lambda t: t["_time"].astype(float).where(t.index % 50 > 0, [np.nan, np.inf] * (len(t) // 2)))
+    finding = found(tmp_path, odd, bundle=bundle)
+    assert finding["rows"]["untimed"] == 11
+    assert re.match("11 of [0-9]+ rows have no time", failed(finding)["times", None])
+    assert finding["status"] == BROKEN
+    assert finding["windows"][0][0] == "1970-05-01"
+    with pytest.raises(DataError, match="11 of 504 rows have no time in column '_time'"):
+        compared(tmp_path, since(), odd)
+
+
+def test_many_rows_of_the_future_are_told(tmp_path: Path, bundle: Bundle) -> None:
+    """They are left out; so many that a clock must be wrong are a warning."""
+    ahead = since(_time=lambda t: t["_time"] + np.where(t.index % 50 == 0, 50 * 365 + t.index, 0) * DAY)
+    finding = found(tmp_path, ahead, bundle=bundle)
+    assert finding["rows"]["later"] == 11
+    assert "11 of 504 rows are later than 1970-05-22" in failed(finding)["future", None]
+    assert ("future", None) not in failed(found(tmp_path, since(), bundle=bundle))
+
+
+def test_the_columns_of_times_may_have_two_names(tmp_path: Path) -> None:
+    learnt = made(0, LEARNT).assign(when=lambda t: pd.to_datetime(t["_time"], unit="s", utc=True))
+    watched = compared(tmp_path, since(), learnt.drop(columns="_time"))
+    assert watched.reference["_block"].tolist() == (made(0, LEARNT)["_time"] // DAY).tolist()
+    assert watched.current["_block"].tolist() == (since()["_time"] // DAY).tolist()
+
+
+def test_a_figure_has_no_unit(tmp_path: Path) -> None:
+    """The same sales in two currencies: drop and gap are shares and deviations, so both are judged alike."""
+    folder = tmp_path / "bundle"
+    make_bundle(folder, schema=SCHEMA | {"task": "regression", "classes": []})
+    bundle, roles, told = Bundle.open(folder), replace(KNOWN, task="regression", classes=[]), []
+    for unit in (1, 100):
+        tables = [
+            table.assign(sold=unit * (table["width"] + shift), _output=unit * table["width"] * 0.5, _model=bundle.id)
+            for table, shift in ((made(0, LEARNT).assign(_split="test"), 0), (since(), 0.5))
+        ]
+        performance = found(tmp_path, tables[1], tables[0], bundle, roles=roles)["performance"]
+        told.append([performance[part][key] for part in ("worse", "calibration") for key in ("lo", "hi")])
+        told[-1] += [performance["worse"]["diff"], performance["calibration"]["value"]]
+    assert told[0] == pytest.approx(told[1], abs=1e-5)
+    assert 0.1 < told[0][0] < told[0][1] < 1
+    assert 0.3 < told[0][2] < told[0][3] < 0.7
+
+
 def test_nothing_and_too_little(tmp_path: Path, bundle: Bundle) -> None:
     for came, sentence in [(since()[:0], "No row has come"), (since()[: 3 * HOURS], "less than a window of 7 days")]:
         finding = found(tmp_path, came, bundle=bundle)
@@ -217,7 +272,7 @@ def test_the_clock_changes(tmp_path: Path) -> None:
     assert watched.counts["later"] == 1  # the first hour of a day that was not over
 
 
-def test_the_log_is_read_as_it_is(tmp_path: Path) -> None:
+def test_the_log_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real service: what it answered, labels that came twice, otherwise, or for nobody."""
     root = make_project(tmp_path / "a project")
     start, ids = pd.Timestamp("1970-06-01", tz="UTC"), []
@@ -240,6 +295,13 @@ def test_the_log_is_read_as_it_is(tmp_path: Path) -> None:
     watched = from_log(root / "log", roles, bundle, None, tmp_path / "learnt.parquet", root / "served")
     assert len(watched.current) == 280
     assert watched.counts == {"duplicates": 0, "conflicts": 1, "later": 0}
+    (root / "data").mkdir()
+    learnt.drop(columns="width").to_parquet(root / "data/training_set.parquet")
+    monkeypatch.chdir(root)
+    with pytest.raises(DataError, match="no column 'width', which the champion takes"):
+        from_log("log", roles, bundle, None, "data/training_set.parquet", "served")
+    with pytest.raises(DataError, match=r"is not what champion \w+ learnt from: bring back"):
+        from_log("log", roles, bundle, None, None, "served")
     finding = monitor(watched, bundle, roles)
     assert finding["windows"] == [["1970-06-01", "1970-06-07"], ["1970-06-08", "1970-06-14"]]
     assert sum(finding["service"]["rungs"].values()) == 280

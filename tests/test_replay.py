@@ -64,6 +64,10 @@ def test_learning_again_pays_where_the_world_changes(task: str, tmp_path: Path) 
     assert by["weekly, gate"]["gain"]["lo"] > 0
     assert by["never"]["fits"] == 1
     assert ("recalibrate only" in by) == (task != "regression"), "a value has no calibration"
+    if task == "regression":
+        last = len(past.calendar) - 1
+        one, two = (past.performance(Model(0), last, promised)["diff"] for promised in (1.0, 2.0))
+        assert (two + 1) * 2 == pytest.approx(one + 1), "shares of what was promised"
     before = found[(found["week"] < 8) & found["policy"].isin(["never", "weekly"])].groupby("policy")["loss"].sum()
     assert before["weekly"] == pytest.approx(before["never"], rel=0.05), "nothing is gained before the change"
     chosen = choice(told)
