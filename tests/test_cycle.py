@@ -142,7 +142,7 @@ def at_step(project: Project) -> str:
 def test_killed_at_any_step(waiting: Project) -> None:
     """kill -9 at one step after another: the champion stays until one turn ends, and that turn promotes."""
     before = held(waiting)
-    for step in ("monitor", "decision", "prepare", "retrain", "challenge", "publish"):
+    for step in ("monitor", "retrain", "challenge", "publish"):
         with open(waiting.root / "said.txt", "a") as said:
             command, env = waiting.command("cycle"), waiting.environment()
             process = subprocess.Popen(command, cwd=waiting.root, env=env, stdout=said, stderr=said)
@@ -154,7 +154,7 @@ def test_killed_at_any_step(waiting: Project) -> None:
     done = waiting.nbs("cycle")
     assert done.returncode == 20, done.stdout + done.stderr[-3000:]
     outcomes = [turn["outcome"] for turn in turns(waiting)]
-    assert outcomes == ["interrupted"] * 6 + ["PROMOTE"]
+    assert outcomes == ["interrupted"] * 4 + ["PROMOTE"]
     assert held(waiting) == turns(waiting)[-1]["challenger"]
     assert git(waiting.root, "diff", "--name-only").split(), "a change that waits to be committed"
     assert not list((waiting.root / ".nbs/clones").glob("*"))
