@@ -161,7 +161,7 @@ def contest(
     challenger: Floats,  # as `champion`
     block: NDArray[Any],  # the day or group of each row [N]
     rules: Rules,
-    scheduled: bool = False,  # only the calendar called for it
+    scheduled: bool = False,  # the calendar called for it
     slices: pd.DataFrame | None = None,  # columns to slice the rows by [N]
     seed: int = 0,  # of the bootstrap
 ) -> dict[str, Any]:  # decision, ledger, gain (diff, lo, hi of the loss; above 0 is better), metric, rows, blocks

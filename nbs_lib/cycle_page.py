@@ -35,7 +35,11 @@ _TODO: dict[str, tuple[object, ...]] = {
         code("nbs rollback"),
         ".",
     ),
-    HOLD: ("Nothing to do; the next turn tries again with more rows.",),
+    HOLD: (
+        "Nothing to do: it answers in the shadow (",
+        code("nbs shadow"),
+        "), and a later turn learns again with more rows.",
+    ),
     REJECT: ("Look at the failed checks below: a refusal means that the labels, the data or the code are wrong.",),
     BROKEN: ("Mend what the monitor's page names where the data come from; the next turn looks again.",),
     FAILED: ("Mend what the sentence names and run ", code("make cycle"), " again: finished steps are not repeated."),
@@ -70,7 +74,7 @@ def figures(
         [
             ("champion", champion[:8], f"as of {own[-1]}" if own else "not of the cycle's making"),
             ("turns", f"{len(turns)}", f"{len(promoted)} promoted"),
-            ("next run", when, "by nbs schedule" if due else "nbs schedule, cron or another scheduler runs it"),
+            ("next run", when, "if nbs schedule runs" if due else "nbs schedule, cron or another scheduler runs it"),
         ]
     )
 

@@ -100,7 +100,7 @@ def judge(
     first: Mapping[str, Any],  # the challenger's own models/gate.json
     rows: pd.DataFrame,  # of its training set, which neither has seen
     rules: Rules,
-    scheduled: bool,  # only the calendar called for it
+    scheduled: bool,  # the calendar called for it
     slices: list[str],  # columns to slice by
     served: pd.DataFrame | None = None,  # labelled rows of the prediction log, as a training set has them
     seed: int = 0,  # of the bootstrap
