@@ -161,7 +161,8 @@ def read(
     table = readers[path.suffix](path).to_pandas()
     if table.columns.has_duplicates:
         raise DataError(f"{path}: two columns are named {table.columns[table.columns.duplicated()][0]!r}: rename one.")
-    return table
+    naive = table.select_dtypes("datetime").columns  # times that name no zone are in UTC
+    return table.assign(**{str(name): table[name].dt.tz_localize("UTC") for name in naive})
 
 
 def from_tables(
