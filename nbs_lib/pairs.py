@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from .answered import local_days
 from .challenger import shadow_folder
 from .champion import SERVED
 from .feedback import rows_of
@@ -81,8 +82,7 @@ def pairs(
         return pd.DataFrame(columns=[*names, *SIDES])
     found = pd.concat([_day(place, day, served, timestamp) for day in wanted], ignore_index=True)
     found["time"] = pd.to_datetime(found.pop("_seconds"), unit="s", utc=True)
-    local = found["time"].dt.tz_convert(zone).dt.tz_localize(None)
-    found["block"] = local.astype("datetime64[s]").astype("int64") // 86_400
+    found["block"] = local_days(found["time"], zone)
     return found[[*names, *(name for name in found if name not in names)]]
 
 
