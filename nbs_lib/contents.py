@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUANTILES', 'MOST_LEVELS', 'MOST_NAMES', 'DRAWS', 'numeric_statistics', 'categorical_statistics', 'time_statistics',
-           'reference', 'known', 'schema', 'prior_threshold', 'rule', 'listed', 'as_newcomers', 'takes_over',
-           'fallback']
+           'features', 'inputs', 'reference', 'known', 'schema', 'prior_threshold', 'rule', 'listed', 'as_newcomers',
+           'takes_over', 'fallback']
 
 # %% ../notebooks/lib/32_contents.ipynb #4dc66f6f
 from collections.abc import Mapping, Sequence
@@ -67,8 +67,20 @@ def time_statistics(
 _STATISTICS = {"numeric": numeric_statistics, "categorical": categorical_statistics, "time": time_statistics}
 
 
-def _features(roles: Roles) -> dict[str, list[str]]:
+def features(
+    roles: Roles,
+) -> dict[str, list[str]]:  # by kind
+    "What the model takes, in its order."
     return {"numeric": roles.numeric, "categorical": roles.categorical, "time": roles.time}
+
+
+def inputs(
+    roles: Roles,
+    context: Mapping[str, Sequence[str]] | None,  # what the context graph takes, by kind; None: there is none
+) -> list[str]:
+    "What all graphs take."
+    named = [*features(roles).values(), *(context or {}).values()]
+    return list(dict.fromkeys(name for names in named for name in names))
 
 
 def reference(
@@ -77,7 +89,7 @@ def reference(
 ) -> dict[str, Any]:  # rows, the target, and each input by name
     "What the training rows looked like: what later rows are compared with."
     inputs = {
-        name: _STATISTICS[kind](training[name].to_numpy()) for kind, names in _features(roles).items() for name in names
+        name: _STATISTICS[kind](training[name].to_numpy()) for kind, names in features(roles).items() for name in names
     }
     inputs |= {name: numeric_statistics(training[name].to_numpy()) for name in roles.context}
     if roles.timestamp and "_time" in training:
@@ -130,7 +142,7 @@ def schema(
             for position, name in enumerate(names)
         ]
 
-    inputs = listed(_features(roles))
+    inputs = listed(features(roles))
     used = {each["name"] for each in inputs}
     found = {
         "task": roles.task,
@@ -234,7 +246,7 @@ def takes_over(
     rows, metric = as_newcomers(valid, roles), "rmse" if roles.task == "regression" else "log_loss"
     if roles.timestamp and roles.timestamp not in rows:
         rows = rows.assign(**{roles.timestamp: rows["_time"]})
-    answers = asked(model, rows, _features(roles))["output"], asked(context, rows, names)["output"]
+    answers = asked(model, rows, features(roles))["output"], asked(context, rows, names)["output"]
     target = rows["_target"].to_numpy()
     loss = [measures(roles.task, target, np.asarray(each, np.float64))[metric] for each in answers]
     drawn = bootstrap(dict(enumerate(loss)), rows["_block"].to_numpy(), DRAWS)

@@ -11,9 +11,8 @@ from ship_fixtures import make_bundle, make_ladder_bundle
 from nbs_lib import performance
 from nbs_lib.bundle import Bundle
 from nbs_lib.errors import DataError
-from nbs_lib.importance import Coded, effect, importance, readable
+from nbs_lib.importance import effect, importance
 from nbs_lib.metrics import evaluate
-from nbs_lib.rows import MISSING_TIME
 
 N = 20_000
 
@@ -126,17 +125,6 @@ def rows(n: int = 60) -> pd.DataFrame:
     table = pd.DataFrame({"width": rng.normal(0, 2, n), "new": rng.integers(0, 2, n) * 1.0})
     table["kind"] = rng.choice(["a", "b", "c", "<script>", ""], n)
     return table.assign(made=rng.integers(0, 86400, n), _id=[f"id {k}" for k in range(n)])
-
-
-def test_texts_and_times_come_back_from_their_codes(bundle: Bundle) -> None:
-    table = rows()
-    coded = Coded(bundle, table)
-    back = coded.decoded(coded.encoded(table))
-    assert back["categorical"][:, 0].tolist() == table["kind"].tolist()
-    assert back["time"][:, 0].tolist() == table["made"].tolist()
-    assert np.array_equal(coded.asked(coded.encoded(table))[0][:, 0], bundle.predict(readable(table, bundle))["output"])
-    missing = coded.arrays(table.assign(made=MISSING_TIME))
-    assert (missing["time"] == MISSING_TIME).all()
 
 
 def test_importance_is_that_of_the_graph(bundle: Bundle) -> None:
