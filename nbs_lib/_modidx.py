@@ -536,7 +536,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nbs_lib.endurance.verdict': ('lib/endurance.html#verdict', 'nbs_lib/endurance.py')},
             'nbs_lib.ensemble': { 'nbs_lib.ensemble.Ensemble': ('lib/ensemble.html#ensemble', 'nbs_lib/ensemble.py'),
                                   'nbs_lib.ensemble.Ensemble.encoded': ('lib/ensemble.html#ensemble.encoded', 'nbs_lib/ensemble.py'),
-                                  'nbs_lib.ensemble._origin': ('lib/ensemble.html#_origin', 'nbs_lib/ensemble.py'),
+                                  'nbs_lib.ensemble._belonging': ('lib/ensemble.html#_belonging', 'nbs_lib/ensemble.py'),
                                   'nbs_lib.ensemble._trees': ('lib/ensemble.html#_trees', 'nbs_lib/ensemble.py'),
                                   'nbs_lib.ensemble.ensemble': ('lib/ensemble.html#ensemble', 'nbs_lib/ensemble.py')},
             'nbs_lib.errors': { 'nbs_lib.errors.BundleError': ('lib/errors.html#bundleerror', 'nbs_lib/errors.py'),

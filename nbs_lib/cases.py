@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKGROUND', 'POOL', 'PAST', 'spread', 'drawn', 'Cases']
 
-# %% ../notebooks/lib/31_cases.ipynb #de4fe984
+# %% ../notebooks/lib/31_cases.ipynb #24df8b2d
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,27 +21,28 @@ from .rows import KINDS, Array
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../notebooks/lib/31_cases.ipynb #aecef889
+# %% ../notebooks/lib/31_cases.ipynb #b9c7bb43
 BACKGROUND, POOL, PAST = 50, 5000, 5000  # rows of the background, rows that it is drawn from, rows with their ends
 
 
 def spread(
-    margin: Array,  # of some rows, shape [N, 1 or K]
+    margin: Array,  # of some rows, shape [N], or [N, K]
     rows: int = BACKGROUND,  # how many to take
 ) -> Array:  # places, from the lowest answer to the highest
     "Rows that stand for all: one from the middle of each part of the answers."
+    margin = margin.reshape(len(margin), -1)
     order = np.lexsort((margin.max(axis=1), margin.argmax(axis=1)))
     if len(order) <= rows:
         return order
     return order[((np.arange(rows) + 0.5) * len(order) / rows).astype(int)]
 
-# %% ../notebooks/lib/31_cases.ipynb #a669b068
+# %% ../notebooks/lib/31_cases.ipynb #9aaf913c
 _PARTS = ("background", "past")
 
 
 def drawn(
     table: "pd.DataFrame",  # a training set: the inputs, `_split` and `_target`, and `_time` where there are times
-    margin: Any,  # asks the graph: from rows of the table to their margins [N, 1 or K]
+    margin: Any,  # asks the graph: from rows of the table to their margins, [N] or [N, K]
     inputs: Sequence[str],  # of all graphs
     seed: int = 0,  # of the draws
 ) -> bytes:  # Parquet

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Ensemble', 'ensemble']
 
-# %% ../notebooks/lib/85_ensemble.ipynb #83867e90
+# %% ../notebooks/lib/85_ensemble.ipynb #851166ad
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from .bundle import session
 from .rows import MISSING_TIME, Array
 
-# %% ../notebooks/lib/85_ensemble.ipynb #450eb810
+# %% ../notebooks/lib/85_ensemble.ipynb #97364bab
 _FALSE, _TRUE = "nodes_falsenodeids", "nodes_truenodeids"
 
 
@@ -27,7 +27,7 @@ class Ensemble:
     offset: Array  # of the scores, shape [K]
     slope: float  # of the calibration
     shift: float  # of the calibration
-    origin: Array  # which input each encoded column is of, shape [columns]; inputs are numbered kind by kind
+    belongs: Array  # which input each encoded column is of, shape [columns]; inputs are numbered kind by kind
     _session: Any
     _encoded: str
 
@@ -58,9 +58,9 @@ def ensemble(
     encoded = found[0].input[0]
     model.graph.output.append(onnx.helper.make_tensor_value_info(encoded, onnx.TensorProto.FLOAT, None))
     opened = session(model.SerializeToString())
-    origin = _origin(lambda arrays: opened.run([encoded], arrays)[0], rows, names)
+    belongs = _belonging(lambda arrays: opened.run([encoded], arrays)[0], rows, names)
     slope, shift = (float(held[name]) for name in ("slope", "shift"))
-    return Ensemble(*_trees(about), slope, shift, origin, opened, encoded)
+    return Ensemble(*_trees(about), slope, shift, belongs, opened, encoded)
 
 
 def _trees(about: Mapping[str, Any]) -> tuple[list[dict[str, Array]], Array]:
@@ -89,11 +89,11 @@ def _trees(about: Mapping[str, Any]) -> tuple[list[dict[str, Array]], Array]:
     return found, offset
 
 
-def _origin(encode: Any, rows: Mapping[str, Array], names: Mapping[str, Sequence[str]]) -> Array:
+def _belonging(encode: Any, rows: Mapping[str, Array], names: Mapping[str, Sequence[str]]) -> Array:
     "Which input each encoded column is of: the one that moves it."
     rows = {kind: part for kind, part in rows.items() if part.shape[1]}
     usual = encode(rows)
-    origin, place = np.zeros(usual.shape[1], dtype=np.int64), 0
+    belongs, place = np.zeros(usual.shape[1], dtype=np.int64), 0
     nothing = {"numeric": np.float32(np.nan), "categorical": "", "time": MISSING_TIME}
     for kind, wanted in names.items():
         for k in range(len(wanted)):
@@ -104,6 +104,6 @@ def _origin(encode: Any, rows: Mapping[str, Array], names: Mapping[str, Sequence
                     moved = ~np.isclose(encode({**rows, kind: other}), usual, rtol=0, atol=0, equal_nan=True).all(
                         axis=0
                     )
-                    origin[moved] = place
+                    belongs[moved] = place
             place += 1
-    return origin
+    return belongs

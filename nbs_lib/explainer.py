@@ -6,7 +6,7 @@
 __all__ = ['ORDERS', 'LIMIT', 'TRIED', 'TREES', 'ORDERED', 'Group', 'groups', 'permutation', 'gap', 'Explained', 'Explainer',
            'usual', 'points']
 
-# %% ../notebooks/lib/85_explainer.ipynb #5d0e416b
+# %% ../notebooks/lib/85_explainer.ipynb #a92c40e6
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .ladder import CONTEXT, PRIOR
 from .request import Layout
 from .rows import Array
 
-# %% ../notebooks/lib/85_explainer.ipynb #19054135
+# %% ../notebooks/lib/85_explainer.ipynb #61efad80
 @dataclass(frozen=True)
 class Group:
     "What people are told of as one thing."
@@ -44,7 +44,7 @@ def groups(
     views = {f"view:{view}": view for view in layout.inputs}
     return [Group(code, views.get(code), tuple(places)) for code, places in found.items()]
 
-# %% ../notebooks/lib/85_explainer.ipynb #d7baf8c4
+# %% ../notebooks/lib/85_explainer.ipynb #b8416052
 ORDERS = 1  # random orders of the groups, each there and back: SHAP values are off by 2 % of their size then
 
 _Engine = Callable[[Mapping[str, Array]], tuple[Array, Array]]  # rows by kind: base [K], values [N, inputs, K]
@@ -57,8 +57,8 @@ def _treeshap(trees: Ensemble, background: Mapping[str, Array], inputs: int) -> 
         import shap
 
         explainer = shap.TreeExplainer({"trees": trees.trees}, data=trees.encoded(background))
-    place = np.zeros((len(trees.origin), inputs))
-    place[np.arange(len(trees.origin)), trees.origin] = trees.slope
+    place = np.zeros((len(trees.belongs), inputs))
+    place[np.arange(len(trees.belongs)), trees.belongs] = trees.slope
     base = (np.atleast_1d(explainer.expected_value) + trees.offset) * trees.slope + trees.shift
 
     def explained(arrays: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -111,7 +111,7 @@ def permutation(
 
     return explained
 
-# %% ../notebooks/lib/85_explainer.ipynb #d50e7d0b
+# %% ../notebooks/lib/85_explainer.ipynb #1d9a19ec
 LIMIT = 1e-5  # of the gap between an answer and the sum of its explanation, relative to a margin above 1
 TRIED = 64  # rows that an explainer is tried on
 
@@ -226,7 +226,7 @@ class Explainer:
         "The sum of each group."
         return np.stack([values[:, list(group.inputs)].sum(axis=1) for group in self.groups], axis=1)
 
-# %% ../notebooks/lib/85_explainer.ipynb #71b0d9ba
+# %% ../notebooks/lib/85_explainer.ipynb #ecc12125
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
