@@ -1273,6 +1273,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nbs_lib.reasons._Input._beside': ('lib/reasons.html#_input._beside', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input.alone': ('lib/reasons.html#_input.alone', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input.phrase': ('lib/reasons.html#_input.phrase', 'nbs_lib/reasons.py'),
+                                 'nbs_lib.reasons._Input.short': ('lib/reasons.html#_input.short', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input.value': ('lib/reasons.html#_input.value', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input.within': ('lib/reasons.html#_input.within', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._described': ('lib/reasons.html#_described', 'nbs_lib/reasons.py'),
