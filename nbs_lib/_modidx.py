@@ -617,6 +617,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'nbs_lib.explain_page._of_100': ('lib/explain_page.html#_of_100', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._priced': ('lib/explain_page.html#_priced', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._said': ('lib/explain_page.html#_said', 'nbs_lib/explain_page.py'),
+                                      'nbs_lib.explain_page._short': ('lib/explain_page.html#_short', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._told': ('lib/explain_page.html#_told', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._unit': ('lib/explain_page.html#_unit', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._weak': ('lib/explain_page.html#_weak', 'nbs_lib/explain_page.py'),

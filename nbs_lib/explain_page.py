@@ -39,11 +39,11 @@ class Story:
 
 
 def _it(story: Story) -> str:
-    "What the model says, such as: that late is yes."
+    "What the model says, such as: whether late is yes."
     roles = story.found.roles
     target = plots.label(roles.target)
     if roles.task == "binary":
-        return f"that {target} is {plots.label(roles.classes[1])}"
+        return f"whether {target} is {plots.label(roles.classes[1])}"
     return f"the class of {target}" if roles.task == "multiclass" else target
 
 
@@ -80,7 +80,7 @@ def _blunt(story: Story) -> str:
     yes, called = plots.label(story.found.roles.classes[1]), max(told["called"], 1)
     return (
         f"Take its probability as a risk, not as a verdict: of the rows that it counts as {yes}, "
-        f"{found / called:.0%} came out so, and it finds {found / told['happened']:.0%} of all that do."
+        f"{found / called:.0%} came out so."
     )
 
 
@@ -95,8 +95,7 @@ def headline(
     tone, cares = trust(story)
     goes_by = [each.name for each in story.drivers[:3] if each.points > 0]
     says = f"To tell {_it(story)}, it goes above all by {_and([f'“{name}”' for name in goes_by])}."
-    reasons: list[list[object]] = [[how_well(story.found)], [wrong(story)], [says]]
-    reasons += [[" ".join(cares)]] if cares else []
+    reasons: list[list[object]] = [[how_well(story.found)], [" ".join([wrong(story), *cares])], [says]]
     reasons.append([_not_for(story)])
     todo = [
         "About one case: ",
@@ -196,16 +195,20 @@ def driven_by(
     exact = digits(story.found, "mae") if story.found.roles.task == "regression" else 1
     lines = []
     for each in story.drivers[:SHOWN]:
-        what = (each.name, note(f"{each.inputs} columns together")) if each.inputs > 1 else each.name
-        lines.append([what, number(each.points, exact), each.way or "no one way"])
-    unit = _unit(story)
-    listed = blocks.table(["what", f"moves an answer by ({unit})", "which way"], lines)
+        about = f"{_short(each)}, {each.inputs} columns" if each.inputs > 1 else _short(each)
+        lines.append([(each.name, note(each.way or "no one way"), note(about)), number(each.points, exact)])
+    unit = "points" if story.found.roles.task != "regression" else _unit(story)
+    listed = blocks.table(["what, and which way", unit], lines)
     rest = story.drivers[SHOWN:]
     if not rest:
         return listed
     return Block(
         listed.code + note(f"{len(rest)} more move an answer by {number(rest[0].points, exact)} at most.").code
     )
+
+
+def _short(driver: Driver) -> str:
+    return driver.code.removeprefix("view:").replace("_", " ")
 
 
 def _unit(story: Story) -> str:
@@ -236,7 +239,7 @@ def drivers_plot(
     some = story.drivers[:SHOWN]
     exact = digits(story.found, "mae") if story.found.roles.task == "regression" else 1
     return plots.bars(
-        [plots.label(each.name, 26) for each in some],
+        [_short(each) for each in some],
         [each.points for each in some],
         f"{_unit(story)}, on average up or down",
         digits=exact,
@@ -266,15 +269,17 @@ def cases(
 ) -> dict[str, list[dict[str, Any]]]:  # typical and surprising: said, came, when, reasons
     "Past cases that show what the model is like, with reasons."
     past, task, threshold = explainer.cases, explainer.bundle.task, explainer.bundle.schema["threshold"]
+    found: dict[str, list[dict[str, Any]]] = {"typical": [], "surprising": []}
     if not len(past.target):
-        return {"typical": [], "surprising": []}
+        return found
     everyone = {kind: past.past[kind][:, part] for kind, part in explainer.layout.model.items()}
     output = explainer.bundle.ask(everyone)[0].astype(np.float64)
     output = output[:, 0] if output.shape[1] == 1 else output
-    found = {}
-    for name, places in zip(("typical", "surprising"), telling(task, past.target, output, threshold), strict=True):
+    for name, places in zip(found, telling(task, past.target, output, threshold), strict=True):
+        if not places:
+            continue
         arrays = {kind: part[places] for kind, part in past.past.items()}
-        explained = explainer.explain(arrays) if places else None
+        explained = explainer.explain(arrays)
         found[name] = [
             {
                 "said": _said(output, k, story, threshold),

@@ -56,7 +56,7 @@ def decided(
     "What was answered."
     if task == "multiclass":
         return output.argmax(axis=1)
-    return (output >= threshold).astype(int) if task == "binary" else output
+    return (output >= (threshold or 0.0)).astype(int) if task == "binary" else output
 
 
 def losses(
@@ -99,9 +99,10 @@ def mistakes(
         return found | {name: int(rows.sum()) for name, rows in counts.items()}
     if task == "multiclass":
         wrong = target != answer
-        pairs = pd.Series(list(zip(target[wrong].tolist(), answer[wrong].tolist(), strict=True)), dtype=object)
-        often = sorted(pairs.value_counts().items(), key=lambda each: (-each[1], each[0]))
-        return found | {"wrong": int(wrong.sum()), "often": [*often[0][0], int(often[0][1])] if often else None}
+        pairs = pd.DataFrame({"target": target[wrong], "answer": answer[wrong]}).value_counts().reset_index()
+        pairs = pairs.sort_values(["count", "target", "answer"], ascending=[False, True, True], kind="stable")
+        most = [int(value) for value in pairs.iloc[0]] if len(pairs) else None
+        return found | {"wrong": int(wrong.sum()), "often": most}
     off = np.abs(target - answer)
     return found | {"half_within": float(np.median(off)), "nine_of_ten_within": float(np.quantile(off, 0.9))}
 

@@ -18,7 +18,7 @@ from .page import render
 # %% ../notebooks/lib/88_model_card.ipynb #251b4db3
 _HEAD = """# Model card
 
-> What to know before this model is used. What drives it, and how it goes wrong, is on the page [Explain](explain.html)."""
+> What to know before this model is used. What drives it and how it goes wrong: see [Explain](explain.html)."""
 _HELPS = (
     "It helps somebody who decides; it does not decide alone, and a case that its reasons do not fit is looked at "
     "by a person."

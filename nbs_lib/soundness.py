@@ -131,15 +131,13 @@ def _bundle(fitted: Fitted, roles: Roles, table: pd.DataFrame) -> Bundle:
         for k, name in enumerate(getattr(layout, kind))
     ]
     views = [{"name": view["name"], "version": view["version"], "entity": []} for view in roles.views]
-    schema = {
-        "task": roles.task,
-        "classes": roles.classes,
-        "threshold": 0.5,
-        "inputs": inputs,
-        "views": views,
-        "entities": {},
+    schema = {"task": roles.task, "target": roles.target, "classes": roles.classes, "threshold": 0.5}
+    schema |= {"inputs": inputs, "views": views, "entities": {}}
+    content = {
+        FILES[0]: graph(fitted, table).SerializeToString(),
+        FILES[1]: json.dumps(schema).encode(),
+        "reference.json": b"{}",
     }
-    content = {FILES[0]: graph(fitted, table).SerializeToString(), FILES[1]: json.dumps(schema).encode()}
     return Bundle("planted", content)
 
 
