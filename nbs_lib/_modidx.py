@@ -614,6 +614,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'nbs_lib.explainer._Graph.explain': ('lib/explainer.html#_graph.explain', 'nbs_lib/explainer.py'),
                                    'nbs_lib.explainer._Graph.of': ('lib/explainer.html#_graph.of', 'nbs_lib/explainer.py'),
                                    'nbs_lib.explainer._treeshap': ('lib/explainer.html#_treeshap', 'nbs_lib/explainer.py'),
+                                   'nbs_lib.explainer._worst': ('lib/explainer.html#_worst', 'nbs_lib/explainer.py'),
                                    'nbs_lib.explainer.gap': ('lib/explainer.html#gap', 'nbs_lib/explainer.py'),
                                    'nbs_lib.explainer.groups': ('lib/explainer.html#groups', 'nbs_lib/explainer.py'),
                                    'nbs_lib.explainer.permutation': ('lib/explainer.html#permutation', 'nbs_lib/explainer.py'),
