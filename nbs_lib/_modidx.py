@@ -1272,6 +1272,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nbs_lib.reasons.Teller.value': ('lib/reasons.html#teller.value', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input': ('lib/reasons.html#_input', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input._beside': ('lib/reasons.html#_input._beside', 'nbs_lib/reasons.py'),
+                                 'nbs_lib.reasons._Input._named': ('lib/reasons.html#_input._named', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input.alone': ('lib/reasons.html#_input.alone', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input.phrase': ('lib/reasons.html#_input.phrase', 'nbs_lib/reasons.py'),
                                  'nbs_lib.reasons._Input.short': ('lib/reasons.html#_input.short', 'nbs_lib/reasons.py'),
