@@ -42,15 +42,21 @@ class _Input:
         return self.called.partition(",")[0].partition(" (")[0]
 
     @property
+    def _named(self) -> str:
+        return self.called.removesuffix(" (UTC)") if self.kind == "time" else self.called  # its values say so
+
+    @property
     def phrase(self) -> str:
-        return str(self.about.get("phrase") or "")
+        "Such as: departing at {value}."
+        phrase = str(self.about.get("phrase") or "")
+        return phrase if "{value}" in phrase else ""
 
     def alone(self, value: Any) -> str:
         "What moved an answer: the subject of a sentence."
         shown, comma = self.value(value), "" if self.value(value) == written(value, self.about) else ","
         if self.phrase and not missing(value):
             return f"{self.phrase.replace('{value}', shown)}{comma}"
-        return f"{self.short} is {shown}, which" if missing(value) else f"{self.called} ({self._beside(shown)})"
+        return f"{self.short} is {shown}, which" if missing(value) else f"{self._named} ({self._beside(shown)})"
 
     def within(self, value: Any) -> str:
         "What moved an answer, among what a view knows."

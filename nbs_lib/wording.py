@@ -62,8 +62,7 @@ def number(
         return f"{value:.{digits}g}"
     if abs(value) >= 10_000:
         return f"{value:,.0f}"
-    whole = value == int(value) or abs(value) >= 10 ** (digits - 1)
-    shown = f"{value:.0f}" if whole else f"{value:.{digits}g}"
+    shown = f"{value:.0f}" if value == int(value) or abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
     return "0" if shown == "-0" else shown
 
 
@@ -91,8 +90,8 @@ def _length(value: float, unit: str, digits: int) -> str:
     if unit == "d" or minutes >= 2 * 1440:
         days = number(minutes / 1440, 2 if minutes < 10 * 1440 else 4)
         return f"{sign}{days} {'day' if days == '1' else 'days'}"
-    if unit == "min" and digits < 4 and 1 <= minutes < 120:  # a mean: its fractions tell nobody anything
-        return f"{value:.0f} min"
+    if unit == "min" and digits < 4 and minutes < 120:  # a mean: its fractions tell nobody anything
+        return f"{number(round(value) if minutes >= 1 else value, 1)} min"
     if minutes < 120 or unit == "h":
         return f"{number(value, digits)} {unit}" if unit != "s" or minutes < 2 else f"{sign}{number(minutes, 3)} min"
     hours, rest = divmod(round(minutes), 60)
