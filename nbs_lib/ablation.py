@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOSS', 'SEED', 'shuffled', 'champion', 'left_out']
 
-# %% ../notebooks/lib/88_ablation.ipynb #8e06e2a2
+# %% ../notebooks/lib/88_ablation.ipynb #228a4b69
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ from .rows import Array
 from .search import Fitted, Trial, masks, refit
 from .subject import Subject, mixed
 
-# %% ../notebooks/lib/88_ablation.ipynb #c5819952
+# %% ../notebooks/lib/88_ablation.ipynb #4f0c0c99
 LOSS = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}  # what is lost, by task
 
 
@@ -65,7 +65,7 @@ def shuffled(
         answers[code] = [subject.ask(mixed(rows, other, ~own))[0] for other in others]
     return _losses(subject.task, target, answers, block, resamples, seed)
 
-# %% ../notebooks/lib/88_ablation.ipynb #35a49571
+# %% ../notebooks/lib/88_ablation.ipynb #0e6000d5
 SEED = "(another seed)"  # nothing left out
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Sample', 'rows', 'sample', 'column', 'otherwise', 'unit', 'name_of', 'what_matters', 'side_by_side', 'verdict',
            'errors', 'steady', 'paired', 'reliable', 'kept', 'cost_plot', 'cost_table']
 
-# %% ../notebooks/lib/89_analyst.ipynb #b30470a7
+# %% ../notebooks/lib/89_analyst.ipynb #06c1fb83
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from .rows import Array
 from .second_opinion import LIST, steadiness
 from .subject import arrays, of_model
 
-# %% ../notebooks/lib/89_analyst.ipynb #e3ee9264
+# %% ../notebooks/lib/89_analyst.ipynb #581394fd
 @dataclass(frozen=True)
 class Sample:
     "Rows that were explained."
@@ -98,7 +98,7 @@ def unit(
     "What points are of."
     return f"units of {target}" if task == "regression" else "percentage points"
 
-# %% ../notebooks/lib/89_analyst.ipynb #bc6a4b00
+# %% ../notebooks/lib/89_analyst.ipynb #2af0d0b2
 def name_of(
     code: str,  # of a group
 ) -> str:
@@ -109,8 +109,9 @@ def name_of(
 def _lost(found: Interval | None) -> str:
     if found is None or found.value is None:
         return "—"
-    ends = "" if found.lo is None else f" ({number(found.lo, 4, True)} to {number(found.hi, 4, True)})"
-    return f"{number(found.value, 4, True)}{ends}"
+    value, lo, hi = (None if each is None else round(each, 4) + 0.0 for each in (found.value, found.lo, found.hi))
+    ends = "" if lo is None else f" ({number(lo, 4, True)} to {number(hi, 4, True)})"
+    return f"{number(value, 4, True)}{ends}"
 
 
 def what_matters(
@@ -130,11 +131,11 @@ def what_matters(
         }
     )
 
-# %% ../notebooks/lib/89_analyst.ipynb #a14f0211
+# %% ../notebooks/lib/89_analyst.ipynb #e2630719
 _MEASURES = {  # as in `compared`: (as written, digits)
-    "overlap": ("first three in common", 2),
-    "sign": ("same direction", 2),
-    "rank": ("rank correlation", 2),
+    "overlap": ("in common", 2),
+    "sign": ("direction", 2),
+    "rank": ("rank", 2),
     "deletion": ("deletion", None),
     "insertion": ("insertion", None),
 }
@@ -160,27 +161,33 @@ def side_by_side(
 
 def verdict(
     compared: pd.DataFrame,  # as `second_opinion.compared`, of two methods
-    level: str = "groups",  # or inputs
+    unit: str,  # of deletion
+    scale: float = 100,  # of deletion
 ) -> str:
-    "What to make of the second opinion, in a sentence or two."
-    first, lime = compared["method"].unique()[:2]
+    "What to make of the second opinion, in a few sentences."
+    first, second = compared["method"].unique()[:2]
+    by = compared.set_index(["level", "method", "measure"])[["value", "room"]].T.to_dict()
 
-    def seen(method: str, measure: str, what: str = "value") -> float:
-        own = compared[(compared["level"] == level) & (compared["method"] == method)]
-        return float(own.loc[own["measure"] == measure, what].iloc[0])
+    def agrees(level: str) -> str:
+        ours, plain = (by[level, name, "overlap"] for name in (second, LIST))
+        close = abs(ours["value"] - plain["value"]) <= np.hypot(ours["room"], plain["room"])
+        than = "as many as" if close else "fewer than" if ours["value"] < plain["value"] else "more than"
+        told = (
+            f"{number(3 * ours['value'], 1)}, {than} one fixed list for all answers ({number(3 * plain['value'], 1)})"
+        )
+        return f"Of the three {level} that {first} names first, {second} names {told}."
 
-    ours, plain = seen(lime, "overlap"), seen(LIST, "overlap")
-    room = np.hypot(seen(lime, "overlap", "room"), seen(LIST, "overlap", "room"))
-    than = "no better than" if abs(ours - plain) <= room else "fewer than" if ours < plain else "more than"
-    text = f"Of the three {level} that {first} names first, {lime} names {number(3 * ours, 1)}: {than} one fixed list "
-    text += f"for all answers, which has {number(3 * plain, 1)}. "
-    if seen(first, "deletion") < seen(lime, "deletion"):
-        return text + f"Taking away what {lime} names moves answers further: look into why."
-    return (
-        text + f"Taking away what {first} names moves answers further: {lime} is for a second look, not to be served."
-    )
+    ours, theirs = (by["groups", name, "deletion"] for name in (first, second))
+    apart, room = scale * (ours["value"] - theirs["value"]), scale * theirs["room"]
+    by_how_much = f"{number(apart, 2)} {unit} (± {number(room, 2)})"
+    far = f"What {first} names moves answers further when it is taken away, by {by_how_much}."
+    if apart < -room:
+        far = f"What {second} names moves answers further when it is taken away: look into why."
+    elif apart <= room:
+        far = "Taking away what either names moves answers equally far, as far as these rows can tell."
+    return f"{agrees('groups')} {agrees('inputs')} {far}"
 
-# %% ../notebooks/lib/89_analyst.ipynb #498f1376
+# %% ../notebooks/lib/89_analyst.ipynb #22f24f9b
 def errors(
     found: pd.DataFrame,  # as `second_opinion.convergence`
 ) -> pd.DataFrame:
@@ -188,9 +195,9 @@ def errors(
     return pd.DataFrame(
         {
             "orders": found["orders"],
-            "typical error (margin)": [number(each, 4) for each in found["error"]],
-            "in the size of a typical value": [f"{each:.1%}" for each in found["error"] / found["typical"]],
-            "first three groups in common": [number(each, 2) for each in found["overlap"]],
+            "error (margin)": [number(each, 4) for each in found["error"]],
+            "of a typical value": [f"{each:.1%}" for each in found["error"] / found["typical"]],
+            "in common": [number(each, 2) for each in found["overlap"]],
         }
     )
 
@@ -239,7 +246,7 @@ def kept(
     columns = ["what", "measure", "value", "lo", "hi"]
     return pd.concat([found[columns], pd.DataFrame(rows, columns=columns)], ignore_index=True)
 
-# %% ../notebooks/lib/89_analyst.ipynb #1838227b
+# %% ../notebooks/lib/89_analyst.ipynb #2890c6d3
 def cost_plot(
     curves: Mapping[str, pd.DataFrame],  # by what an error costs, as `cost_curve`
     served: float,  # the threshold that is used
@@ -269,11 +276,15 @@ def cost_table(
     rows = []
     for given, best in found.items():
         ends = best.threshold
-        spread = "" if ends.lo is None else f" ({number(ends.lo)} to {number(ends.hi)})"
-        per = {"there": best.cost, f"at {number(served)}, served": best.served, "nothing called": best.never}
+        spread = "" if ends.lo is None else f" ({number(ends.lo, 2)} to {number(ends.hi, 2)})"
+        costs = {
+            "there": best.cost,
+            f"at {number(served, 2)}": best.served,
+            "call none": best.never,
+            "call all": best.always,
+        }
         rows.append(
-            {"missed : false alarm": given.name, "best threshold": f"{number(ends.value)}{spread}"}
-            | {"if probabilities hold": number(given.threshold)}
-            | {f"{head}": number(1000 * cost, 0) for head, cost in (per | {"all called": best.always}).items()}
+            {"costs": given.name, "best": f"{number(ends.value, 2)}{spread}", "in theory": number(given.threshold, 2)}
+            | {head: number(1000 * cost, 0) for head, cost in costs.items()}
         )
     return pd.DataFrame(rows)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL', 'STEPS', 'Costs', 'costs', 'cost_curve', 'Cheapest', 'cheapest']
 
-# %% ../notebooks/lib/28_costs.ipynb #1e08f9ca
+# %% ../notebooks/lib/28_costs.ipynb #fb83f518
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from .errors import ParamsError
 from .metrics import Floats, Interval, draws, interval
 
-# %% ../notebooks/lib/28_costs.ipynb #7a5d817d
+# %% ../notebooks/lib/28_costs.ipynb #a40a651b
 @dataclass(frozen=True)
 class Costs:
     "What errors between two classes cost."
@@ -52,7 +52,7 @@ def costs(
         found.append(float(given))
     return Costs(found[0], found[1], str(value.get("unit", "")))
 
-# %% ../notebooks/lib/28_costs.ipynb #c66fc514
+# %% ../notebooks/lib/28_costs.ipynb #9ffca423
 STEPS = 200  # thresholds
 
 

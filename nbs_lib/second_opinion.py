@@ -6,7 +6,7 @@
 __all__ = ['SAMPLES', 'RARE', 'FIRST', 'LIST', 'CHANCE', 'REFERENCE', 'Lime', 'top', 'agreement', 'steadiness', 'faithfulness',
            'compared', 'convergence']
 
-# %% ../notebooks/lib/88_second_opinion.ipynb #4c9dec86
+# %% ../notebooks/lib/88_second_opinion.ipynb #58f5d888
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -17,7 +17,7 @@ from .explainer import permutation
 from .rows import Array
 from .subject import Subject, missing, mixed
 
-# %% ../notebooks/lib/88_second_opinion.ipynb #f71b944c
+# %% ../notebooks/lib/88_second_opinion.ipynb #f240c9a8
 SAMPLES = 5000  # rows drawn around an answer: the package's own choice
 RARE = 0.01  # share of the rows below which a level has no bin of its own
 
@@ -119,7 +119,7 @@ class Lime:
             first += part.shape[1]
         return found
 
-# %% ../notebooks/lib/88_second_opinion.ipynb #ecc6cee0
+# %% ../notebooks/lib/88_second_opinion.ipynb #82a6f76f
 FIRST = 3  # inputs that are looked at
 
 
@@ -161,7 +161,7 @@ def steadiness(
     "The overlap of what two runs name, over all pairs."
     return np.mean([agreement(a, b, k)["overlap"] for a, b in combinations(runs, 2)], axis=0)
 
-# %% ../notebooks/lib/88_second_opinion.ipynb #2956afe0
+# %% ../notebooks/lib/88_second_opinion.ipynb #f7550317
 def faithfulness(
     subject: Subject,
     rows: Mapping[str, Array],  # by kind, shape [N, number of columns]
@@ -178,8 +178,8 @@ def faithfulness(
         }
     )
 
-# %% ../notebooks/lib/88_second_opinion.ipynb #5992702d
-LIST, CHANCE = "one list for all answers", "chance"
+# %% ../notebooks/lib/88_second_opinion.ipynb #875cd90e
+LIST, CHANCE = "fixed list", "chance"
 
 
 def compared(
@@ -189,23 +189,26 @@ def compared(
     methods: Mapping[str, Array],  # by name, by input, shape [N, inputs]; the others are set against the first
     k: int = FIRST,  # inputs, or groups, that are looked at
     seed: int = 0,  # of chance
-) -> pd.DataFrame:  # level, method, measure, value (mean over the rows), room (half of its 95 % interval)
-    "Agreement with the first method, and faithfulness, of each."
+) -> pd.DataFrame:  # level, method, measure, value (mean over the rows), room (half of a 95 % interval)
+    "Agreement with the first method, and faithfulness, of each; the latter's room is of the difference from the first."
     rng, found = np.random.default_rng(seed), []
     for level in ("inputs", "groups"):
         of_level = {name: subject.grouped(v) if level == "groups" else v for name, v in methods.items()}
         first = next(iter(of_level.values()))
         signless = {LIST: np.tile(np.abs(first).mean(axis=0), (len(first), 1)), CHANCE: rng.random(first.shape)}
+        own: dict[str, pd.DataFrame] = {}
         for name, values in (of_level | signless).items():
             named = subject.inputs_of(top(values, k)) if level == "groups" else top(values, k)
-            measures = agreement(first, values, k).join(faithfulness(subject, rows, named, told))
-            for measure in measures.columns.drop("sign") if name in signless else measures:
-                seen = measures[measure].dropna()
-                room = 1.96 * seen.std() / np.sqrt(len(seen)) if len(seen) > 1 else np.nan
-                found.append((level, name, measure, seen.mean(), room))
+            faithful = faithfulness(subject, rows, named, told)
+            agrees = agreement(first, values, k)
+            own[name] = agrees.drop(columns="sign" if name in signless else []).join(faithful)
+            ahead = own[name].copy()
+            ahead[faithful.columns] -= next(iter(own.values()))[faithful.columns]
+            rooms = 1.96 * ahead.std() / np.sqrt(ahead.count())
+            found += [(level, name, str(m), value, rooms[m]) for m, value in own[name].mean().items()]
     return pd.DataFrame(found, columns=["level", "method", "measure", "value", "room"])
 
-# %% ../notebooks/lib/88_second_opinion.ipynb #0733dee2
+# %% ../notebooks/lib/88_second_opinion.ipynb #035ca6ab
 REFERENCE = 24  # orders, there and back, that stand for the truth
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Ask', 'arrays', 'missing', 'mixed', 'Subject', 'of_model']
 
-# %% ../notebooks/lib/88_subject.ipynb #27e5efa7
+# %% ../notebooks/lib/88_subject.ipynb #23aa4efc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import pandas as pd
 from .explainer import Explainer
 from .rows import KINDS, MISSING_TIME, Array
 
-# %% ../notebooks/lib/88_subject.ipynb #88dfbd5e
+# %% ../notebooks/lib/88_subject.ipynb #28e76890
 def arrays(
     table: pd.DataFrame,  # a training set, or some of its rows
     names: Mapping[str, list[str]],  # of inputs, by kind
@@ -44,7 +44,7 @@ def mixed(
         first += part.shape[1]
     return found
 
-# %% ../notebooks/lib/88_subject.ipynb #adcee153
+# %% ../notebooks/lib/88_subject.ipynb #630c5a53
 Ask = Callable[[dict[str, Array]], tuple[Array, Array]]  # rows by kind to output and margin, shape [N, 1 or K]
 
 
