@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .errors import ParamsError
 from .metrics import Floats, Interval, draws, interval
+from .mistakes import Price
 
 # %% ../notebooks/lib/28_costs.ipynb #a40a651b
 @dataclass(frozen=True)
@@ -39,18 +39,12 @@ USUAL = tuple(Costs(missed, 1) for missed in (1, 3, 10))  # to look at, where no
 
 
 def costs(
-    value: dict[str, Any],  # `explain.cost`
+    paid: Price | None,  # mistakes, as `explain.cost` gives it
 ) -> Costs | None:  # None: nobody said, or it is of another task
-    "What errors cost; raises `ParamsError`."
-    if not {"missed", "false_alarm"} & value.keys():
+    "What errors between two classes cost."
+    if paid is None or "missed" not in paid.of:
         return None
-    found = []
-    for key in ("missed", "false_alarm"):
-        given = value.get(key)
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < np.inf:
-            raise ParamsError(f"params.yaml: explain.cost.{key} must be a number above 0, but is {given!r}.")
-        found.append(float(given))
-    return Costs(found[0], found[1], str(value.get("unit", "")))
+    return Costs(paid.of["missed"], paid.of["false_alarm"], paid.unit)
 
 # %% ../notebooks/lib/28_costs.ipynb #9ffca423
 STEPS = 200  # thresholds

@@ -43,8 +43,8 @@ def price(
             raise ParamsError(f"params.yaml: explain.cost has the key {key!r}{hint}; of a {task} task it has {known}.")
     for key in KEYS[task]:
         value = asked.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
-            raise ParamsError(f"params.yaml: explain.cost.{key} must be a number from 0, but is {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < np.inf:
+            raise ParamsError(f"params.yaml: explain.cost.{key} must be a number above 0, but is {value!r}.")
     return Price({key: float(asked[key]) for key in KEYS[task]}, str(asked.get("unit", "")))
 
 # %% ../notebooks/lib/87_mistakes.ipynb #67d8d985

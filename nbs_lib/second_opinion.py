@@ -204,7 +204,7 @@ def compared(
             own[name] = agrees.drop(columns="sign" if name in signless else []).join(faithful)
             ahead = own[name].copy()
             ahead[faithful.columns] -= next(iter(own.values()))[faithful.columns]
-            rooms = 1.96 * ahead.std() / np.sqrt(ahead.count())
+            rooms: pd.Series = 1.96 * ahead.std() / np.sqrt(ahead.count())
             found += [(level, name, str(m), value, rooms[m]) for m, value in own[name].mean().items()]
     return pd.DataFrame(found, columns=["level", "method", "measure", "value", "room"])
 
