@@ -205,7 +205,7 @@ def compared(
             ahead = own[name].copy()
             ahead[faithful.columns] -= next(iter(own.values()))[faithful.columns]
             rooms: pd.Series = 1.96 * ahead.std() / np.sqrt(ahead.count())
-            found += [(level, name, str(m), value, rooms[m]) for m, value in own[name].mean().items()]
+            found += [(level, name, str(m), value, rooms[str(m)]) for m, value in own[name].mean().items()]
     return pd.DataFrame(found, columns=["level", "method", "measure", "value", "room"])
 
 # %% ../notebooks/lib/88_second_opinion.ipynb #035ca6ab
