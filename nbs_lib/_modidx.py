@@ -650,6 +650,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'nbs_lib.explain_page._it': ('lib/explain_page.html#_it', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._not_for': ('lib/explain_page.html#_not_for', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._of_100': ('lib/explain_page.html#_of_100', 'nbs_lib/explain_page.py'),
+                                      'nbs_lib.explain_page._plain': ('lib/explain_page.html#_plain', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._priced': ('lib/explain_page.html#_priced', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._said': ('lib/explain_page.html#_said', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._short': ('lib/explain_page.html#_short', 'nbs_lib/explain_page.py'),

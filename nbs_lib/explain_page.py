@@ -63,7 +63,8 @@ def trust(
     if story.found.gate["decision"] != "PROMOTE":
         return BAD, [story.found.gate["sentence"]]
     cares = [each["sentence"] for each in story.checks if not each["passed"]]
-    if any(each["check"] == "leaks" and not each["passed"] for each in story.checks):
+    leaks = any(each["check"] == "leaks" and not each["passed"] for each in story.checks)
+    if leaks and story.found.roles.task == "binary":  # elsewhere an honest input can come close
         return BAD, cares
     cares = [care for care in (agreement(story.found)[2], _blunt(story)) if care] + cares
     return (WARN if cares else GOOD), cares
@@ -196,7 +197,8 @@ def driven_by(
     lines = []
     for each in story.drivers[:SHOWN]:
         about = f"{_short(each)}, {each.inputs} columns" if each.inputs > 1 else _short(each)
-        lines.append([(each.name, note(each.way or "no one way"), note(about)), number(each.points, exact)])
+        told = [each.name, note(each.way or "no one way")] + ([note(about)] if about != _plain(each.name) else [])
+        lines.append([tuple(told), number(each.points, exact)])
     unit = "points" if story.found.roles.task != "regression" else _unit(story)
     listed = blocks.table(["what, and which way", unit], lines)
     rest = story.drivers[SHOWN:]
@@ -207,8 +209,12 @@ def driven_by(
     )
 
 
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def _short(driver: Driver) -> str:
-    return driver.code.removeprefix("view:").replace("_", " ")
+    return _plain(driver.code.removeprefix("view:"))
 
 
 def _unit(story: Story) -> str:

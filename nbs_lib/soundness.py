@@ -187,7 +187,8 @@ def planted(
     seed: int = 0,  # of whatever is drawn
 ) -> list[dict[str, Any]]:  # two checks, as `leaks` gives one; that of the noise names the groups `below` it
     "Whether noise comes last, and whether a leak is found and named."
-    rng, target = np.random.default_rng(seed), table["_target"].to_numpy(np.float64)
+    rng = np.random.default_rng([seed, *b"planted"])  # a column that was made up from the same seed would be the noise
+    target = table["_target"].to_numpy(np.float64)
     noise = rng.normal(size=len(table)).astype(np.float32)
     leak = (target + BLUR * target.std() * rng.normal(size=len(table))).astype(np.float32)
     blind = sizes(learnt(candidate, params, _with(roles, NOISE), table.assign(**{NOISE: noise}), seed))

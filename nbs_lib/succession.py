@@ -106,7 +106,7 @@ def judge(
         judged = contest(challenger.task, target, old, new, block, rules, scheduled, rows[slices], seed)
         told |= {key: judged[key] for key in ("gain", "rows", "blocks", "metric")}
         ledger += judged["ledger"]
-    if len(rows):
+    if len(rows) and challenger.task == "binary":  # of several classes, an honest input can tell one apart by itself
         ledger.append(_leak(challenger.task, rows, challenger.names))
     if served is not None and (told_of := _as_served(challenger, served, rules, seed))["passed"] is not None:
         ledger.append(told_of)  # too few labels of callers say nothing, for or against
