@@ -821,6 +821,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nbs_lib.history.point': ('lib/history.html#point', 'nbs_lib/history.py'),
                                  'nbs_lib.history.rolled_back': ('lib/history.html#rolled_back', 'nbs_lib/history.py')},
             'nbs_lib.importance': { 'nbs_lib.importance._plain': ('lib/importance.html#_plain', 'nbs_lib/importance.py'),
+                                    'nbs_lib.importance.changed': ('lib/importance.html#changed', 'nbs_lib/importance.py'),
                                     'nbs_lib.importance.drawn': ('lib/importance.html#drawn', 'nbs_lib/importance.py'),
                                     'nbs_lib.importance.effect': ('lib/importance.html#effect', 'nbs_lib/importance.py'),
                                     'nbs_lib.importance.importance': ('lib/importance.html#importance', 'nbs_lib/importance.py'),
