@@ -39,7 +39,7 @@ class Source:
     defaults: dict[str, Any] = field(default_factory=dict)  # for the keys of `data` that are `auto`
     columns: dict[str, dict[str, Any]] = field(
         default_factory=dict
-    )  # by name: unit, description, phrase, min, max, feature
+    )  # by name: unit, description, phrase, min, max, feature, actionable
     notes: list[str] = field(default_factory=list)  # plain sentences on what was decided or left out
     companions: dict[str, Companion] = field(default_factory=dict)  # by the name that feature views know them by
 

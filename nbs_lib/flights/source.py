@@ -155,6 +155,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "unit": "min since midnight",
         "min": 0,
         "max": 1439,
+        "actionable": ["arrival_minute", "scheduled"],
     },
     "arrival_minute": {
         "description": "scheduled arrival, local",
