@@ -155,9 +155,12 @@ def schema(
         "entities": {name: kind(snapshot[name]) for view in roles.views for name in view["entity"]},
         "views": [{key: view.get(key) for key in _OF_VIEWS} for view in roles.views],
     }
+    if about := {key: told for key, told in roles.columns.get(roles.target, {}).items() if key in _TOLD and told}:
+        found["target_about"] = about
     return found if context is None else found | {"context": {"inputs": listed(context), "takes_over": takes_over}}
 
 
+_TOLD = ("unit", "description", "phrase")
 _OF_VIEWS = ("name", "version", "entity", "ttl", "columns", "age", "history", "description")
 
 
@@ -166,7 +169,7 @@ def _about(roles: Roles, snapshot: pd.DataFrame, name: str, group: str) -> dict[
     told = roles.columns[name]
     view = told.get("from")
     sent = {"numeric": "number", "categorical": "text"}[group] if view else kind(snapshot[name])
-    about = {key: told[key] for key in ("unit", "description", "format") if told.get(key)}
+    about = {key: told[key] for key in (*_TOLD, "format") if told.get(key)}
     return {"from": view or "request", "type": sent, **about}
 
 # %% ../notebooks/lib/32_contents.ipynb #c369d17e

@@ -6,7 +6,7 @@
 __all__ = ['ORDERS', 'LIMIT', 'TRIED', 'TREES', 'ORDERED', 'Group', 'groups', 'permutation', 'gap', 'Explained', 'Explainer',
            'usual', 'points']
 
-# %% ../notebooks/lib/85_explainer.ipynb #a92c40e6
+# %% ../notebooks/lib/85_explainer.ipynb #75e860f7
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .ladder import CONTEXT, PRIOR
 from .request import Layout
 from .rows import Array
 
-# %% ../notebooks/lib/85_explainer.ipynb #61efad80
+# %% ../notebooks/lib/85_explainer.ipynb #05bf1a06
 @dataclass(frozen=True)
 class Group:
     "What people are told of as one thing."
@@ -44,7 +44,7 @@ def groups(
     views = {f"view:{view}": view for view in layout.inputs}
     return [Group(code, views.get(code), tuple(places)) for code, places in found.items()]
 
-# %% ../notebooks/lib/85_explainer.ipynb #b8416052
+# %% ../notebooks/lib/85_explainer.ipynb #147abe3c
 ORDERS = 1  # random orders of the groups, each there and back: SHAP values are off by 2 % of their size then
 
 _Engine = Callable[[Mapping[str, Array]], tuple[Array, Array]]  # rows by kind: base [K], values [N, inputs, K]
@@ -111,7 +111,7 @@ def permutation(
 
     return explained
 
-# %% ../notebooks/lib/85_explainer.ipynb #1d9a19ec
+# %% ../notebooks/lib/85_explainer.ipynb #4ea86b9f
 LIMIT = 1e-5  # of the gap between an answer and the sum of its explanation, relative to a margin above 1
 TRIED = 64  # rows that an explainer is tried on
 
@@ -140,6 +140,11 @@ class Explained:
     method: str
 
 
+def _worst(found: Explained) -> float:
+    "The widest gap of what was answered at all: a graph may give no number where something is missing."
+    return float(found.gap[np.isfinite(found.margin).all(axis=1)].max(initial=0.0))
+
+
 class _Graph:
     "What explains one graph of a bundle."
 
@@ -156,14 +161,14 @@ class _Graph:
         self.method = TREES
         if found:
             self.engine = _treeshap(found, background, len(self.places))
-            if self.explain(tried).gap.max() <= LIMIT:
+            if _worst(self.explain(tried)) <= LIMIT:
                 return
         self.method = ORDERED
         where = {place: k for k, place in enumerate(self.places)}
         together = [[where[k] for k in group.inputs if k in where] for group in groups(layout)]
         self.engine = permutation(lambda rows: self.ask(rows)[1], background, [each for each in together if each])
         few = {kind: part[-8:] for kind, part in tried.items()}
-        if (worst := self.explain(few).gap.max()) > LIMIT:
+        if (worst := _worst(self.explain(few))) > LIMIT:
             raise BundleError(f"bundle {bundle.id[:12]} can't be explained: its answers are missed by {worst:.1e}.")
 
     def of(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -226,7 +231,7 @@ class Explainer:
         "The sum of each group."
         return np.stack([values[:, list(group.inputs)].sum(axis=1) for group in self.groups], axis=1)
 
-# %% ../notebooks/lib/85_explainer.ipynb #ecc12125
+# %% ../notebooks/lib/85_explainer.ipynb #c219350f
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 

@@ -271,7 +271,7 @@ def _features(view: View) -> dict[str, dict[str, str]]:
     roles = {"number": CONTEXT if view.use == CONTEXT else "numeric", "text": "categorical"}
     found = {
         f"{view.name}_{name}": {"role": roles[about.get("type", "number")]}
-        | {key: about[key] for key in ("unit", "description") if about.get(key)}
+        | {key: about[key] for key in ("unit", "description", "phrase") if about.get(key)}
         for name, about in view.columns.items()
     }
     if view.age:

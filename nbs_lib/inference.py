@@ -307,7 +307,7 @@ def resolve(
     for name in table.columns:
         about = source.columns.get(name, {})
         role = {"role": "target", "why": why} if name == target.name else column_role(table[name], target, names, about)
-        roles.columns[name] = role | {k: about[k] for k in ("unit", "description") if k in about}
+        roles.columns[name] = role | {k: about[k] for k in ("unit", "description", "phrase") if k in about}
     if roles.timestamp and (form := time_format(source.table[roles.timestamp])):
         roles.columns[roles.timestamp]["format"] = form
     if not roles.numeric + roles.categorical + roles.time:

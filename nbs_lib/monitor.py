@@ -18,7 +18,7 @@ import pandas as pd
 from . import contract, drift
 from .bundle import Bundle
 from .challenge import Rules, contest
-from .errors import DataError
+from .errors import BundleError, DataError
 from .histogram import NUMERIC, Column, Profile
 from .importance import effect, importance
 from .judgement import answers, judged
@@ -81,7 +81,7 @@ def weights(
         return {}
     try:
         sizes = importance(bundle, watched.current, watched.reference)
-    except DataError:
+    except (BundleError, DataError):
         return {}
     total = sum(sizes.values())
     return {name: max(size / total, LEAST) for name, size in sizes.items()} if total else {}

@@ -34,7 +34,7 @@ class Roles:
     label_delay: str = "0s"  # from the timestamp to the knowledge of the target
     as_of: str | None = None  # what is known; None without a timestamp
     timezone: str = "UTC"  # of the days that rows are split and resampled by
-    columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # role, why, unit, description, feature, format
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # role, why, unit, description, feature, …
     notes: list[str] = field(default_factory=list)  # plain sentences on rows left out
     views: list[dict[str, Any]] = field(default_factory=list)  # the feature views that a row is joined to
 

@@ -37,7 +37,9 @@ class Source:
 
     table: "pd.DataFrame"  # text: str or None; numbers: int64 or float64; times: datetime64[us, UTC]; bool
     defaults: dict[str, Any] = field(default_factory=dict)  # for the keys of `data` that are `auto`
-    columns: dict[str, dict[str, Any]] = field(default_factory=dict)  # unit, description, min, max, feature: by column
+    columns: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # by name: unit, description, phrase, min, max, feature
     notes: list[str] = field(default_factory=list)  # plain sentences on what was decided or left out
     companions: dict[str, Companion] = field(default_factory=dict)  # by the name that feature views know them by
 

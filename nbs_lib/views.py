@@ -38,7 +38,7 @@ class View:
     timestamp: str  # its column that says when a row happened, with a time zone
     columns: Mapping[
         str, Mapping[str, Any]
-    ]  # by name: description; where they apply unit, type (number or text), min, max
+    ]  # by name: description; where they apply unit, phrase, type (number or text), min, max
     delay: str = "0s"  # from when a row happened to when it is known
     ttl: str | None = None  # how long a row is worth anything, such as 7d; None: for ever
     description: str = ""  # a sentence for people
