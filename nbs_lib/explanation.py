@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAVEAT', 'MOST_CHANGED', 'KEPT', 'Opened', 'Explaining', 'in_words', 'explain']
 
-# %% ../notebooks/lib/87_explanation.ipynb #c9a08983
+# %% ../notebooks/lib/87_explanation.ipynb #e20f8323
 import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from .settings import load_settings
 if TYPE_CHECKING:
     from nbs_lib.logged import Logged
 
-# %% ../notebooks/lib/87_explanation.ipynb #de07d5d0
+# %% ../notebooks/lib/87_explanation.ipynb #b1c6d659
 CAVEAT = "Reasons describe the model, not causes."
 
 
@@ -84,6 +84,7 @@ class Opened:
             for n, k in enumerate(rows):
                 told = int(explained.output[n].argmax()) if self.bundle.task == "multiclass" else 0
                 found[k] |= self._said(explained, n, told, arrays, answers.rungs[k], answers.history[k])
+                found[k]["usual"] = self.teller.usual(told, str(way))
                 found[k]["contributions"] = self._added(explained, n, told, arrays, grouped[n], moved[n])
         return found, output, margin
 
@@ -92,15 +93,13 @@ class Opened:
     ) -> dict[str, Any]:
         "What is said of a row."
         reasons = self.teller.reasons(arrays, explained, n, told)
-        days = history if history == history else None
         return {
             "target": self.bundle.schema["target"],
             "told": self._spoken[told] if self._spoken else None,
-            "usual": self.teller.usual(told),
             "reasons": [
                 {part: vars(each)[part] for part in ("code", "text", "direction", "points")} for each in reasons
             ],
-            "confidence": self.teller.confidence(explained.output[n], rung, days),
+            "confidence": self.teller.confidence(explained.output[n], rung, history),
             "similar": self.teller.similar(arrays, n, reasons, told),
             "caveat": CAVEAT,
             "base": float(explained.base[told]),
@@ -128,7 +127,7 @@ class Opened:
             found.append(one)
         return found
 
-# %% ../notebooks/lib/87_explanation.ipynb #945a6685
+# %% ../notebooks/lib/87_explanation.ipynb #1df30380
 MOST_CHANGED = 10  # rows of a request that asks what would change its answers
 KEPT = 2  # bundles
 
@@ -164,8 +163,9 @@ class Explaining:
     ) -> Reply:
         "A reply as it is sent."
         try:
-            id = _id_in(body)
-            return 200, msgspec.json.encode(self._of_id(id, change) if id else self._of_rows(body, change))
+            id = _asked(body)
+            found = self._of_id(id, change) if id and parsed(id) else self._of_rows(body, change)
+            return 200, msgspec.json.encode(found)
         except Refused as refused:
             return refused.reply
         except UserError as error:
@@ -173,7 +173,10 @@ class Explaining:
 
     def _of_rows(self, body: bytes, change: bool) -> Any:
         opened = self.opened(champion(self.root))
-        rows = opened.served.payload.read(body)
+        payload = opened.served.payload
+        if _asked(body) is not None and "id" not in payload.names:
+            raise Refused(422, "field 'id': it must be that of an answer.", "id")
+        rows = payload.read(body)
         if change and len(rows) > MOST_CHANGED:
             reason = f"what would change it is said of {MOST_CHANGED} rows at most, and these are {len(rows)}."
             raise Refused(413, reason)
@@ -221,13 +224,12 @@ class Explaining:
         return found, Answers(output, margin, [found.rung], [history], arrays, flags, [], [])
 
 
-def _id_in(body: bytes) -> str | None:
-    "The id of an answer that is asked for; None: these are rows."
+def _asked(body: bytes) -> str | None:
+    "What is asked for by an id alone; None: these are rows."
     try:
-        id = msgspec.json.decode(body, type=_Asked).id
+        return msgspec.json.decode(body, type=_Asked).id
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    return id if parsed(id) else None
 
 
 def _changes(opened: Opened, row: Row, arrays: Mapping[str, Array] | None = None) -> dict[str, Any]:
@@ -265,7 +267,7 @@ def _answered(bundle: Bundle, answer: Mapping[str, Any]) -> tuple[Array, Array]:
     margin = [answer.get("margin", np.nan)] * len(output)
     return np.array([output], dtype=np.float32), np.array([margin], dtype=np.float32)
 
-# %% ../notebooks/lib/87_explanation.ipynb #d43e46d1
+# %% ../notebooks/lib/87_explanation.ipynb #733810ed
 def in_words(
     found: Mapping[str, Any],  # an explanation
 ) -> str:  # lines

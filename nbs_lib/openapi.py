@@ -278,7 +278,7 @@ def _object(optional: Mapping[str, Any] | None = None, **required: Any) -> dict[
 
 
 def _explanation() -> dict[str, Any]:
-    reason = _object(code=_TEXT, text=_TEXT, direction={"enum": ["raises", "lowers"]}, **_SIZE)
+    reason = _object(code=_TEXT, text=_TEXT, direction={"enum": ["raises", "lowers", "neither"]}, **_SIZE)
     one = _object(value={"type": ["number", "string", "null"]}, margin=_NUMBER)
     inputs = {"type": "object", "additionalProperties": one}
     added = _object(code=_TEXT, description=_TEXT, margin=_NUMBER, inputs=inputs, **_SIZE)

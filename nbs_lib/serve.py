@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from .aside import Asking
+from .asking import Asking
 from .batches import Answerable, Reply, Waiting
 from .meters import FOLDER
 from .payload import Refused
