@@ -102,7 +102,9 @@ def prove_verb(
 @app.command("bench")
 def bench_verb(
     what: Annotated[Measured, typer.Argument(help="What to measure.")] = Measured.pipeline,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions of pipeline, serve or scaling.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain.")
+    ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="How long soak lasts.")] = 30,
     rows: Annotated[int | None, typer.Option(min=1, help="Also what drift costs on so many rows.")] = None,
 ) -> None:
@@ -119,7 +121,7 @@ def bench_verb(
     chdir_root()
     module = import_module(f"nbs_lib.{places.get(what, f'bench_{what}')}")
     measure = getattr(module, "bench" if what is Measured.pipeline else f"bench_{what}")
-    repeated = what in (Measured.pipeline, Measured.serve, Measured.scaling) and rounds
+    repeated = what in (Measured.pipeline, Measured.serve, Measured.scaling, Measured.explain) and rounds
     options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is Measured.soak else {}
     measure(**(options | ({"rows": rows} if what is Measured.drift else {})))
 

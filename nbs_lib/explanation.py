@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAVEAT', 'MOST_CHANGED', 'KEPT', 'Opened', 'Explaining', 'in_words', 'explain']
 
-# %% ../notebooks/lib/87_explanation.ipynb #e20f8323
+# %% ../notebooks/lib/87_explanation.ipynb #ca2c3643
 import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,12 @@ from .prediction_log import parsed
 from .reasons import Teller
 from .rows import MISSING_TIME, Array
 from .settings import load_settings
+from .what_if import what_if
 
 if TYPE_CHECKING:
     from nbs_lib.logged import Logged
 
-# %% ../notebooks/lib/87_explanation.ipynb #b1c6d659
+# %% ../notebooks/lib/87_explanation.ipynb #01012edb
 CAVEAT = "Reasons describe the model, not causes."
 
 
@@ -88,6 +89,14 @@ class Opened:
                 found[k]["contributions"] = self._added(explained, n, told, arrays, grouped[n], moved[n])
         return found, output, margin
 
+    def changes(
+        self,
+        row: Row,  # as it was read
+        arrays: Mapping[str, Array] | None = None,  # what the graphs were fed with then, of an answer that was given
+    ) -> dict[str, Any]:
+        "What would change the answer to a row."
+        return what_if(self.served, row, arrays, self.teller.value)
+
     def _said(
         self, explained: Explained, n: int, told: int, arrays: dict[str, Array], rung: str, history: float
     ) -> dict[str, Any]:
@@ -127,7 +136,7 @@ class Opened:
             found.append(one)
         return found
 
-# %% ../notebooks/lib/87_explanation.ipynb #1df30380
+# %% ../notebooks/lib/87_explanation.ipynb #8be9bd71
 MOST_CHANGED = 10  # rows of a request that asks what would change its answers
 KEPT = 2  # bundles
 
@@ -184,7 +193,7 @@ class Explaining:
         found = opened.explain(answers)[0]
         if change:
             for each, row in zip(found, rows, strict=True):
-                each["what_would_change_it"] = _changes(opened, row)
+                each["what_would_change_it"] = opened.changes(row)
         return found if body.lstrip()[:1] == b"[" else found[0]
 
     def _of_id(self, id: str, change: bool) -> dict[str, Any]:
@@ -201,7 +210,7 @@ class Explaining:
             if logged.request is None:
                 raise Refused(409, f"the log has lost the request of {id}: what would change it can't be asked.", "id")
             row = opened.served.payload.read(logged.request.encode())[0]
-            found["what_would_change_it"] = _changes(opened, row, answers.arrays)
+            found["what_would_change_it"] = opened.changes(row, answers.arrays)
         return found
 
     def _logged(self, id: str) -> tuple["Logged", Answers]:
@@ -230,12 +239,6 @@ def _asked(body: bytes) -> str | None:
         return msgspec.json.decode(body, type=_Asked).id
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-
-
-def _changes(opened: Opened, row: Row, arrays: Mapping[str, Array] | None = None) -> dict[str, Any]:
-    from nbs_lib.what_if import what_if
-
-    return what_if(opened.served, row, arrays)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -267,7 +270,7 @@ def _answered(bundle: Bundle, answer: Mapping[str, Any]) -> tuple[Array, Array]:
     margin = [answer.get("margin", np.nan)] * len(output)
     return np.array([output], dtype=np.float32), np.array([margin], dtype=np.float32)
 
-# %% ../notebooks/lib/87_explanation.ipynb #733810ed
+# %% ../notebooks/lib/87_explanation.ipynb #1c893ab7
 def in_words(
     found: Mapping[str, Any],  # an explanation
 ) -> str:  # lines
