@@ -264,7 +264,7 @@ def cost_plot(
     if several:
         ax.set_ylim(0.95, 3)
     ax.set(xlabel="threshold", ylabel="cost, in times the least" if several else f"cost of 1,000 rows {unit}".strip())
-    ax.legend(loc="upper center", ncols=2)
+    ax.legend(loc="best", ncols=2)
     return fig
 
 
