@@ -1925,6 +1925,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nbs_lib.what_if._Column.row': ('lib/what_if.html#_column.row', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._Decided': ('lib/what_if.html#_decided', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._Decided.__init__': ('lib/what_if.html#_decided.__init__', 'nbs_lib/what_if.py'),
+                                 'nbs_lib.what_if._Decided._for': ('lib/what_if.html#_decided._for', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._Decided._lost': ('lib/what_if.html#_decided._lost', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._Decided.of': ('lib/what_if.html#_decided.of', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._Decided.outputs': ('lib/what_if.html#_decided.outputs', 'nbs_lib/what_if.py'),

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SECONDS', 'KEY', 'seconds', 'actionable', 'sentence']
 
-# %% ../notebooks/lib/31_actionable.ipynb #60214c73
+# %% ../notebooks/lib/31_actionable.ipynb #66519127
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import ParamsError, did_you_mean
 from .roles import Roles
 
-# %% ../notebooks/lib/31_actionable.ipynb #e56de8ee
+# %% ../notebooks/lib/31_actionable.ipynb #b26ac533
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -22,7 +22,7 @@ def seconds(
     "How many seconds one of a unit has."
     return SECONDS.get(unit.partition(" ")[0])
 
-# %% ../notebooks/lib/31_actionable.ipynb #d818ddee
+# %% ../notebooks/lib/31_actionable.ipynb #32750099
 KEY = "params.yaml: explain.actionable"
 _FORM = f"{KEY} must list columns, such as [price] or [{{start: [end]}}], where end moves along"
 
