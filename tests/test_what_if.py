@@ -12,7 +12,7 @@ from nbs_lib.bundle import write_bundle
 from nbs_lib.champion import Served, load
 from nbs_lib.files import write_text
 from nbs_lib.store import encode, open_store
-from nbs_lib.what_if import NONE, UNMARKED, what_if
+from nbs_lib.what_if import NONE, UNANSWERED, UNMARKED, what_if
 
 DAY_US = 86_400_000_000
 BUSY = {"name": "shop", "version": "1", "entity": ["shop"], "columns": ["busy"], "ttl": 3 * 86400, "age": False}
@@ -96,6 +96,7 @@ def test_what_a_view_knows_is_read_again_for_another_entity(tmp_path: Path) -> N
     assert change["values"] == ["south", "west"]
     assert change["text"] == "Shop south or west would: 12 % instead of 95 %."
     assert asked(champion, shop="south")["changes"][0]["values"] == ["north"]
+    assert asked(champion, shop=None)["text"] == NONE, "to learn what is not known is no change"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_another_moment_that_would_do_is_a_range_of_what_training_saw(tmp_path: 
     told = "Hour of the visit between 6 h and 10 h would: under 1 % to 27 % instead of over 99 %"
     assert found["text"] == f"{told}, whether what is known now lasts or not."
     assert asked(champion, hour=7)["changes"][0]["low"] == 13, "from there on where nothing is known"
-    assert asked(champion, hour=None)["text"] == NONE, "to learn what is not known is no change"
+    assert asked(champion, hour=None)["text"] == UNANSWERED
 
 
 def test_what_only_forgetting_brings_about_is_no_change(tmp_path: Path) -> None:
