@@ -1934,6 +1934,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nbs_lib.what_if._Views.__init__': ('lib/what_if.html#_views.__init__', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._Views.beside': ('lib/what_if.html#_views.beside', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._candidates': ('lib/what_if.html#_candidates', 'nbs_lib/what_if.py'),
+                                 'nbs_lib.what_if._change': ('lib/what_if.html#_change', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._columns': ('lib/what_if.html#_columns', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._logged': ('lib/what_if.html#_logged', 'nbs_lib/what_if.py'),
                                  'nbs_lib.what_if._nearest': ('lib/what_if.html#_nearest', 'nbs_lib/what_if.py'),
