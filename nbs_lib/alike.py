@@ -19,6 +19,7 @@ from .wording import humanised, listed, missing, number, percent, plain, written
 
 # %% ../notebooks/lib/86_alike.ipynb #a51d8b93
 LEAST = 30  # cases, before a share of them says anything
+_WIDE = 0.3  # of probability, between answers that are no longer *such an answer*
 NEAR = 0.1  # share of the cases that an answer is compared with; how far apart two values may rank and be alike
 
 _BARE = {"yes", "no", "true", "false", "0", "1", "y", "n", "t", "f"}
@@ -41,9 +42,9 @@ class Endings:
             return np.asarray(self.target, dtype=np.float64)
         return np.asarray(self.target == (1 if self.task == "binary" else told))
 
-    def value(self, value: float) -> str:
+    def value(self, value: float, digits: int = 3) -> str:
         "A value of a regression's target."
-        return written(float(value), self.about)
+        return written(float(value), self.about, digits)
 
     def so(
         self,
@@ -134,12 +135,18 @@ class Past:
         outputs, ended = answers.output[near], answers.ended[near]
         count, low, high = f"{len(ended):,}", float(outputs[0]), float(outputs[-1])
         number = self.endings.value if self.endings.task == "regression" else percent
-        beyond = not low <= answer <= high
+        wide = high - low > _WIDE and self.endings.task != "regression"
         within = f"about {number(low)}" if number(low) == number(high) else _between(number(low), number(high))
-        which = "the {} past cases with the nearest answers" if beyond else "{} past cases with such an answer"
+        which = (
+            "the {} past cases with the nearest answers"
+            if wide or not low <= answer <= high
+            else "{} past cases with such an answer"
+        )
         which = which.format(count)
         if self.endings.task == "regression":
-            return f"Of {which} ({within}), half were off by less than {self.endings.value(float(np.median(ended)))}."
+            return (
+                f"Of {which} ({within}), half were off by less than {self.endings.value(float(np.median(ended)), 2)}."
+            )
         return f"Of {which} ({within}), {percent(float(ended.mean()))} {self.endings.so(told)}."
 
     def _ranked(self, name: str) -> tuple[Array, Any]:

@@ -22,7 +22,7 @@ from .docs import DOCS, DOCS_POLICY, FILES, describe, file_of
 from .errors import StoreError
 from .form import PAGE, POLICY, form_of
 from .label import label_in
-from .openapi import example, problems
+from .openapi import MOST_ROWS, example, problems
 from .payload import Refused
 from .settings import Serve
 
@@ -41,6 +41,10 @@ class State(Protocol):
     def model(self) -> dict[str, Any]: ...
     def metrics(self) -> bytes: ...  # as Prometheus reads them
     def feedback(self, id: str, label: Any) -> str: ...  # new, known, conflict or unknown
+    @property
+    def explain(
+        self,
+    ) -> Callable[[bytes, bool], Awaitable[tuple[int, bytes]]]: ...  # body, and whether to ask for change
 
 # %% ../notebooks/lib/77_api.ipynb #aa724d3b
 JSON = "application/json"
@@ -81,9 +85,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return problem(error.status_code, _REST.get(error.status_code, str(error.detail)), headers=error.headers)
 
 
+def _again(status: int) -> dict[str, str] | None:
+    "When to come again."
+    return {"retry-after": seconds} if (seconds := {429: "1", 503: "5"}.get(status)) else None
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return Response(error.body(), error.status, media_type=JSON)
+    return Response(error.body(), error.status, _again(error.status), JSON)
 
 
 async def _no_store(request: Request, error: Exception) -> Response:
@@ -189,6 +198,7 @@ def make_app(
 
     _watching(app, state)
     _model(app, state)
+    _explanations(app, state)
     _pages(app, state, example_of)
     app.openapi = openapi  # type: ignore[method-assign]
     return app
@@ -258,6 +268,31 @@ def _model(app: FastAPI, state: State) -> None:
         if result == "unknown":
             raise Refused(404, f"no answer {id} is known: it was never given, or is not written yet (a second).", "id")
         return _json({"result": result}, statuses[result])
+
+
+def _explanations(app: FastAPI, state: State) -> None:
+    "Why something is answered."
+    sent = {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/schemas/Asked"}}}}
+    given = {"$ref": "#/components/schemas/Explanations"}
+    change = {"name": "change", "in": "query", "schema": {"enum": ["0", "1"], "default": "0"}}
+    change |= {"description": "1: also what would change the answer"}
+
+    @app.post(
+        "/explain",
+        tags=["Answers"],
+        summary="Say why",
+        description=f"Explains an answer by its id, a row, or a list of at most {MOST_ROWS} rows.",
+        response_class=Response,
+        responses=_responses(400, 404, 408, 409, 413, 415, 422, 429, 500, 503, 504, schema=given),
+        openapi_extra={"requestBody": sent, "parameters": [change]},
+    )
+    async def explain(request: Request) -> Response:
+        for name, value in request.query_params.multi_items():
+            if name != "change" or value not in ("0", "1"):
+                raise Refused(422, "the address takes nothing but ?change=1 or ?change=0.", "change")
+        body = await body_of(request, state.settings.max_kb * 1024)
+        status, said = await state.explain(body, request.query_params.get("change") == "1")
+        return Response(said, status, _again(status), JSON)
 
 
 def _pages(app: FastAPI, state: State, example_of: Callable[[Bundle | None], dict[str, Any]]) -> None:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'log_app', 'Measured', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
-           'materialise_verb', 'parity_verb', 'serve_verb', 'shadow_verb', 'simulate_verb', 'rollback_verb',
-           'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb', 'torchserve_verb',
-           'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
+           'materialise_verb', 'parity_verb', 'serve_verb', 'explain_verb', 'shadow_verb', 'simulate_verb',
+           'rollback_verb', 'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb',
+           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/54_cli.ipynb #55bd15b4
 import sys
@@ -34,6 +34,7 @@ class Measured(StrEnum):
     pipeline = "pipeline"
     features = "features"
     store = "store"
+    explain = "explain"
     frontier = "frontier"
     drift = "drift"
     serve = "serve"
@@ -101,11 +102,13 @@ def prove_verb(
 @app.command("bench")
 def bench_verb(
     what: Annotated[Measured, typer.Argument(help="What to measure.")] = Measured.pipeline,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions of pipeline, serve or scaling.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain.")
+    ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="How long soak lasts.")] = 30,
     rows: Annotated[int | None, typer.Option(min=1, help="Also what drift costs on so many rows.")] = None,
 ) -> None:
-    "What things cost: pipeline, features' join, store's reads, drift; serving beside peers, scaling, load, a soak."
+    "Costs: pipeline, features' join, store's reads, drift, explanations; serving beside peers, scaling, load, a soak."
     from importlib import import_module
 
     places = {
@@ -118,7 +121,7 @@ def bench_verb(
     chdir_root()
     module = import_module(f"nbs_lib.{places.get(what, f'bench_{what}')}")
     measure = getattr(module, "bench" if what is Measured.pipeline else f"bench_{what}")
-    repeated = what in (Measured.pipeline, Measured.serve, Measured.scaling) and rounds
+    repeated = what in (Measured.pipeline, Measured.serve, Measured.scaling, Measured.explain) and rounds
     options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is Measured.soak else {}
     measure(**(options | ({"rows": rows} if what is Measured.drift else {})))
 
@@ -174,6 +177,19 @@ def serve_verb() -> None:
 
     chdir_root()
     raise typer.Exit(serve())
+
+
+@app.command("explain")
+def explain_verb(
+    id: Annotated[str, typer.Argument(help="Of an answer; `/predict` gives it.")],
+    change: Annotated[bool, typer.Option("--change", help="Also what would change it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Whole, as `/explain` answers.")] = False,
+) -> None:
+    "Why something was answered: the model that answered is asked again with what it was fed with."
+    from nbs_lib.explanation import explain
+
+    chdir_root()
+    print(explain(id, change, as_json))
 
 
 @app.command("shadow")

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from .bundle import Bundle
-from .openapi import PROBLEM, feedback_of, predict_of, problems
+from .openapi import PROBLEM, explain_of, feedback_of, predict_of, problems
 
 # %% ../notebooks/lib/77_docs.ipynb #37d7bd19
 FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
@@ -73,6 +73,7 @@ def describe(
     predict, schemas = predict_of(bundle, usual, max_rows)
     made["paths"] = {"/predict": {"post": predict}} | made["paths"]
     made["components"] = {"schemas": schemas | {"Problem": PROBLEM, "Feedback": feedback_of(bundle)}}
+    made["components"]["schemas"] |= explain_of(bundle, usual)
     if secured:
         made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in made["paths"].items():

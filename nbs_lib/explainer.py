@@ -233,6 +233,7 @@ class Explainer:
 
 # %% ../notebooks/lib/85_explainer.ipynb #c219350f
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
+_STILL, _LONG, _PARTS = 1e-6, 8.0, 16  # units of the margin: no way at all, one to be walked in parts; and how many
 
 
 def usual(
@@ -256,9 +257,13 @@ def points(
     "What each input moved, in probability, or in units of the target."
     if task == "regression":
         return values
-    way = base + (_NODES[:, None, None] + 1) / 2 * values.sum(axis=1)  # shape [nodes, N, K]
-    p, weight = usual(task, way), _WEIGHTS / 2
-    if task == "binary":
-        return values * np.einsum("t,tnk->nk", weight, p * (1 - p))[:, None]
+    whole = values.sum(axis=1)  # shape [N, K]
+    if task == "binary":  # the mean slope is known exactly
+        p, still = usual(task, base), np.abs(whole) < _STILL
+        slope = np.where(still, p * (1 - p), (usual(task, base + whole) - p) / np.where(still, 1.0, whole))
+        return values * slope[:, None]
+    parts = min(1 + int(np.abs(whole).max(initial=0.0) / _LONG), _PARTS)  # a long way is steep somewhere
+    nodes = ((_NODES + 1) / 2 + np.arange(parts)[:, None]).ravel() / parts
+    p, weight = usual(task, base + nodes[:, None, None] * whole), np.tile(_WEIGHTS / 2 / parts, parts)
     pull = np.einsum("t,tnk,tnj,ngj->ngk", weight, p, p, values, optimize=True)
     return values * np.einsum("t,tnk->nk", weight, p)[:, None] - pull

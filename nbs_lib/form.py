@@ -83,6 +83,10 @@ button:disabled{opacity:.55;cursor:default}
 .bar{height:.8rem;border-radius:4px;background:var(--line);position:relative}
 .bar i{display:block;height:100%;border-radius:4px;background:var(--blue)}
 .bar b{position:absolute;top:-.25rem;bottom:-.25rem;width:2px;background:var(--ink)}
+.why{margin:1.2rem 0;overflow-wrap:anywhere}
+.why h3{margin:1.2rem 0 .2rem}.why p,.why ul{margin:.3rem 0}.why .caveat{color:var(--muted)}
+.why summary{width:auto}.why table{table-layout:fixed;width:100%}.why th+th{width:7rem}
+.why td,.why th{text-align:left;vertical-align:top}.why td+td{white-space:nowrap}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1.2rem;margin:1rem 0 0;font-size:.9rem}
 .facts dt{color:var(--muted)}.facts dd{margin:0}
 @media (max-width:34rem){.facts{grid-template-columns:1fr;gap:0}.facts dd{margin:0 0 .6rem}button.main{width:100%}}

@@ -168,7 +168,51 @@ function facts(said, took) {
   return list;
 }
 
-function show(said, took) {
+function whyOf(said, row) {
+  const written = performance.now() + 2000; // an answer is in the log within that time
+  const box = make("div", { class: "why" }), told = make("div", { role: "status" });
+  const button = make("button", { type: "button" }, "Why?");
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    told.replaceChildren(make("p", {}, "One moment \u2026"));
+    const logged = performance.now() > written && JSON.stringify({ id: said.id });
+    let answer = await ask("explain?change=1", logged || row);
+    if (logged && answer.status === 404) answer = await ask("explain?change=1", row); // there is no log
+    button.disabled = false;
+    if (answer.status !== 200) return told.replaceChildren(sentence(answer.said.error));
+    button.remove();
+    told.replaceChildren(...explained(answer.said));
+  });
+  box.append(button, told);
+  return box;
+}
+
+function explained(found) {
+  const percents = found.told !== null, unit = percents ? " points" : "";
+  const usual = percents ? percent(found.usual) : plain(found.usual);
+  const about = percents ? "The probability of \u201c" + found.told + "\u201d is usually " : "Usually it is ";
+  const reasons = found.reasons.map((reason) => make("li", {}, reason.text));
+  const part = (title, ...rest) => [make("h3", {}, title), ...rest];
+  const rows = found.contributions.map((each) => {
+    const inputs = Object.entries(each.inputs).map(([name, { value }]) => name + " = " + (value ?? "unknown"));
+    const size = Number(each.points.toFixed(percents ? 1 : 3)), points = (size > 0 ? "+" : "") + plain(size) + unit;
+    const named = each.description || each.code.replace(/^view:/, "what is known of ");
+    const what = make("details", {}, make("summary", {}, named), inputs.join("; "));
+    return make("tr", {}, make("td", {}, what), make("td", {}, points));
+  });
+  const head = make("tr", {}, make("th", { scope: "col" }, "What"), make("th", { scope: "col" }, "Adds"));
+  const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
+  return [
+    ...part("Why", make("p", {}, about + usual + "."), make("ul", {}, ...reasons)),
+    ...part("How far to trust it", sentence(found.confidence)),
+    ...part("Cases like it", sentence(found.similar.text)),
+    ...part("What would change it", sentence(found.what_would_change_it.text)),
+    make("p", { class: "caveat" }, found.caveat),
+    make("details", {}, make("summary", {}, "Everything that counted"), table),
+  ];
+}
+
+function show(said, took, row) {
   const [heading, rest] = inWords(said);
   const flags = (said.flags || []).map((flag) => make("li", {}, flag));
   if (flags.length) rest.push(make("p", {}, make("strong", {}, "Odd about this row:")), make("ul", {}, ...flags));
@@ -176,7 +220,7 @@ function show(said, took) {
   rest.push(said.degraded ? make("p", {}, make("strong", {}, "Take it with care: "), who) : sentence(who));
   const [tone, badge] = said.degraded ? ["warn", "\u25B2 NOT THE BEST ANSWER"] : ["good", "\u2713 FULL ANSWER"];
   const box = note(tone, badge, served.target + ": " + heading, ...rest, facts(said, took));
-  box.append(asked(said.id));
+  box.append(whyOf(said, row), asked(said.id));
   $("answer").scrollIntoView({ block: "nearest" });
 }
 
@@ -225,12 +269,12 @@ async function submit(event) {
   for (const control of $("form").querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
   for (const wrong of $("form").querySelectorAll(".wrong")) wrong.hidden = true;
   $("send").disabled = true;
-  const answer = await ask("predict", rowOf());
+  const row = rowOf(), answer = await ask("predict", row);
   $("send").disabled = false;
   if (answer.status === 401) return locked();
   if (answer.status !== 200) return refuse(answer);
   if (answer.said.model !== served.model && answer.said.rung !== "prior") await start();
-  show(answer.said, answer.took);
+  show(answer.said, answer.took, row);
 }
 
 function locked(wrong) {

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from .bundle import Bundle
 from .champion import SERVED
 from .errors import BundleError, DataError, UserError
-from .feedback import labels, reading
+from .feedback import labels, reading, rows_of
 from .prediction_log import Entry, identifier, parsed, unpacked
 from .request import Layout
 from .rows import MISSING_TIME
@@ -264,12 +264,10 @@ def find(
     day, worker, n = known
     path, label = Path(folder) / f"{day}.sqlite", labels(folder, day).get(id)
     query = "SELECT model, data FROM batches WHERE worker = ? AND first <= ? ORDER BY first DESC LIMIT 1"
-    if path.exists():
-        with reading(path) as db:
-            row = db.execute(query, (worker, n)).fetchone()
-        for entry in unpacked(row[1]) if row else []:
+    for model, data in rows_of(path, query, (worker, n)):
+        for entry in unpacked(data):
             if 0 <= (k := n - entry.first) < len(entry.rungs):
-                return _row(_table([(worker, entry)], opened(served, row[0]), {}).slice(k, 1), served, label)
+                return _row(_table([(worker, entry)], opened(served, model), {}).slice(k, 1), served, label)
     if path.with_suffix(".parquet").exists():
         table = read_parquet(path.with_suffix(".parquet"), [("_id", "==", id)])
         return _row(table, served, label) if table.num_rows else None

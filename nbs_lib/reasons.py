@@ -37,15 +37,26 @@ class _Input:
         return f"{shown}, which training never saw" if new else shown
 
     @property
+    def short(self) -> str:
+        "What it is called, without what is said beside."
+        return self.called.partition(",")[0].partition(" (")[0]
+
+    @property
+    def _named(self) -> str:
+        return self.called.removesuffix(" (UTC)") if self.kind == "time" else self.called  # its values say so
+
+    @property
     def phrase(self) -> str:
-        return str(self.about.get("phrase") or "")
+        "Such as: departing at {value}."
+        phrase = str(self.about.get("phrase") or "")
+        return phrase if "{value}" in phrase else ""
 
     def alone(self, value: Any) -> str:
         "What moved an answer: the subject of a sentence."
         shown, comma = self.value(value), "" if self.value(value) == written(value, self.about) else ","
         if self.phrase and not missing(value):
             return f"{self.phrase.replace('{value}', shown)}{comma}"
-        return f"{self.called} is {shown}, which" if missing(value) else f"{self.called} ({self._beside(shown)})"
+        return f"{self.short} is {shown}, which" if missing(value) else f"{self._named} ({self._beside(shown)})"
 
     def within(self, value: Any) -> str:
         "What moved an answer, among what a view knows."
@@ -58,20 +69,20 @@ class _Input:
         return f"{shown}, as usual" if shown == self.usual else f"{shown}, usually {self.usual}"
 
 
-_HALF = 0.5  # of the cases, before a text is what is usual
+_MOST_HAVE = 2 / 3  # of the cases, before a text is what is usual
 
 
 def _usual(values: Array, kind: str, about: Mapping[str, Any]) -> str:
-    "What most cases have: the median of numbers, the text that more than half have."
+    "What most cases have: the median of numbers, the text that two thirds have."
     if kind == "time":
         return ""
     known = values[values != ""] if kind == "categorical" else values[~np.isnan(values)]
     if not len(known):
         return ""
     if kind == "numeric":
-        return written(float(np.median(known)), about)
+        return written(float(np.median(known)), about, digits=3)
     names, counts = np.unique(known.astype(str), return_counts=True)
-    return written(str(names[counts.argmax()]), about) if counts.max() > _HALF * len(values) else ""
+    return written(str(names[counts.argmax()]), about) if counts.max() > _MOST_HAVE * len(values) else ""
 
 
 def _seen(reference: Mapping[str, Any]) -> frozenset[str] | None:
@@ -139,6 +150,7 @@ class Teller:
             view["name"]: _described(view, known.format(humanised(view["name"]))) for view in schema.get("views", [])
         }
         self.past = Past(explainer, {each.name: self._named(each) for each in self.inputs})
+        self._bases: dict[str, Array] = {}
         self._target = schema.get("target_about") or {}
         self._sums = np.zeros((len(explainer.groups), len(self.inputs)))
         for g, group in enumerate(explainer.groups):
@@ -157,7 +169,7 @@ class Teller:
     def _named(self, one: _Input) -> str:
         "What cases are alike in: short, and of a view with its name."
         view = self.explainer.layout.view_of.get(one.name)
-        return f"{humanised(view)} ({one.called})" if view else one.called.partition(",")[0].partition(" (")[0]
+        return f"{humanised(view)} ({one.called})" if view else one.short
 
     def value(
         self,
@@ -173,8 +185,10 @@ class Teller:
         rung: str = "model",  # that answers
     ) -> float:  # a probability, or a value
         "The answer that points count from."
-        background = {kind: part[:1] for kind, part in self.explainer.cases.background.items()}
-        base = self.explainer.explain(background, rung).base
+        if rung not in self._bases:
+            background = {kind: part[:1] for kind, part in self.explainer.cases.background.items()}
+            self._bases[rung] = self.explainer.explain(background, rung).base
+        base = self._bases[rung]
         return float(usual(self.task, base)[told if len(base) > 1 else 0])
 
     def reasons(
@@ -221,7 +235,7 @@ class Teller:
 
     def _moved(self, amount: float) -> str:
         if self.task == "regression":
-            shown = written(abs(amount), {"from": "model", **self._target})
+            shown = written(abs(amount), self._target, digits=2)
         else:
             whole = max(1, round(abs(amount)))
             shown = f"{whole} point{'s' if whole > 1 else ''}"

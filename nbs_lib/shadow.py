@@ -6,7 +6,6 @@
 __all__ = ['LAST', 'MOST', 'PART', 'GRACE_US', 'TURN_S', 'WORK_S', 'HANG_S', 'LOAD_S', 'drawn', 'Trial', 'Tail', 'Shadow', 'run']
 
 # %% ../notebooks/lib/81_shadow.ipynb #569671c7
-import contextlib
 import hashlib
 import os
 import signal
@@ -17,6 +16,7 @@ from collections import deque
 from pathlib import Path
 
 from .answering import Answers
+from .aside import lowest
 from .challenger import abort, challenger, shadow_folder
 from .champion import Served, load
 from .errors import StoreError
@@ -257,9 +257,7 @@ def run(
 def _main() -> None:
     "What the process runs: `python -m nbs_lib.shadow`."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent has it too, and ends this process
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    os.nice(19)
+    lowest()
     run()
 
 

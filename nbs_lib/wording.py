@@ -62,7 +62,7 @@ def number(
         return f"{value:.{digits}g}"
     if abs(value) >= 10_000:
         return f"{value:,.0f}"
-    shown = f"{value:.0f}" if value == int(value) or abs(value) >= 10**digits else f"{value:.{digits}g}"
+    shown = f"{value:.0f}" if value == int(value) or abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
     return "0" if shown == "-0" else shown
 
 
@@ -90,14 +90,15 @@ def _length(value: float, unit: str, digits: int) -> str:
     if unit == "d" or minutes >= 2 * 1440:
         days = number(minutes / 1440, 2 if minutes < 10 * 1440 else 4)
         return f"{sign}{days} {'day' if days == '1' else 'days'}"
+    if unit == "min" and digits < 4 and minutes < 120:  # a mean: its fractions tell nobody anything
+        return f"{number(round(value) if minutes >= 1 else value, 1)} min"
     if minutes < 120 or unit == "h":
         return f"{number(value, digits)} {unit}" if unit != "s" or minutes < 2 else f"{sign}{number(minutes, 3)} min"
     hours, rest = divmod(round(minutes), 60)
     return f"{sign}{hours} h {rest} min" if rest else f"{sign}{hours} h"
 
 
-def _measured(value: float, about: Mapping[str, Any]) -> str:
-    digits = 4 if about.get("from", "request") == "request" else 3  # what was sent is told as it was
+def _measured(value: float, about: Mapping[str, Any], digits: int) -> str:
     unit = plain(str(about["unit"])) if about.get("unit") else ""
     of = unit.removesuffix(_CLOCK).strip()
     if unit.endswith(_CLOCK) and of in _MINUTES and 0 <= value * _MINUTES[of] <= 1440:
@@ -122,6 +123,7 @@ def missing(
 def written(
     value: Any,  # as a graph takes it: a number, text, or seconds since 1970; None = missing
     about: Mapping[str, Any],  # what a bundle's schema says of the input: input, type, unit, description, from
+    digits: int | None = None,  # that tell something; by default more of what was sent than of what views count
 ) -> str:
     "A value in the units of the user."
     if missing(value):
@@ -135,4 +137,4 @@ def written(
             return number(float(value))
     if about.get("type") == "bool" and value in (0, 1):
         return "yes" if value else "no"
-    return _measured(float(value), about)
+    return _measured(float(value), about, digits or (4 if about.get("from", "request") == "request" else 3))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .accepting import NOBODY, Accepting, Crowd
+from .aside import Aside
 from .challenger import Keeper
 from .errors import UserError
 from .settings import Serve, Settings, load_settings
@@ -155,6 +156,7 @@ class Workers:
         self.listener, self.count, self.folder, self.root = listener, settings.workers, Path(folder), root
         self.environment = os.environ | LEAN | {"PROMETHEUS_MULTIPROC_DIR": folder}
         self.keeper = Keeper(settings, root, self.environment)
+        self.aside = Aside(self.folder, root, self.environment)
         self.running: list[subprocess.Popen[bytes]] = []
         self.started: dict[int, float] = {}  # when, by process id
         self.numbers: dict[int, int] = {}  # of the workers, by process id
@@ -180,6 +182,7 @@ class Workers:
         while self.running and not self.stopping:
             self._replace()
             self.keeper.tend()
+            self.aside.tend()
             time.sleep(0.05)
         return 0 if self.stopping else 1
 
@@ -211,6 +214,7 @@ class Workers:
         for worker in self.running:
             worker.terminate()
         self.keeper.end()
+        self.aside.end()
         deadline = time.monotonic() + seconds
         for worker in self.running:
             try:

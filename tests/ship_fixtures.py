@@ -7,10 +7,13 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 
 from nbs_lib.bundle import write_bundle
+from nbs_lib.cases import drawn
 from nbs_lib.connection import connect
 from nbs_lib.settings import Tracking
 from nbs_lib.store import encode, open_store
@@ -134,6 +137,15 @@ def make_ladder_bundle(
         prior = {"output": [0.2, 0.5, 0.3], "margin": [-1.6, -0.7, -1.2]}
     rest = {"metrics": {}, "fallback": {"prior": prior}, "reference": {}}
     write_bundle(folder, model, context, **{"schema": schema, "lineage": LINEAGE} | rest | changes)
+
+
+def ladder_cases(rows: int = 300) -> bytes:
+    "Cases of the bundle with views."
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(0, 0.5, (rows, len(NUMBERS))).astype(np.float32), columns=NUMBERS)
+    table = table.assign(maker=rng.choice(["m1", "b"], rows), maker_best="b", made=rng.integers(1, 400, rows) * 86_400)
+    table = table.assign(_target=(table["width"] > 0).astype(int), _split=["train", "test"] * (rows // 2))
+    return drawn(table, lambda each: each["width"].to_numpy(), [*NUMBERS, *WORDS, "made"])
 
 
 def store_of(root: Path, version: str = VERSION) -> None:

@@ -327,7 +327,20 @@ def test_classes_of_three(tmp_path: Path) -> None:
 
 # Production
 
-BLOCKED = ("sklearn", "skl2onnx", "onnx", "torch", "mlflow", "pandas", "scipy", "pyarrow", "yaml", "duckdb")
+BLOCKED = (
+    "sklearn",
+    "skl2onnx",
+    "onnx",
+    "torch",
+    "mlflow",
+    "pandas",
+    "scipy",
+    "pyarrow",
+    "yaml",
+    "duckdb",
+    "shap",
+    "numba",
+)
 REFUSE = f"""
 import sys, json, datetime
 

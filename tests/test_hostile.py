@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from services import ROW, TOLD, Running, make_project
 from services import service as serve
+from ship_fixtures import ladder_cases
 
 EXAMPLES = 30  # that schemathesis makes for each operation, beside the edges of what is described
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serve(make_project(tmp_path_factory.mktemp("a project"), TOLD), SERVE_MAX_ROWS="100") as running:
+    root = make_project(tmp_path_factory.mktemp("a project"), TOLD, cases=ladder_cases())
+    with serve(root, SERVE_MAX_ROWS="100") as running:
         yield running
 
 
@@ -111,7 +113,7 @@ def test_100_001_rows_are_too_many(service: Running) -> None:
     "kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "multipart/form-data"]
 )
 def test_only_json_by_its_own_account(kind: str, service: Running) -> None:
-    for path in ("/predict", "/feedback"):
+    for path in ("/predict", "/explain", "/feedback"):
         assert service.call(path, raw(), content_type=kind)[0] == 415
 
 
@@ -145,6 +147,38 @@ def test_thousand_unknown_levels_are_one_counter(service: Running) -> None:
     text = service.call("/metrics")[1]
     assert "nobody" not in text
     assert sum(line.startswith("nbs_unknown_category_total") for line in text.splitlines()) <= len(ROW)
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_is_refused_is_not_explained_either(name: str, service: Running) -> None:
+    body, wanted, field = REFUSED[name]
+    status, said, _ = service.call("/explain", body)
+    assert (status, said["field"]) == (wanted, field), said
+    assert set(said) == {"error", "field", "row"}
+
+
+@pytest.mark.parametrize("name", list(ANSWERED))
+def test_what_is_only_odd_is_explained(name: str, service: Running) -> None:
+    status, said, _ = service.call("/explain?change=1", ANSWERED[name][0])
+    assert status == 200, said
+    assert said["answer"]["flags"]
+    assert said["gap"] < 1e-5
+
+
+IDS: dict[str, tuple[bytes, int, str | None]] = {
+    "a path": (b'{"id":"../../etc/passwd"}', 422, "id"),
+    "no text": (b'{"id":7}', 422, "id"),
+    "more than an id": (b'{"id":"20260101-00000000-1","x":1}', 422, "id"),
+    "a day that is none": (b'{"id":"99999999-00000000-1"}', 404, "id"),
+    "an unknown answer": (b'{"id":"20260101-00000000-1"}', 404, "id"),
+}
+
+
+@pytest.mark.parametrize("name", list(IDS))
+def test_an_id_that_is_none_is_refused(name: str, service: Running) -> None:
+    body, wanted, field = IDS[name]
+    status, said, _ = service.call("/explain", body)
+    assert (status, said["field"]) == (wanted, field), said
 
 
 LABELS: dict[str, tuple[bytes, int, str | None]] = {

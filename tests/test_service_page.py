@@ -1,5 +1,6 @@
 """The page at / in a real browser: it is filled in, answers in words, and nothing that a table holds comes alive."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from chromium import CHROMIUM, Chromium
 from conftest import lacking
 from services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote
 from services import service as serve
+from ship_fixtures import ladder_cases
 
 from nbs_lib.theme import COLOURS
 
@@ -28,7 +30,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serve(make_project(tmp_path_factory.mktemp("a project"), TOLD)) as running:
+    with serve(make_project(tmp_path_factory.mktemp("a project"), TOLD, cases=ladder_cases())) as running:
         yield running
 
 
@@ -66,9 +68,34 @@ def test_a_label_is_told(service: Running, browser: Chromium) -> None:
     browser.open(service.url)
     browser.wait(OPEN)
     ask(browser)
-    browser.click("#answer button")
+    browser.click("#answer .next button")
     browser.wait("document.querySelector('#answer .next p').textContent")
     assert "Noted" in browser.see(TEXT)
+
+
+WHY = "document.querySelector('#answer .why').innerText"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_why_is_told_in_words_and_fits_a_phone(dark: bool, service: Running, browser: Chromium) -> None:
+    browser.open(service.url, width=360, height=640, dark=dark)
+    browser.wait(OPEN)
+    select = f'document.querySelector("{field("maker")}")'
+    browser.see(f"{select}.value = {json.dumps(SCRIPT)}")
+    ask(browser)
+    browser.click("#answer .why button")
+    browser.wait("document.querySelector('#answer .caveat')", 40)
+    told = browser.see(WHY)
+    for title in ("Why", "How far to trust it", "Cases like it", "What would change it"):
+        assert title in browser.see("[...document.querySelectorAll('.why h3')].map(each => each.textContent)")
+    assert "Reasons describe the model, not causes." in told
+    assert browser.see("document.querySelectorAll('.why li').length") in range(1, 5)
+    browser.see("document.querySelectorAll('.why details').forEach(each => { each.open = true })")
+    assert SCRIPT in browser.see(WHY)  # a value
+    assert browser.see("document.title") == "Predict sold"
+    assert browser.see("document.documentElement.scrollWidth") == 360
+    assert browser.see("document.querySelector('.why [role=status]') !== null")
+    assert browser.complaints == []
 
 
 def test_less_than_the_best_answer_is_said(service: Running, browser: Chromium) -> None:
@@ -182,7 +209,7 @@ def test_a_token_is_typed_and_kept_in_memory(tmp_path: Path, browser: Chromium) 
 
 def test_the_docs_draw_and_answer(service: Running, browser: Chromium) -> None:
     browser.open(f"{service.url}/docs")
-    browser.wait("document.querySelectorAll('.opblock').length === 6")
+    browser.wait("document.querySelectorAll('.opblock').length === 7")
     browser.click(".opblock-post .opblock-summary-control")
     browser.wait("document.querySelector('.opblock-post textarea')?.value.includes('width')")
     browser.click(".opblock-post button.execute")

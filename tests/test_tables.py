@@ -31,6 +31,18 @@ def results(project: Project) -> tuple[dict, dict, dict]:
     )
 
 
+def explained(project: Project) -> tuple[dict, str, str]:
+    """What a manager is told, and the two pages."""
+    found = json.loads((project.root / "models/explain.json").read_text())
+    assert [each["check"] for each in found["checks"]] == ["additivity", "noise", "planted leak", "leaks"]
+    assert found["checks"][0]["passed"]
+    assert found["drivers"][0]["points"] > 0
+    pages = [(project.root / f"reports/{name}.html").read_text() for name in ("explain", "model_card")]
+    assert pages[0].count("not causes") == 1
+    assert "real rows of the table" in pages[1]
+    return found, *pages
+
+
 def served(project: Project, table: str, column: str) -> int:
     done = project.nbs("predict", table, "--out", "scores.csv")
     assert done.returncode == 0, done.stderr
@@ -45,6 +57,9 @@ def test_multiclass_with_missing_values_and_text(finished: Project, penguins: Pa
     assert roles["task"] == metrics["task"] == "multiclass"
     assert roles["classes"] == ["Adelie", "Chinstrap", "Gentoo"]
     assert gate["decision"] == "PROMOTE"
+    found, page, _ = explained(project)
+    assert {"rows", "loss", "without", "wrong", "often"} == set(found["mistakes"])
+    assert "get the wrong class" in page
     rows = len(penguins.read_text().splitlines()) - 1
     assert served(project, "penguins.csv", "probability:Gentoo") == rows
 
@@ -74,6 +89,10 @@ def test_regression_with_missing_values_and_text(fresh: Project) -> None:
     assert roles["task"] == "regression"
     assert metrics["candidates"]["linear"]["vs_dummy"]["rmse"]["lo"] > 0
     assert gate["decision"] in ("PROMOTE", "REJECT")
+    found, page, card = explained(fresh)
+    assert found["mistakes"]["half_within"] < found["mistakes"]["nine_of_ten_within"]
+    assert "Half of its answers are off by" in page
+    assert "RMSE" in card
     shutil.rmtree(fresh.root)
 
 

@@ -1,0 +1,140 @@
+"""Explanations add up to the answers, put noise last and name a leak: each kind of model, each task, and bad input."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nbs_lib.drivers import drivers
+from nbs_lib.explainer import LIMIT, ORDERED, TREES, Explainer, points, usual
+from nbs_lib.roles import Roles
+from nbs_lib.rows import MISSING_TIME
+from nbs_lib.soundness import NOISE, PLANTED_LEAK, additivity, alone, leaks, learnt, planted, setting, sizes
+
+TASKS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": []}
+MODELS = {
+    "hgb_small": {"max_iter": 40, "max_leaf_nodes": 7},
+    "linear": {},
+    "net": {"width": 128, "depth": 2},
+}
+KINDS = {"x": "numeric", "z": "numeric", "word": "categorical", "at": "time"}
+ROWS = 2400
+
+
+def roles(task: str, kinds: dict[str, str] | None = None) -> Roles:
+    columns = {name: {"role": kind} for name, kind in (kinds or KINDS).items()}
+    return Roles("made up", "y", task, TASKS[task], columns=columns)
+
+
+def made_up(task: str, seed: int = 0) -> pd.DataFrame:
+    """A table in which all inputs matter, a tenth of the numbers missing."""
+    rng = np.random.default_rng(seed)
+    x, z, hour = rng.normal(size=ROWS), rng.normal(size=ROWS), rng.integers(0, 24, ROWS)
+    word = rng.choice(["red", "blue", ""], ROWS)
+    score = 2 * x - 1.5 * z + 1.5 * (word == "red") + (hour - 12) / 8 + rng.normal(0, 0.3, ROWS)
+    target = {
+        "binary": (score > 0).astype(int),
+        "multiclass": np.digitize(score, np.quantile(score, [1 / 3, 2 / 3])),
+        "regression": score,
+    }[task]
+    table = pd.DataFrame({"x": x, "z": z, "word": word, "at": 3600 * hour + 86400 * rng.integers(0, 700, ROWS)})
+    table["x"] = table["x"].where(rng.random(ROWS) > 0.1)
+    split = np.where(np.arange(ROWS) < 0.8 * ROWS, "train", "valid")
+    return table.astype({"x": np.float32, "z": np.float32}).assign(_target=target, _split=split)
+
+
+def candidate(name: str) -> tuple:
+    return setting(name, {name: {"params": MODELS[name]}})
+
+
+@pytest.fixture(scope="module", params=[(model, task) for model in MODELS for task in TASKS], ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str, Explainer]:
+    model, task = request.param
+    return model, task, learnt(*candidate(model), roles(task), made_up(task))
+
+
+def test_explanations_add_up_to_the_answers(case: tuple[str, str, Explainer]) -> None:
+    model, task, explainer = case
+    assert additivity(explainer)["passed"]
+    arrays = explainer.cases.past
+    found = explainer.explain(arrays)
+    assert found.method == (TREES if model == "hgb_small" else ORDERED)
+    served, margin = explainer.bundle.ask(arrays)
+    assert np.array_equal(found.margin, margin)
+    apart = np.abs(found.base + found.values.sum(axis=1) - margin) / np.maximum(np.abs(margin), 1)
+    assert apart.max() <= LIMIT
+    told = points(task, found.base, explainer.grouped(found.values))
+    assert np.abs(usual(task, found.base) + told.sum(axis=1) - served).max() < 2e-4
+    assert np.abs(found.values).max() > 0.3, "an explanation of nothing adds up too"
+
+
+def test_strange_rows_are_explained_exactly(case: tuple[str, str, Explainer]) -> None:
+    """All missing, a category that nobody has seen, numbers far outside."""
+    _, _, explainer = case
+    rows = {kind: part[:3].copy() for kind, part in explainer.cases.past.items()}
+    rows["numeric"][0], rows["categorical"][0], rows["time"][0] = np.nan, "", MISSING_TIME
+    rows["categorical"][1] = "<script>alert(1)</script>"
+    rows["numeric"][2] = 1e6
+    found = explainer.explain(rows)
+    assert found.gap.max() <= LIMIT
+    assert np.isfinite(found.values).all()
+
+
+def test_noise_comes_last_and_a_leak_is_named(case: tuple[str, str, Explainer]) -> None:
+    model, task, _ = case
+    noise, leak = planted(*candidate(model), roles(task), made_up(task))
+    assert (noise["passed"], noise["below"]) == (True, []), noise
+    assert leak["passed"], leak
+    assert leak["observed"] == f"{PLANTED_LEAK} is first"
+
+
+def test_noise_that_moves_answers_is_reported() -> None:
+    """Where nothing else is to be learnt, noise is as good as any input, and the check says so."""
+    table = made_up("binary")
+    table["_target"] = np.random.default_rng(1).integers(0, 2, ROWS)
+    noise, leak = planted(*candidate("hgb_small"), roles("binary"), table)
+    assert not noise["passed"]
+    assert leak["passed"]
+    assert NOISE not in noise["below"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_real_leak_is_named(task: str) -> None:
+    table = made_up(task)
+    names = {"numeric": ["x", "z", "copy"], "categorical": ["word"]}
+    told = leaks(alone(task, table.assign(copy=(table["_target"] * -2.0).astype(np.float32)), names), task)
+    assert not told["passed"]
+    assert told["sentence"].startswith("copy tells the answer by itself")
+    assert leaks(alone(task, table, names | {"numeric": ["x", "z"]}), task)["passed"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_feature_a_constant_one_and_many(model: str) -> None:
+    table = made_up("binary")
+    one = learnt(*candidate(model), roles("binary", {"x": "numeric"}), table)
+    assert list(sizes(one)) == ["x"]
+    still = table.assign(still=np.float32(7))
+    kinds = {"x": "numeric", "still": "numeric"}
+    found = sizes(learnt(*candidate(model), roles("binary", kinds), still))
+    assert found["still"] < 1e-6 < found["x"]
+    width = 60 if model == "net" else 500  # a net of 500 is explained at 2 s a row
+    rng = np.random.default_rng(5)
+    more = {f"c{k}": rng.normal(size=ROWS).astype(np.float32) for k in range(width - 1)}
+    wide = pd.concat([table, pd.DataFrame(more)], axis=1)
+    many = learnt(*candidate(model), roles("binary", dict.fromkeys(["x", *more], "numeric")), wide)
+    found = sizes(many, rows=5)
+    assert len(found) == width
+    assert next(iter(found)) == "x"
+
+
+def test_drivers_say_which_way() -> None:
+    told = {
+        each.code: each
+        for each in drivers(learnt(*candidate("hgb_small"), roles("binary"), made_up("binary")), roles("binary"))
+    }
+    assert [told["x"].way, told["z"].way] == ["the higher, the more probable", "the higher, the less probable"]
+    assert told["word"].way.startswith("more probable: red")
+    assert re.fullmatch(
+        r"more probable: in the (evening|afternoon).*; less probable: (at night|in the morning).*", told["at"].way
+    )
