@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['SECONDS', 'KEY', 'seconds', 'actionable', 'sentence']
 
-# %% ../notebooks/lib/31_actionable.ipynb #60214c73
+# %% ../notebooks/lib/31_actionable.ipynb #6bb7351e
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ParamsError, did_you_mean
-from .roles import Roles
 
-# %% ../notebooks/lib/31_actionable.ipynb #e56de8ee
+if TYPE_CHECKING:
+    from nbs_lib.roles import Roles
+
+# %% ../notebooks/lib/31_actionable.ipynb #37a5a72e
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -22,7 +24,7 @@ def seconds(
     "How many seconds one of a unit has."
     return SECONDS.get(unit.partition(" ")[0])
 
-# %% ../notebooks/lib/31_actionable.ipynb #d818ddee
+# %% ../notebooks/lib/31_actionable.ipynb #dd3f0876
 KEY = "params.yaml: explain.actionable"
 _FORM = f"{KEY} must list columns, such as [price] or [{{start: [end]}}], where end moves along"
 
@@ -43,7 +45,7 @@ def _written(marked: str | Sequence[Any]) -> dict[str, list[str]]:
     return found
 
 
-def _of_source(roles: Roles, inputs: Sequence[str]) -> dict[str, list[str]]:
+def _of_source(roles: "Roles", inputs: Sequence[str]) -> dict[str, list[str]]:
     "What the source marks, as far as it is learnt from."
     there = {name for name, about in roles.columns.items() if about["role"] not in ("dropped", "later", "target")}
     return {
@@ -53,7 +55,7 @@ def _of_source(roles: Roles, inputs: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def _check(roles: Roles, inputs: Sequence[str], name: str, sent: Iterable[str]) -> None:
+def _check(roles: "Roles", inputs: Sequence[str], name: str, sent: Iterable[str]) -> None:
     "Raise `ParamsError` where a column can't be tried at other values."
     about = roles.columns.get(name)
     if about is None:
@@ -74,7 +76,7 @@ def _check(roles: Roles, inputs: Sequence[str], name: str, sent: Iterable[str]) 
         )
 
 
-def _check_along(roles: Roles, name: str, other: str, sent: Iterable[str]) -> None:
+def _check_along(roles: "Roles", name: str, other: str, sent: Iterable[str]) -> None:
     "Raise `ParamsError` where one column can't move along with another."
     about, unit = roles.columns.get(other), str(roles.columns[name].get("unit") or "")
     if about is None or about.get("from") or other == name:
@@ -98,7 +100,7 @@ def _check_along(roles: Roles, name: str, other: str, sent: Iterable[str]) -> No
 
 def actionable(
     marked: str | Sequence[Any],  # `explain.actionable`
-    roles: Roles,
+    roles: "Roles",
     inputs: Sequence[str],  # of all graphs
 ) -> dict[str, list[str]]:  # by column: those that move along
     "What somebody can still change; raises `ParamsError` naming the column."
