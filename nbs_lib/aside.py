@@ -51,9 +51,12 @@ class Aside:
         self._started, self._why = -PAUSE_S, ""  # by `time.monotonic`, and why it ended
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.setblocking(False)
-        with contextlib.suppress(OSError):  # a path that is too long: then nothing is explained
+        try:
             self.listener.bind(str(folder / SOCKET))
             self.listener.listen(WAITING)
+        except OSError as error:  # such as a path that is too long
+            print(f"nbs: nothing will be explained: {folder / SOCKET} can't be opened ({error}).", file=sys.stderr)
+            self.listener.close()
 
     def tend(self) -> None:
         "Start the process where somebody asks; never raises."
@@ -61,6 +64,8 @@ class Aside:
             code, self.running = self.running.returncode, None
             self._why = signal.Signals(-code).name if code < 0 else f"code {code}"
             print(f"nbs: the process that explains ended with {self._why}.", file=sys.stderr, flush=True)
+        if self.listener.fileno() < 0:
+            return
         if self.running is None and select.select([self.listener], [], [], 0)[0]:
             if time.monotonic() < self._started + PAUSE_S:
                 self._refuse()

@@ -87,7 +87,8 @@ class Cases:
         content = bundle.content(CASES)
         if content is None:
             raise BundleError(
-                f"bundle {bundle.id[:12]} can't be explained: it holds no {CASES}. `make run` makes one that does."
+                f"bundle {bundle.id[:12]} can't be explained: it holds no {CASES}, for it was made before there were "
+                "explanations. `make run` makes new ones."
             )
         table = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
         part = table["_part"].to_numpy(zero_copy_only=False)

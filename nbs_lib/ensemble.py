@@ -56,9 +56,12 @@ def ensemble(
     if {bytes(mode) for mode in about["nodes_modes"]} - {b"BRANCH_LEQ", b"LEAF"}:
         return None
     encoded = found[0].input[0]
+    split = np.array(about["nodes_featureids"])[np.array(about["nodes_modes"]) != b"LEAF"]
     model.graph.output.append(onnx.helper.make_tensor_value_info(encoded, onnx.TensorProto.FLOAT, None))
     opened = session(model.SerializeToString())
     belongs = _belonging(lambda arrays: opened.run([encoded], arrays)[0], rows, names)
+    if (belongs[split] < 0).any():  # nothing in these rows says whose they are
+        return None
     slope, shift = (float(held[name]) for name in ("slope", "shift"))
     return Ensemble(*_trees(about), slope, shift, belongs, opened, encoded)
 
@@ -93,7 +96,7 @@ def _belonging(encode: Any, rows: Mapping[str, Array], names: Mapping[str, Seque
     "Which input each encoded column is of: the one that moves it."
     rows = {kind: part for kind, part in rows.items() if part.shape[1]}
     usual = encode(rows)
-    belongs, place = np.zeros(usual.shape[1], dtype=np.int64), 0
+    belongs, place = np.full(usual.shape[1], -1), 0
     nothing = {"numeric": np.float32(np.nan), "categorical": "", "time": MISSING_TIME}
     for kind, wanted in names.items():
         for k in range(len(wanted)):

@@ -36,6 +36,7 @@ class Story:
     levels: Sequence[Mapping[str, Any]]  # where it goes wrong, the worst first
     checks: Sequence[Mapping[str, Any]]  # of the explanations
     cost: Price | None
+    threshold: float | None = None  # of two classes: from where on a row counts
 
 
 def _it(story: Story) -> str:
@@ -96,13 +97,15 @@ def headline(
     tone, cares = trust(story)
     goes_by = [each.name for each in story.drivers[:3] if each.points > 0]
     says = f"To tell {_it(story)}, it goes above all by {_and([f'“{name}”' for name in goes_by])}."
-    reasons: list[list[object]] = [[how_well(story.found)], [" ".join([wrong(story), *cares])], [says]]
-    reasons.append([_not_for(story)])
+    reasons: list[list[object]] = [[f"{_predicts(story)} {how_well(story.found)}"]]
+    reasons += [[" ".join([wrong(story), *cares])], [says], [_not_for(story)]]
     todo = [
-        "About one case: ",
-        code("nbs explain ID"),
-        ", or the service's page, says by what the model went and what would change its answer. "
-        "Where that does not convince somebody who knows the case, go by the case.",
+        "What to do about one case: press ",
+        code("Why?"),
+        " on the service's page after asking, or type ",
+        code("nbs explain"),
+        " and the id that came with the answer: it says by what the model went, how such cases ended, and what would "
+        "change it. Where that does not convince somebody who knows the case, go by the case.",
     ]
     heads = {
         GOOD: "Its answers hold on rows it had never seen",
@@ -112,11 +115,21 @@ def headline(
     return blocks.verdict(tone, WORDS[tone], heads[tone], reasons, todo)
 
 
+def _predicts(story: Story) -> str:
+    "What is predicted, and from where on it counts."
+    roles = story.found.roles
+    about = str(roles.columns[roles.target].get("description") or "")
+    meant = f" ({about})" if about else ""
+    on = f" It counts as {plots.label(roles.classes[1])} from {story.threshold:.0%} on." if story.threshold else ""
+    return f"It predicts {_it(story)}{meant}.{on}"
+
+
 def _not_for(story: Story) -> str:
-    weak = f"; rows where {_where(story.levels[0])}, without a second look" if _weak(story) else ""
+    weak = f", nor, without a second look, for rows where {_where(story.levels[0])}" if _weak(story) else ""
     return (
-        "Not for: saying why something happens (reasons describe the model, not causes); rows unlike those it has "
-        f"learnt from{weak}."
+        "When not to trust it: do not use it to say why something happens (its reasons describe the model, not "
+        "causes), nor for rows unlike those it has learnt from: an answer then carries flags, or says that it knew "
+        f"little of them{weak}."
     )
 
 
@@ -152,7 +165,8 @@ def wrong(
             f"and raised {_of_100(told['false_alarms'], many)} false alarms."
         )
     if story.cost is None:
-        return said
+        blind = f" Always the same answer would be wrong in {_of_100(round(told['without'] * many), many)}."
+        return said if task == "regression" else said + blind
     with_it, without = (_priced(100 * told[part], story) for part in ("loss", "without"))
     return f"{said} That costs {with_it} in 100 rows; with always the same answer it would be {without}."
 
@@ -196,8 +210,8 @@ def driven_by(
     exact = digits(story.found, "mae") if story.found.roles.task == "regression" else 1
     lines = []
     for each in story.drivers[:SHOWN]:
-        about = f"{_short(each)}, {each.inputs} columns" if each.inputs > 1 else _short(each)
-        told = [each.name, note(each.way or "no one way")] + ([note(about)] if about != _plain(each.name) else [])
+        about = f"{each.name}, {each.inputs} columns" if each.inputs > 1 else each.name
+        told = [_short(each), *([note(about)] if about != _short(each) else []), note(each.way or "no one way")]
         lines.append([tuple(told), number(each.points, exact)])
     unit = "points" if story.found.roles.task != "regression" else _unit(story)
     listed = blocks.table(["what, and which way", unit], lines)
@@ -209,12 +223,8 @@ def driven_by(
     )
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _short(driver: Driver) -> str:
-    return _plain(driver.code.removeprefix("view:"))
+    return driver.code.removeprefix("view:").replace("_", " ")
 
 
 def _unit(story: Story) -> str:
@@ -234,7 +244,10 @@ def below_noise(
     if not names:
         return Block("")
     few = _and([f"“{name}”" for name in names[:6]]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    said = f"On few rows, {few} could not be told from a column of mere noise: read nothing into their place."
+    said = (
+        f"In a model learnt once more from a sample, {few} moved answers no more than a column of mere noise did: "
+        "read nothing into their place."
+    )
     return Block(f"<p>{blocks.inline(said)}</p>")
 
 
@@ -247,7 +260,7 @@ def drivers_plot(
     return plots.bars(
         [_short(each) for each in some],
         [each.points for each in some],
-        f"{_unit(story)}, on average up or down",
+        _unit(story),
         digits=exact,
     )
 

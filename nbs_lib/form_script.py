@@ -190,7 +190,8 @@ function whyOf(said, row) {
 function explained(found) {
   const percents = found.told !== null, unit = percents ? " points" : "";
   const usual = percents ? percent(found.usual) : plain(found.usual);
-  const about = percents ? "The probability of \u201c" + found.told + "\u201d is usually " : "Usually it is ";
+  const of = percents ? "the probability of \u201c" + found.told + "\u201d" : "it";
+  const about = "In the usual case " + of + " is ";
   const reasons = found.reasons.map((reason) => make("li", {}, reason.text));
   const part = (title, ...rest) => [make("h3", {}, title), ...rest];
   const rows = found.contributions.map((each) => {

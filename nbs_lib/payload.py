@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import isfinite
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, UnsetType
 from .bundle import Bundle
 from .errors import DataError, UserError, did_you_mean
 from .request import Layout
-from .rows import moment
+from .rows import MISSING_TIME, moment
 
 # %% ../notebooks/lib/70_payload.ipynb #ddfc884f
 @dataclass(frozen=True)
@@ -108,7 +108,15 @@ _TYPES: dict[str, Any] = {
 # %% ../notebooks/lib/70_payload.ipynb #6bcc02ae
 Row = tuple[Any, ...]
 _ODD = re.compile(r'["\\\x00-\x1f]')  # what msgspec can't have in the name of a field
-_moment = lru_cache(65_536)(partial(moment, column=""))  # rows of one time come together
+_ENDS = -62_135_596_800, 253_402_300_799  # years 1 to 9999: what a calendar can write
+
+
+@lru_cache(65_536)  # rows of one time come together
+def _moment(value: Any) -> int:
+    found = moment(value, "")
+    if found != MISSING_TIME and not _ENDS[0] <= found <= _ENDS[1]:
+        raise DataError("beyond the calendar")
+    return found
 
 
 class Payload:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .alike import Past
-from .explainer import Explained, Explainer, Group, points, usual
+from .explainer import UNASKED, Explained, Explainer, Group, points, usual
 from .rows import Array
 from .wording import begun, humanised, missing, plain, written
 
@@ -210,7 +210,7 @@ class Teller:
         ]
         if found:
             return found
-        if not explained.values[row].any() and explained.method == "nothing was asked":
+        if not explained.values[row].any() and explained.method == UNASKED:
             return [Reason(PRIOR, "No model could be asked, so nothing of the row moved the answer.", "neither", 0.0)]
         return [Reason(ORDINARY, "Nothing about this case moves the answer: it is an ordinary one.", "neither", 0.0)]
 

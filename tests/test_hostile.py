@@ -35,6 +35,7 @@ REFUSED: dict[str, tuple[bytes, int, str | None]] = {  # body, status, field
     "1e400": (raw(width="1e400"), 422, "width"),
     "1e39": (raw(width="1e39"), 422, "width"),
     "10^39": (raw(width="1" + "0" * 39), 422, "width"),
+    "beyond the calendar": (raw(made='"9999-12-31T23:59:59-12:00"'), 422, "made"),
     "text nan": (raw(width='"nan"'), 422, "width"),
     "text 1.5": (raw(width='"1.5"'), 422, "width"),
     "true for a number": (raw(width="true"), 422, "width"),
