@@ -683,7 +683,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'nbs_lib.example.example_graphs': ('lib/example.html#example_graphs', 'nbs_lib/example.py'),
                                  'nbs_lib.example.example_project': ('lib/example.html#example_project', 'nbs_lib/example.py')},
             'nbs_lib.explain_page': { 'nbs_lib.explain_page.Story': ('lib/explain_page.html#story', 'nbs_lib/explain_page.py'),
-                                      'nbs_lib.explain_page._and': ('lib/explain_page.html#_and', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._blunt': ('lib/explain_page.html#_blunt', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._came': ('lib/explain_page.html#_came', 'nbs_lib/explain_page.py'),
                                       'nbs_lib.explain_page._it': ('lib/explain_page.html#_it', 'nbs_lib/explain_page.py'),

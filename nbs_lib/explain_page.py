@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from matplotlib.figure import Figure
 
-from . import blocks, plots
+from . import blocks, plots, wording
 from .blocks import BAD, GOOD, WARN, Block, code, note
 from .drivers import Driver
 from .explainer import Explainer
@@ -86,17 +86,15 @@ def _blunt(story: Story) -> str:
     )
 
 
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
-
-
 def headline(
     story: Story,
 ) -> Block:
     "How far to trust the model, and what to do."
     tone, cares = trust(story)
     goes_by = [each.name for each in story.drivers[:3] if each.points > 0]
-    says = f"To tell {_it(story)}, it goes above all by {_and([f'“{name}”' for name in goes_by])}."
+    says = (
+        f"To tell {_it(story)}, it goes above all by {wording.listed([f'“{name}”' for name in goes_by]) or 'nothing'}."
+    )
     reasons: list[list[object]] = [[f"{_predicts(story)} {how_well(story.found)}"]]
     reasons += [[" ".join([wrong(story), *cares])], [says], [_not_for(story)]]
     todo = [
@@ -243,7 +241,9 @@ def below_noise(
     names = [each.name for each in story.drivers if each.code in below]
     if not names:
         return Block("")
-    few = _and([f"“{name}”" for name in names[:6]]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    few = wording.listed([f"“{name}”" for name in names[:6]]) + (
+        f" and {len(names) - 6} more" if len(names) > 6 else ""
+    )
     said = (
         f"In a model learnt once more from a sample, {few} moved answers no more than a column of mere noise did: "
         "read nothing into their place."

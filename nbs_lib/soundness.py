@@ -20,7 +20,7 @@ from .calibration import Calibration
 from .candidates import CANDIDATES, Candidate, Task
 from .cases import Cases, spread
 from .encoding import Layout
-from .explainer import LIMIT, Explainer, gap
+from .explainer import LIMIT, Explainer
 from .graph import graph
 from .importance import drawn, readable
 from .metrics import evaluate
@@ -100,7 +100,7 @@ def additivity(
     arrays = {kind: part[:rows] for kind, part in explainer.cases.past.items()}
     found = explainer.explain(arrays, strict=False)
     answered = np.isfinite(found.margin).all(axis=1)  # a graph may give no number where something is missing
-    worst = float(gap(found.margin, found.base, found.values)[answered].max(initial=0.0))
+    worst = float(found.gap[answered].max(initial=0.0))
     said = "add up" if worst <= LIMIT else "do not add up"
     many = f"on {int(answered.sum()):,} rows that training did not see"
     observed = f"below {LIMIT:.0e}" if worst <= LIMIT else f"{worst:.0e}"  # its digits depend on the machine

@@ -150,12 +150,16 @@ def test_thousand_unknown_levels_are_one_counter(service: Running) -> None:
     assert sum(line.startswith("nbs_unknown_category_total") for line in text.splitlines()) <= len(ROW)
 
 
-@pytest.mark.parametrize("name", list(REFUSED))
-def test_what_is_refused_is_not_explained_either(name: str, service: Running) -> None:
-    body, wanted, field = REFUSED[name]
-    status, said, _ = service.call("/explain", body)
+def refuses(service: Running, path: str, case: tuple[bytes, int, str | None]) -> None:
+    body, wanted, field = case
+    status, said, _ = service.call(path, body)
     assert (status, said["field"]) == (wanted, field), said
     assert set(said) == {"error", "field", "row"}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_is_refused_is_not_explained_either(name: str, service: Running) -> None:
+    refuses(service, "/explain", REFUSED[name])
 
 
 @pytest.mark.parametrize("name", list(ANSWERED))
@@ -177,9 +181,7 @@ IDS: dict[str, tuple[bytes, int, str | None]] = {
 
 @pytest.mark.parametrize("name", list(IDS))
 def test_an_id_that_is_none_is_refused(name: str, service: Running) -> None:
-    body, wanted, field = IDS[name]
-    status, said, _ = service.call("/explain", body)
-    assert (status, said["field"]) == (wanted, field), said
+    refuses(service, "/explain", IDS[name])
 
 
 LABELS: dict[str, tuple[bytes, int, str | None]] = {
@@ -204,10 +206,7 @@ LABELS: dict[str, tuple[bytes, int, str | None]] = {
 
 @pytest.mark.parametrize("name", list(LABELS))
 def test_a_label_that_is_none_is_refused(name: str, service: Running) -> None:
-    body, wanted, field = LABELS[name]
-    status, said, _ = service.call("/feedback", body)
-    assert (status, said["field"]) == (wanted, field), said
-    assert set(said) == {"error", "field", "row"}
+    refuses(service, "/feedback", LABELS[name])
 
 
 @pytest.mark.parametrize(
