@@ -16,7 +16,7 @@ import pytest
 import yaml
 from apscheduler.triggers.cron import CronTrigger
 from conftest import ROOT, lacking
-from services import ROW, Load, Running, make_project, point_to, promote, service, until
+from services import PATIENT, ROW, Load, Running, make_project, point_to, promote, service, until
 from typer.testing import CliRunner
 
 from nbs_lib.cli import app
@@ -137,14 +137,14 @@ def stopped(instance: Running) -> None:
 @pytest.mark.xdist_group("deploy")
 def test_a_rolling_restart_behind_nginx_loses_nothing(project: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        instances = [stack.enter_context(service(project, SERVE_DRAIN_S="1")) for _ in range(2)]
+        instances = [stack.enter_context(service(project, SERVE_DRAIN_S="1", **PATIENT)) for _ in range(2)]
         port = stack.enter_context(nginx(tmp_path / "nginx", *(each.port for each in instances)))
         with Load(port) as load:
             load.wait(200)
             for each in instances:
                 stopped(each)
                 load.wait(100)
-                stack.enter_context(service(project, each.port, SERVE_DRAIN_S="1"))
+                stack.enter_context(service(project, each.port, SERVE_DRAIN_S="1", **PATIENT))
                 time.sleep(2)
                 load.wait(100)
     assert (load.lost, load.refused) == ([], 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from conftest import ROOT
-from services import Load, make_project, promote, service
+from services import PATIENT, Load, make_project, promote, service
 from ship_fixtures import VERSION, blank_project, decision, make_bundle, mlflow_project, mlflow_template  # noqa: F401
 
 from nbs_lib import history as history_module
@@ -44,7 +44,7 @@ def test_under_load_the_old_one_answers_within_10_s_and_nothing_fails(tmp_path: 
     root = make_project(tmp_path / "p")
     good = champion(root).name
     bad = promote(root, takes_over=True)
-    with service(root) as running, Load(running.port, 8) as load:
+    with service(root, **PATIENT) as running, Load(running.port, 8) as load:
         load.wait(500)
         start, asked = time.monotonic(), len(load.answers)
         done = command(root, "--why", "complaints", NBS_TRACKING_URI="http://127.0.0.1:9")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from services import ROW, Load, Running, client, make_project, point_to, promote, service, until
+from services import PATIENT, ROW, Load, Running, client, make_project, point_to, promote, service, until
 from ship_fixtures import INPUTS, MARGINS, ROWS, SCHEMA, make_bundle, manifest, store_of
 from test_bundle import REFUSE
 from test_ladder import SENT
@@ -362,7 +362,7 @@ def test_twenty_champions_under_load_lose_nothing_and_mix_nothing(tmp_path: Path
     root = make_project(tmp_path / "p")
     ids = [champion(root).name, promote(root, takes_over=True)]
     rows = [ROW] * 7
-    with service(root) as running, Load(running.port, 6, rows) as load:
+    with service(root, **PATIENT) as running, Load(running.port, 6, rows) as load:
         for turn in range(20):
             point_to(root, ids[turn % 2])
             until(lambda t=turn: running.metric("nbs_model_info", model=ids[t % 2][:12]) == 1)
@@ -437,7 +437,7 @@ def test_a_slow_model_gets_a_thread_and_the_deadline_is_kept(tmp_path: Path) -> 
 
 def test_a_killed_worker_is_replaced_and_loses_only_what_it_had(tmp_path: Path) -> None:
     root, clients = make_project(tmp_path / "p"), 8
-    with service(root, SERVE_WORKERS="2") as running:
+    with service(root, SERVE_WORKERS="2", **PATIENT) as running:
         until(lambda: running.metric("nbs_workers") == 2)
         with Load(running.port, clients) as load:
             load.wait(100)
@@ -459,7 +459,7 @@ def test_a_killed_worker_is_replaced_and_loses_only_what_it_had(tmp_path: Path) 
 
 def test_sigterm_loses_nothing_of_kept_connections(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
-    with service(root) as running, Load(running.port, 8) as load:
+    with service(root, **PATIENT) as running, Load(running.port, 8) as load:
         load.wait(200)
         running.server.process.terminate()
         assert running.server.process.wait(15) == 0

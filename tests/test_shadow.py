@@ -18,7 +18,7 @@ import psutil
 import pytest
 from conftest import ROOT
 from onnx import TensorProto, helper
-from services import ROW, Load, Running, make_project, point_to, promote, service, until
+from services import PATIENT, ROW, Load, Running, make_project, point_to, promote, service, until
 from ship_fixtures import INPUTS, LINEAGE, SCHEMA, make_bundle, make_ladder_bundle
 from test_prediction_log import DAY, THEN, entry, filled, id_of, served  # noqa: F401
 from test_serve import damaged, graph_of
@@ -289,7 +289,7 @@ def test_a_corrupt_challenger_is_stopped_and_can_be_put_right(tmp_path: Path, ho
 
 def test_a_challenger_that_takes_its_process_along_ends_nothing_else(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
-    with service(root, SERVE_SHADOW="1") as running:
+    with service(root, SERVE_SHADOW="1", **PATIENT) as running:
         challenge(root)
         started(running)
         (one,) = process(running)
