@@ -64,9 +64,6 @@ def trust(
     if story.found.gate["decision"] != "PROMOTE":
         return BAD, [story.found.gate["sentence"]]
     cares = [each["sentence"] for each in story.checks if not each["passed"]]
-    leaks = any(each["check"] == "leaks" and not each["passed"] for each in story.checks)
-    if leaks and story.found.roles.task == "binary":  # elsewhere an honest input can come close
-        return BAD, cares
     cares = [care for care in (agreement(story.found)[2], _blunt(story)) if care] + cares
     return (WARN if cares else GOOD), cares
 

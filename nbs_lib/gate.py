@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from statistics import NormalDist
 from typing import Any
 
+from .checks import entry
 from .errors import ParamsError, did_you_mean
 from .findings import named
 from .metrics import gain
@@ -100,10 +101,6 @@ def choose(
     return "linear" if loses else best
 
 # %% ../notebooks/lib/34_gate.ipynb #35a0f55a
-def _entry(check: str, passed: bool | None, observed: str, needed: str, sentence: str) -> dict[str, Any]:
-    return {"check": check, "passed": passed, "observed": observed, "needed": needed, "sentence": sentence}
-
-
 def _written(found: dict[str, float] | None) -> str:
     return f"{found['diff']:+.4f} ({found['lo']:+.4f} to {found['hi']:+.4f})" if found else "no interval"
 
@@ -116,14 +113,14 @@ def _versus(metrics: dict[str, Any], name: str, other: str, metric: str, confide
     check, needed = f"beats {other}", f"the whole {confidence:.0%} interval above 0"
     if name == other:
         sentence = f"{name} is the best on validation: nothing was learnt that is better than always the same answer."
-        return _entry(check, False, f"it is {name} itself", needed, sentence)
+        return entry(check, False, f"it is {name} itself", needed, sentence)
     found = difference(metrics, name, other, metric, confidence)
     observed = f"{named(metric)} {_written(found)}"
     if found is None:
-        return _entry(check, None, observed, needed, f"{UNTOLD} whether {name} beats {other} in {named(metric)}.")
+        return entry(check, None, observed, needed, f"{UNTOLD} whether {name} beats {other} in {named(metric)}.")
     passed = found["lo"] > 0
     verdict = "beats" if passed else "does not beat"
-    return _entry(check, passed, observed, needed, f"{name} {verdict} {other} in {named(metric)} beyond noise.")
+    return entry(check, passed, observed, needed, f"{name} {verdict} {other} in {named(metric)} beyond noise.")
 
 
 def _no_worse_loss(metrics: dict[str, Any], name: str, confidence: float) -> dict[str, Any]:
@@ -131,11 +128,11 @@ def _no_worse_loss(metrics: dict[str, Any], name: str, confidence: float) -> dic
     observed, needed = f"log loss against dummy {_written(found)}", "not below 0 beyond noise"
     if found is None:
         sentence = f"{UNTOLD} whether the probabilities of {name} are worse than always answering the usual share."
-        return _entry("log loss", None, observed, needed, sentence)
+        return entry("log loss", None, observed, needed, sentence)
     passed = found["hi"] >= 0
     verdict = "are not worse than" if passed else "are worse than"
     sentence = f"the probabilities of {name} {verdict} always answering the usual share, beyond noise."
-    return _entry("log loss", passed, observed, needed, sentence)
+    return entry("log loss", passed, observed, needed, sentence)
 
 
 def _same_answers(name: str, largest: float) -> dict[str, Any]:
@@ -143,7 +140,7 @@ def _same_answers(name: str, largest: float) -> dict[str, Any]:
     sentence = f"the graph of {name} answers like the training library on every test row, to {stated}."
     if not passed:
         sentence = f"the graph of {name} answers otherwise than the training library, by up to {stated}."
-    return _entry("parity", passed, f"differences up to {stated}", f"at most {LIMIT:.0e}", sentence)
+    return entry("parity", passed, f"differences up to {stated}", f"at most {LIMIT:.0e}", sentence)
 
 
 def _within_budget(name: str, frontier: dict[str, Any]) -> dict[str, Any]:
@@ -153,14 +150,14 @@ def _within_budget(name: str, frontier: dict[str, Any]) -> dict[str, Any]:
         sentence += (
             f" Nothing that was learnt is within it: the smallest is {frontier['smallest']} ({smallest['seen']})."
         )
-    return _entry("budget", told["within"], told["seen"], frontier["needed"], sentence)
+    return entry("budget", told["within"], told["seen"], frontier["needed"], sentence)
 
 
 def _all_rows(sample: float) -> dict[str, Any]:
     sentence = "all rows were used."
     if sample < 1:
         sentence = f"this run used {sample:.2%} of the rows, and a sampled run is never promoted."
-    return _entry("all rows", sample >= 1, f"run.sample {sample:g}", "1", sentence)
+    return entry("all rows", sample >= 1, f"run.sample {sample:g}", "1", sentence)
 
 # %% ../notebooks/lib/34_gate.ipynb #6d090328
 def decide(
@@ -170,21 +167,23 @@ def decide(
     metric: str = AUTO,  # `gate.metric`
     confidence: float = EVALUATED,  # `gate.confidence`
     frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
+    leaks: dict[str, Any] | None = None,  # what `nbs_lib.leaks` said of the champion's inputs
 ) -> dict[str, Any]:  # models/gate.json: decision, champion, sentence, ledger
     "Whether the champion may be served."
     metric, names = deciding_metric(metrics, metric), affordable(metrics, frontier)
     best, champion = best_of(metrics, names), choose(metrics, metric, confidence, frontier)
     ledger = _checks(metrics, champion, metric, confidence, frontier)
+    ledger += [leaks] if leaks else []
     ledger += [_same_answers(champion, parity), _all_rows(sample)]
-    failed = [entry["sentence"] for entry in ledger[:-1] if entry["passed"] is False]
-    untold = [entry["sentence"] for entry in ledger if not entry["passed"]]
+    failed = [each["sentence"] for each in ledger[:-1] if each["passed"] is False]
+    untold = [each["sentence"] for each in ledger if not each["passed"]]
     reasons = failed or untold or [ledger[0]["sentence"]]
     if best != "linear" and "linear" in names:
         ledger.insert(1, _versus(metrics, best, "linear", metric, confidence))
         reasons.insert(0, ledger[1]["sentence"])
     if frontier and best != metrics["best"]:
         reasons.insert(0, frontier["candidates"][metrics["best"]]["sentence"])
-    if any(entry["passed"] is None for entry in ledger):
+    if any(each["passed"] is None and each["sentence"].startswith(UNTOLD) for each in ledger):
         reasons.append(REMEDY)
     decision = "REJECT" if failed else "HOLD" if untold else "PROMOTE"
     return {"decision": decision, "champion": champion, "sentence": _told(champion, reasons, metrics), "ledger": ledger}

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from .bundle import Bundle
-from .challenge import Rules, contest, entry, verdict
+from .challenge import Rules, contest, verdict
+from .checks import entry
+from .leaks import LIMIT, leaks
 from .ledger import PROMOTE, REJECT
 from .newcomers import ask
-from .soundness import alone, leaks
 
 # %% ../notebooks/lib/93_succession.ipynb #7ee05548
 def learnt_until(
@@ -44,10 +45,10 @@ def _same_contract(champion: Bundle, challenger: Bundle) -> list[dict[str, Any]]
         entry(
             "same question",
             same,
-            True,
             str(asked[1][1]),
             str(asked[0][1]),
             f"The challenger answers {'the same' if same else 'another'} question.",
+            hard=True,
         )
     ]
     sources = [{f"{view['name']}@{view['version']}" for view in each.views} for each in (champion, challenger)]
@@ -55,12 +56,8 @@ def _same_contract(champion: Bundle, challenger: Bundle) -> list[dict[str, Any]]
     sentence = "Both read the same versions of the same feature views."
     if other:
         sentence = f"The feature views differ ({', '.join(other[:5])}): changed code is promoted by `make run` alone."
-    found.append(entry("feature views", not other, False, f"{len(other)} differ", "none", sentence))
+    found.append(entry("feature views", not other, f"{len(other)} differ", "none", sentence, hard=False))
     return found
-
-# %% ../notebooks/lib/93_succession.ipynb #abd79a8b
-def _leak(task: str, rows: pd.DataFrame, names: Mapping[str, Any]) -> dict[str, Any]:
-    return {**leaks(alone(task, rows, names), task), "hard": True}
 
 # %% ../notebooks/lib/93_succession.ipynb #f1dcbd81
 def _as_served(challenger: Bundle, served: pd.DataFrame, rules: Rules, seed: int) -> dict[str, Any]:
@@ -83,16 +80,17 @@ def judge(
     slices: list[str],  # columns to slice by
     served: pd.DataFrame | None = None,  # labelled rows of the prediction log, as a training set has them
     seed: int = 0,  # of the bootstrap
+    leak: float = LIMIT,  # `gate.leak`: what one input may tell of the answer
 ) -> dict[str, Any]:  # decision, sentence, ledger, gain, rows, blocks, metric
     "Whether a challenger takes the champion's place."
     ledger = [
         entry(
             "own gate",
             first["decision"] == PROMOTE,
-            first["decision"] == REJECT,
             first["decision"],
             PROMOTE,
             first["sentence"],
+            hard=first["decision"] == REJECT,
         )
     ]
     told: dict[str, Any] = {"gain": None, "rows": len(rows), "blocks": 0, "metric": None}
@@ -106,8 +104,7 @@ def judge(
         judged = contest(challenger.task, target, old, new, block, rules, scheduled, rows[slices], seed)
         told |= {key: judged[key] for key in ("gain", "rows", "blocks", "metric")}
         ledger += judged["ledger"]
-    if len(rows) and challenger.task == "binary":  # of several classes, an honest input can tell one apart by itself
-        ledger.append(_leak(challenger.task, rows, challenger.names))
+    ledger.append(leaks(challenger.task, rows, challenger.names, leak) | {"hard": True})
     if served is not None and (told_of := _as_served(challenger, served, rules, seed))["passed"] is not None:
         ledger.append(told_of)  # too few labels of callers say nothing, for or against
     decision = verdict(ledger)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT, Project, small
 from ruamel.yaml import YAML
@@ -96,20 +97,34 @@ def test_regression_with_missing_values_and_text(fresh: Project) -> None:
     shutil.rmtree(fresh.root)
 
 
-def test_groups_stay_on_one_side(fresh: Project) -> None:
-    import pandas as pd
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A run on people who come again and again, with a column that was written down after the fact."""
+    project = Project(clone(tmp_path_factory.mktemp("leaky") / "project", ROOT))
+    rows = range(2000)
+    bought = ["yes" if (i * 7) % 10 + i % 7 > 8 else "no" for i in rows]
+    frame = pd.DataFrame({"who": [f"person {i % 40}" for i in rows], "x": [i % 7 for i in rows], "bought": bought})
+    frame["paid"] = (frame["bought"] == "yes") * 9.5 + frame["x"] / 10
+    frame.to_csv(project.root / "people.csv", index=False)
+    done = small(project, "people.csv", "bought", entity="who", candidates="[dummy, linear]").nbs("run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return project
 
-    rows = [
-        {
-            "who": f"person {i % 40}",
-            "x": i % 7,
-            "z": (i * 13) % 11,
-            "bought": "yes" if (i * 7) % 10 + i % 7 > 8 else "no",
-        }
-        for i in range(2000)
-    ]
-    pd.DataFrame(rows).to_csv(fresh.root / "people.csv", index=False)
-    roles, _, _ = results(small(fresh, "people.csv", "bought", entity="who", candidates="[dummy, linear]"))
-    assert roles["entity"] == ["who"]
-    frame = pd.read_parquet(fresh.root / "data/training_set.parquet")
+
+@pytest.mark.xdist_group("leaky")
+def test_an_input_that_tells_the_answer_is_rejected_and_named(leaky: Project) -> None:
+    gate = json.loads((leaky.root / "models/gate.json").read_text())
+    assert gate["decision"] == "REJECT"
+    assert "The input paid tells the answer by itself: is it known before the prediction?" in gate["sentence"]
+    assert not (leaky.root / "served/CURRENT").exists()
+    found, page, _ = explained(leaky)
+    assert found["drivers"][0]["code"] == "paid"
+    assert "DO NOT RELY ON IT" in page
+    assert "The input paid tells the answer" in page
+
+
+@pytest.mark.xdist_group("leaky")
+def test_groups_stay_on_one_side(leaky: Project) -> None:
+    assert YAML(typ="safe").load((leaky.root / "data/contract/roles.yaml").read_text())["entity"] == ["who"]
+    frame = pd.read_parquet(leaky.root / "data/training_set.parquet")
     assert frame.groupby("_block")["_split"].nunique().max() == 1
