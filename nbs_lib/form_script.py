@@ -181,10 +181,16 @@ function whyOf(said, row) {
     button.disabled = false;
     if (answer.status !== 200) return told.replaceChildren(sentence(answer.said.error));
     button.remove();
-    told.replaceChildren(...explained(answer.said));
+    told.replaceChildren(...another(said.model, answer.said.answer.model), ...explained(answer.said));
   });
   box.append(button, told);
   return box;
+}
+
+function another(before, now) {
+  if (before === now) return [];
+  const words = "The answer above came from the model " + before + ", which can't be asked any more. ";
+  return [make("p", {}, make("strong", {}, "Another model explains: "), words, "This is what " + now + " says.")];
 }
 
 function explained(found) {

@@ -98,6 +98,21 @@ def test_why_is_told_in_words_and_fits_a_phone(dark: bool, service: Running, bro
     assert browser.complaints == []
 
 
+def test_another_model_that_explains_is_named(tmp_path: Path, browser: Chromium) -> None:
+    root = make_project(tmp_path / "a project", TOLD, cases=ladder_cases())
+    with serve(root, SERVE_LOG="") as running:  # nothing is written down, so an answer can't be asked for again
+        browser.open(running.url)
+        browser.wait(OPEN)
+        ask(browser)
+        before = running.call("/predict", ROW)[1]["model"]
+        now = promote(root, TOLD, cases=ladder_cases(), takes_over=True)[:12]
+        browser.click("#answer .why button")
+        browser.wait("document.querySelector('#answer .caveat')", 40)
+        told = browser.see(WHY)
+    assert f"The answer above came from the model {before}, which can't be asked any more." in told
+    assert f"This is what {now} says." in told
+
+
 def test_less_than_the_best_answer_is_said(service: Running, browser: Chromium) -> None:
     browser.open(service.url)
     browser.wait(OPEN)
