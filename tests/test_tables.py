@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from conftest import ROOT, Project, small
 from ruamel.yaml import YAML
+from test_page import HOSTILE, live
 
 from nbs_lib.clone import clone
 
@@ -97,16 +99,20 @@ def test_regression_with_missing_values_and_text(fresh: Project) -> None:
     shutil.rmtree(fresh.root)
 
 
+YES, PAID = HOSTILE[1], f"paid {HOSTILE[0]}"
+
+
 @pytest.fixture(scope="module")
 def leaky(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A run on people who come again and again, with a column that was written down after the fact."""
+    """A run on people who come again and again, with hostile words and a column that was written down afterwards."""
     project = Project(clone(tmp_path_factory.mktemp("leaky") / "project", ROOT))
     rows = range(2000)
-    bought = ["yes" if (i * 7) % 10 + i % 7 > 8 else "no" for i in rows]
-    frame = pd.DataFrame({"who": [f"person {i % 40}" for i in rows], "x": [i % 7 for i in rows], "bought": bought})
-    frame["paid"] = (frame["bought"] == "yes") * 9.5 + frame["x"] / 10
-    frame.to_csv(project.root / "people.csv", index=False)
-    done = small(project, "people.csv", "bought", entity="who", candidates="[dummy, linear]").nbs("run")
+    frame = pd.DataFrame({"who": [f"person {i % 40}" for i in rows], "x": [i % 7 for i in rows]})
+    frame["kind"] = [HOSTILE[i % len(HOSTILE)] for i in rows]
+    frame["bought"] = [YES if (i * 7) % 10 + i % 7 > 8 else "no" for i in rows]
+    frame[PAID] = (frame["bought"] == YES) * 9.5 + frame["x"] / 10
+    frame.to_parquet(project.root / "people.parquet")
+    done = small(project, "people.parquet", "bought", entity="who", candidates="[dummy, linear]").nbs("run")
     assert done.returncode == 0, done.stderr[-3000:]
     return project
 
@@ -115,12 +121,20 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_an_input_that_tells_the_answer_is_rejected_and_named(leaky: Project) -> None:
     gate = json.loads((leaky.root / "models/gate.json").read_text())
     assert gate["decision"] == "REJECT"
-    assert "The input paid tells the answer by itself: is it known before the prediction?" in gate["sentence"]
+    assert f"The input {PAID} tells the answer by itself: is it known before the prediction?" in gate["sentence"]
     assert not (leaky.root / "served/CURRENT").exists()
     found, page, _ = explained(leaky)
-    assert found["drivers"][0]["code"] == "paid"
+    assert found["drivers"][0]["code"] == PAID
     assert "DO NOT RELY ON IT" in page
-    assert "The input paid tells the answer" in page
+    assert f"The input {PAID} tells the answer" in BeautifulSoup(page, "html.parser").get_text()
+
+
+@pytest.mark.xdist_group("leaky")
+def test_no_page_of_a_hostile_table_is_live(leaky: Project) -> None:
+    pages = sorted((leaky.root / "reports").glob("*.html"))
+    assert {"explain.html", "model_card.html", "index.html"} <= {page.name for page in pages}
+    for page in pages:
+        assert live(page.read_text()) == [], page.name
 
 
 @pytest.mark.xdist_group("leaky")
