@@ -137,7 +137,9 @@ td small{display:block;font-weight:400;min-width:8rem;max-width:24rem}
 .made dd{margin:0;text-align:right}
 footer nav{display:flex;justify-content:space-between;font-size:.9rem;padding-top:1.2rem;padding-bottom:3rem}
 footer a[rel=next]{margin-left:auto}
-@media (min-width:48rem){header nav{flex-wrap:wrap;row-gap:0;padding-top:.2rem;padding-bottom:.2rem}header a{padding:.45rem 0 .4rem}}
+@media (min-width:48rem){
+header nav{flex-wrap:wrap;row-gap:0;padding-top:.2rem;padding-bottom:.2rem}header a{padding:.45rem 0 .4rem}
+}
 @media (max-width:34rem){
 html{font-size:16px}main{padding-top:1.8rem}h1{font-size:1.7rem}h2{margin-top:2.3rem}header nav{gap:1.1rem}
 .verdict{padding:1.1rem 1.1rem .9rem}.verdict h2{font-size:1.35rem}
