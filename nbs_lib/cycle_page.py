@@ -17,7 +17,7 @@ from .ledger import BROKEN, FAILED, HOLD, KILLED, NOTHING, PROMOTE, REJECT, WAIT
 TONES = {PROMOTE: GOOD, NOTHING: GOOD, WAIT: GOOD, HOLD: WARN, REJECT: BAD, BROKEN: BAD, FAILED: BAD, KILLED: WARN}
 HEADLINES = {
     PROMOTE: "A new champion is served",
-    HOLD: "The challenger was sound, but not good enough",
+    HOLD: "The challenger does not take over",
     REJECT: "The challenger was refused",
     NOTHING: "Nothing new to learn",
     WAIT: "The champion stays",

@@ -189,7 +189,7 @@ function whyOf(said, row) {
 
 function another(before, now) {
   if (before === now) return [];
-  const words = "The answer above came from the model " + before + ", which can't be asked any more. ";
+  const words = "The answer above came from the model " + before + ". ";
   return [make("p", {}, make("strong", {}, "Another model explains: "), words, "This is what " + now + " says.")];
 }
 

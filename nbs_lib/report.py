@@ -79,7 +79,11 @@ def share(
 
 def _held(found: Findings) -> tuple[str, list[object]]:
     "Why a run is held, and what to do."
-    if any(entry["passed"] is None for entry in found.gate["ledger"]):
+    untold = [entry["check"] for entry in found.gate["ledger"] if entry["passed"] is None]
+    if untold == ["leaks"]:
+        todo = ["What next: look at that input, take it out or raise ", code("gate.leak"), ", and run again. "]
+        return "It may know the answer beforehand: nothing is promoted.", todo
+    if untold:
         todo = ["What next: take more rows or days, or raise ", code("evaluate.resamples"), ", and run again. "]
         return "Too little was measured: nothing is promoted.", todo
     todo = ["What next: set ", code("run.sample"), " to 1 and run again, with all rows. "]

@@ -15,7 +15,6 @@ import pandas as pd
 from .bundle import Bundle
 from .challenge import Rules, contest, verdict
 from .checks import entry
-from .leaks import LIMIT, leaks
 from .ledger import PROMOTE, REJECT
 from .newcomers import ask
 
@@ -80,7 +79,6 @@ def judge(
     slices: list[str],  # columns to slice by
     served: pd.DataFrame | None = None,  # labelled rows of the prediction log, as a training set has them
     seed: int = 0,  # of the bootstrap
-    leak: float = LIMIT,  # `gate.leak`: what one input may tell of the answer
 ) -> dict[str, Any]:  # decision, sentence, ledger, gain, rows, blocks, metric
     "Whether a challenger takes the champion's place."
     ledger = [
@@ -104,7 +102,6 @@ def judge(
         judged = contest(challenger.task, target, old, new, block, rules, scheduled, rows[slices], seed)
         told |= {key: judged[key] for key in ("gain", "rows", "blocks", "metric")}
         ledger += judged["ledger"]
-    ledger.append(leaks(challenger.task, rows, challenger.names, leak) | {"hard": True})
     if served is not None and (told_of := _as_served(challenger, served, rules, seed))["passed"] is not None:
         ledger.append(told_of)  # too few labels of callers say nothing, for or against
     decision = verdict(ledger)

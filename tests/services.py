@@ -216,7 +216,7 @@ class Load:
             time.sleep(0.01)
 
 
-PATIENT = {"SERVE_DEADLINE_MS": "10000"}  # where losses are counted: a machine that stops for a moment loses nothing
+PATIENT = {"SERVE_DEADLINE_MS": "3000"}  # where losses are counted: a machine that stops for a moment loses nothing
 
 
 def until(found: Any, seconds: float = 10.0) -> Any:

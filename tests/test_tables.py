@@ -118,9 +118,9 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.xdist_group("leaky")
-def test_an_input_that_tells_the_answer_is_rejected_and_named(leaky: Project) -> None:
+def test_an_input_that_tells_the_answer_is_held_and_named(leaky: Project) -> None:
     gate = json.loads((leaky.root / "models/gate.json").read_text())
-    assert gate["decision"] == "REJECT"
+    assert gate["decision"] == "HOLD"
     assert f"The input {PAID} tells the answer by itself: is it known before the prediction?" in gate["sentence"]
     assert not (leaky.root / "served/CURRENT").exists()
     found, page, _ = explained(leaky)
@@ -132,9 +132,12 @@ def test_an_input_that_tells_the_answer_is_rejected_and_named(leaky: Project) ->
 @pytest.mark.xdist_group("leaky")
 def test_no_page_of_a_hostile_table_is_live(leaky: Project) -> None:
     pages = sorted((leaky.root / "reports").glob("*.html"))
-    assert {"explain.html", "model_card.html", "index.html"} <= {page.name for page in pages}
+    shown = {"explain.html", "model_card.html", "index.html", "bundle.html", "evaluate.html"}
+    assert shown <= {page.name for page in pages}
     for page in pages:
         assert live(page.read_text()) == [], page.name
+        if page.name in shown:
+            assert "pwned" in BeautifulSoup(page.read_text(), "html.parser").get_text(), "it is shown, as text"
 
 
 @pytest.mark.xdist_group("leaky")
