@@ -102,7 +102,7 @@ def test_regression_with_missing_values_and_text(fresh: Project) -> None:
 YES, PAID = HOSTILE[1], f"paid {HOSTILE[0]}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def leaky(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A run on people who come again and again, with hostile words and a column that was written down afterwards."""
     project = Project(clone(tmp_path_factory.mktemp("leaky") / "project", ROOT))
