@@ -85,12 +85,14 @@ def leaks(
     table: pd.DataFrame,  # as `alone` takes it
     names: Mapping[str, Sequence[str]],  # of the inputs, by kind
     limit: float = LIMIT,  # `gate.leak`, in (0, 1]
-) -> dict[str, Any]:  # check, passed (None: a person has to tell), observed, needed, sentence
+) -> dict[
+    str, Any
+]:  # check, passed (None: a person has to tell), observed, needed, sentence, inputs: those beyond the limit
     "Whether an input tells the answer by itself."
     told, needed = alone(task, table, names), f"at most {limit:g}"
     if not told:
         sentence = f"Too few test rows to tell whether an input tells the answer by itself: {LEAST} of a class."
-        return entry("leaks", None, "too few rows", needed, sentence)
+        return entry("leaks", None, "too few rows", needed, sentence, inputs=[])
     best, most = next(iter(told.items()))
     observed, over = f"{_OF[task]} {most:.4f} of {best} alone", [name for name, well in told.items() if well > limit]
     named = ", ".join(over[:5])
@@ -102,4 +104,4 @@ def leaks(
         sentence = f"The input {best} tells the answer by itself, which gate.leak allows."
     else:
         sentence = "No input tells the answer by itself."
-    return entry("leaks", None if over else True, observed, needed, sentence)
+    return entry("leaks", None if over else True, observed, needed, sentence, inputs=over)

@@ -79,8 +79,8 @@ def share(
 
 def _held(found: Findings) -> tuple[str, list[object]]:
     "Why a run is held, and what to do."
-    untold = [entry["check"] for entry in found.gate["ledger"] if entry["passed"] is None]
-    if untold == ["leaks"]:
+    untold = [entry for entry in found.gate["ledger"] if entry["passed"] is None]
+    if any(entry.get("inputs") for entry in untold):
         todo = ["What next: look at that input, take it out or raise ", code("gate.leak"), ", and run again. "]
         return "It may know the answer beforehand: nothing is promoted.", todo
     if untold:
