@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from nbs_lib.clone import clone
-from nbs_lib.stage import PINNED
+from nbs_lib.pipeline.clone import clone
+from nbs_lib.pipeline.runner import PINNED
 
 os.environ.update(PINNED)  # before numpy is imported: two test processes with two threads each get in each other's way
 ROOT = Path(__file__).resolve().parents[1]

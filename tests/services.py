@@ -17,10 +17,10 @@ import psutil
 from conftest import ROOT
 from ship_fixtures import make_ladder_bundle, store_of
 
-from nbs_lib.champion import CURRENT, SERVED
-from nbs_lib.files import write_text
-from nbs_lib.registry import deliver
-from nbs_lib.server_process import ServerProcess, free_port, serving
+from nbs_lib.core.files import write_text
+from nbs_lib.core.paths import CURRENT
+from nbs_lib.core.server_process import ServerProcess, free_port, serving
+from nbs_lib.registry.model_registry import deliver
 
 ROW: dict[str, Any] = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01"}
 SCRIPT = "</script><script>document.title='pwned'</script>"
@@ -60,11 +60,11 @@ def promote(root: Path, told: Told | None = None, **bundle: Any) -> str:
         make_ladder_bundle(made, **bundle, schema=schema)
     deliver(made, root)
     shutil.rmtree(made)
-    return (root / SERVED / CURRENT).read_text().strip()
+    return (root / CURRENT).read_text().strip()
 
 
 def point_to(root: Path, id: str) -> None:
-    write_text(f"{id}\n", root / SERVED / CURRENT)
+    write_text(f"{id}\n", root / CURRENT)
 
 
 @contextmanager

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 
-from nbs_lib.bundle import write_bundle
-from nbs_lib.cases import drawn
-from nbs_lib.connection import connect
-from nbs_lib.settings import Tracking
-from nbs_lib.store import encode, open_store
+from nbs_lib.bundle.bundle import write_bundle
+from nbs_lib.bundle.explanation_data import drawn
+from nbs_lib.core.settings import Tracking
+from nbs_lib.features.online.base import encode
+from nbs_lib.features.online.lookup import open_store
+from nbs_lib.registry.mlflow_client import connect
 
 INPUTS = [
     {"name": "width", "input": "numeric", "position": 0, "from": "request", "type": "number"},

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from nbs_lib.batches import SLOW, Batches
-from nbs_lib.champion import Served, load
-from nbs_lib.example import WHO, example_project
-from nbs_lib.meters import FOLDER, Meters
-from nbs_lib.records import Records
-from nbs_lib.settings import Serve
+from nbs_lib.bundle.loaded import Served, load
+from nbs_lib.core.settings import Serve
+from nbs_lib.serve.batching import SLOW, Batches
+from nbs_lib.serve.log.audit import Records
+from nbs_lib.serve.metrics import FOLDER, Meters
+from nbs_lib.testing.example_project import WHO, example_project
 
 ANN, BAD = b'{"width": 1, "person": "ann"}', b'{"width": "wide"}'
 

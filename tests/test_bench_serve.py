@@ -8,11 +8,11 @@ import pytest
 from conftest import lacking
 from services import ROW, make_project
 
-from nbs_lib.bench_serve import Line, beside, echo_server, environment, our_server, write_bodies
-from nbs_lib.endurance import Holding, heavy, soak, verdict
-from nbs_lib.overload import press
-from nbs_lib.peers import PEERS, Peer, write_peer
-from nbs_lib.wrk import wrk
+from nbs_lib.bench.endurance import Holding, heavy, soak, verdict
+from nbs_lib.bench.overload import press
+from nbs_lib.bench.peers import PEERS, Peer, write_peer
+from nbs_lib.bench.serve import Line, beside, echo_server, environment, our_server, write_bodies
+from nbs_lib.bench.wrk import wrk
 
 pytestmark = pytest.mark.xdist_group("deploy")
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from ship_fixtures import MARGINS, ROWS, SCHEMA, graph, make_bundle, make_ladder_bundle, manifest
 
-from nbs_lib.bundle import CONTEXT, FILES, Bundle, identity, write_bundle
-from nbs_lib.errors import BundleError, DataError
-from nbs_lib.rows import MISSING_TIME, numbers, texts, times
+from nbs_lib.bundle.bundle import CONTEXT, FILES, Bundle, identity, write_bundle
+from nbs_lib.core.errors import BundleError, DataError
+from nbs_lib.data.arrays import MISSING_TIME, numbers, texts, times
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +351,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 """
-PRODUCTION = f"""{REFUSE}from nbs_lib.bundle import Bundle
+PRODUCTION = f"""{REFUSE}from nbs_lib.bundle.bundle import Bundle
 answer = Bundle.open(sys.argv[1]).predict(json.loads(sys.argv[2]))
 print(json.dumps({{name: values.tolist() for name, values in answer.items()}}))
 assert not any(name.partition(".")[0] in {BLOCKED!r} for name in sys.modules)
@@ -366,7 +366,7 @@ def test_numpy_and_onnxruntime_are_enough(folder: Path) -> None:
 
 
 def test_importing_the_module_imports_no_onnxruntime() -> None:
-    command = [sys.executable, "-c", "import sys, nbs_lib.bundle; assert 'onnxruntime' not in sys.modules"]
+    command = [sys.executable, "-c", "import sys, nbs_lib.bundle.bundle; assert 'onnxruntime' not in sys.modules"]
     subprocess.run(command, check=True)
 
 

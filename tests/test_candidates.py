@@ -9,16 +9,16 @@ import pytest
 from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
-from nbs_lib import candidates as models
-from nbs_lib.bundle import run, session
-from nbs_lib.candidates import CANDIDATES, Task, candidate, chosen
-from nbs_lib.encoding import MISSING_TIME, Layout, ordinal
-from nbs_lib.errors import DataError, ParamsError
-from nbs_lib.graph import feeds, graph
-from nbs_lib.metrics import evaluate
-from nbs_lib.parity import parity
-from nbs_lib.predictions import flat, part
-from nbs_lib.search import Fitted, search
+from nbs_lib.bundle.bundle import run, session
+from nbs_lib.bundle.parity import parity
+from nbs_lib.core.errors import DataError, ParamsError
+from nbs_lib.models import candidates as models
+from nbs_lib.models.candidates import CANDIDATES, Task, candidate, chosen
+from nbs_lib.models.encoding import MISSING_TIME, Layout, ordinal
+from nbs_lib.models.metrics import evaluate
+from nbs_lib.models.onnx_export import feeds, graph
+from nbs_lib.models.predictions import flat, part
+from nbs_lib.models.search import Fitted, search
 
 RNG = np.random.default_rng(0)
 N = 400

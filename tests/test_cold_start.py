@@ -8,15 +8,11 @@ import pytest
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import OrdinalEncoder, TargetEncoder
 
-from nbs_lib import context, markets
-from nbs_lib.bundle import run, session
-from nbs_lib.candidates import ALWAYS, CANDIDATES, Task
-from nbs_lib.default_views import defaults
-from nbs_lib.encoding import Layout
-from nbs_lib.features import attach, build
-from nbs_lib.graph import feeds, graph
-from nbs_lib.metrics import evaluate
-from nbs_lib.newcomers import (
+from nbs_lib.bundle.bundle import run, session
+from nbs_lib.data.arrays import MISSING_TIME
+from nbs_lib.data.roles import Roles
+from nbs_lib.data.split import training_set
+from nbs_lib.evaluation.cold_start import (
     ALL_NEW,
     NAMELESS,
     cases,
@@ -27,11 +23,16 @@ from nbs_lib.newcomers import (
     unseen,
     with_identities,
 )
-from nbs_lib.predictions import flat
-from nbs_lib.roles import Roles
-from nbs_lib.rows import MISSING_TIME
-from nbs_lib.search import Fitted, hidden, masked, masks, search
-from nbs_lib.split import training_set
+from nbs_lib.features.default_views import defaults
+from nbs_lib.features.join import attach, build
+from nbs_lib.models import context_model as context
+from nbs_lib.models.candidates import ALWAYS, CANDIDATES, Task
+from nbs_lib.models.encoding import Layout
+from nbs_lib.models.metrics import evaluate
+from nbs_lib.models.onnx_export import feeds, graph
+from nbs_lib.models.predictions import flat
+from nbs_lib.models.search import Fitted, hidden, masked, masks, search
+from nbs_lib.studies import cold_start_simulation as markets
 
 DAY = 86_400
 MARGIN = 0.02  # of a log loss: what chance does on so few rows

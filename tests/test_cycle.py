@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT, Project, small
 from services import Running, service, until
 
-from nbs_lib.champion import champion
-from nbs_lib.clone import clone
-from nbs_lib.server_process import free_port
+from nbs_lib.core.server_process import free_port
+from nbs_lib.pipeline.clone import clone
+from nbs_lib.registry.pointers import champion
 
 DAYS, HOURLY = 240, 20
 START = pd.Timestamp("2020-01-01", tz="UTC")

@@ -20,10 +20,10 @@ from services import PATIENT, ROW, Load, Running, make_project, point_to, promot
 from typer.testing import CliRunner
 
 from nbs_lib.cli import app
-from nbs_lib.meters import COUNTERS, GAUGES, HISTOGRAMS
-from nbs_lib.schedule import OUTCOMES
-from nbs_lib.server_process import free_port, get, serving
-from nbs_lib.settings import Schedule, Serve
+from nbs_lib.core.server_process import free_port, get, serving
+from nbs_lib.core.settings import Schedule, Serve
+from nbs_lib.retrain.schedule import OUTCOMES
+from nbs_lib.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 DEPLOY = ROOT / "deploy"
 HTML_FAILS = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # nginx's own pages

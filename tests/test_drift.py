@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from nbs_lib.contract import FAIL, WARN, broken, check
-from nbs_lib.drift import BLOCKS, distances, limits, verdict
-from nbs_lib.errors import DataError
-from nbs_lib.histogram import Profile, add
-from nbs_lib.profile import binning, local_days, profile, updated
-from nbs_lib.trials import enough, false_alarms, shifted, trials
+from nbs_lib.core.errors import DataError
+from nbs_lib.monitor.counts.histogram import Profile, add
+from nbs_lib.monitor.counts.profile import binning, local_days, profile, updated
+from nbs_lib.monitor.data_quality import FAIL, WARN, broken, check
+from nbs_lib.monitor.drift import BLOCKS, distances, limits, verdict
+from nbs_lib.studies.alarm_rates import enough, false_alarms, shifted, trials
 
 DAY = 86400
 KINDS = {"x": "numeric", "n": "numeric", "k": "categorical"}
@@ -168,7 +168,7 @@ def test_a_folder_a_pattern_and_a_csv_file_are_the_same_table(folder: Path) -> N
 
 
 def test_only_new_and_changed_files_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nbs_lib.profile as module
+    import nbs_lib.monitor.counts.profile as module
 
     read: list[str] = []
     real = module.profile

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skl2onnx import to_onnx
 
-from nbs_lib.encoding import MISSING_TIME, Layout, Standardise, TimeParts, one_hot, ordinal
-from nbs_lib.graph import KINDS, OPSETS, feeds
+from nbs_lib.models.encoding import MISSING_TIME, Layout, Standardise, TimeParts, one_hot, ordinal
+from nbs_lib.models.onnx_export import KINDS, OPSETS, feeds
 
 texts = st.sampled_from(["", "red", "blue", "grün", "a b", "0", "nan"]) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5
@@ -86,7 +86,7 @@ def test_a_number_that_is_always_missing_does_no_harm() -> None:
 
 @pytest.mark.parametrize("most", [2**20, 0])
 def test_columns_that_share_levels_are_told_apart(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbs_lib.encoding.MOST_CODES", most)
+    monkeypatch.setattr("nbs_lib.models.encoding.MOST_CODES", most)
     rows = [("b", "c", ""), ("a", "b", "z"), ("b", "c", "z"), ("a", "b", "")] * 3
     table = pd.DataFrame(rows, columns=["here", "there", "empty"])
     layout = Layout((), ("here", "there", "empty"), (), (("b", "a"), ("c", "b"), ("z",)))

@@ -23,11 +23,13 @@ from conftest import ROOT
 from services import ROW, Running, make_project, service, until
 from ship_fixtures import ladder_cases
 
-from nbs_lib import aside, asking, explanation
-from nbs_lib.explanation import CAVEAT, Explaining
-from nbs_lib.logged import find
-from nbs_lib.payload import Refused
-from nbs_lib.prediction_log import unpacked
+from nbs_lib.bundle.request import Refused
+from nbs_lib.explain import response as explanation
+from nbs_lib.explain.response import CAVEAT, Explaining
+from nbs_lib.serve import child_processes as aside
+from nbs_lib.serve import explain_client as asking
+from nbs_lib.serve.log.reader import find
+from nbs_lib.serve.log.writer import unpacked
 
 RUNGS: dict[str, Any] = {
     "model": ROW,
@@ -61,7 +63,7 @@ def process(running: Running) -> psutil.Process | None:
     """The one that explains."""
     for each in running.workers():
         with contextlib.suppress(psutil.Error):
-            if "nbs_lib.explaining" in each.cmdline():
+            if "nbs_lib.explain.worker" in each.cmdline():
                 return each
     return None
 
@@ -73,7 +75,7 @@ def test_it_is_started_when_it_is_first_asked(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as pool:  # of both workers
             statuses = [each[0] for each in pool.map(lambda _: started.ask(ROW, "/explain"), range(8))]
         assert set(statuses) == {200}
-        assert sum("nbs_lib.explaining" in each.cmdline() for each in started.workers()) == 1
+        assert sum("nbs_lib.explain.worker" in each.cmdline() for each in started.workers()) == 1
         until(lambda: started.metric("nbs_requests_total", route="/explain", status="200") == 8)
         explains = process(started)
         assert explains is not None

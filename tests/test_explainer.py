@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbs_lib.drivers import drivers
-from nbs_lib.explainer import LIMIT, ORDERED, TREES, Explainer, points, usual
-from nbs_lib.roles import Roles
-from nbs_lib.rows import MISSING_TIME
-from nbs_lib.soundness import NOISE, PLANTED_LEAK, additivity, learnt, planted, setting, sizes
+from nbs_lib.data.arrays import MISSING_TIME
+from nbs_lib.data.roles import Roles
+from nbs_lib.explain.explainer import LIMIT, ORDERED, TREES, Explainer, points, usual
+from nbs_lib.explain.report.drivers import drivers
+from nbs_lib.explain.report.sanity_checks import NOISE, PLANTED_LEAK, additivity, learnt, planted, setting, sizes
 
 TASKS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": []}
 MODELS = {

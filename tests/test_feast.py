@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT, lacking
 
-from nbs_lib.features import build, join
-from nbs_lib.roles import Roles
-from nbs_lib.views import View
+from nbs_lib.data.roles import Roles
+from nbs_lib.features.join import build, join
+from nbs_lib.features.views import View
 
 FEAST = ROOT / ".nbs/envs/feast/bin"
 NOW = pd.Timestamp("2024-03-01", tz="UTC")

@@ -7,11 +7,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from nbs_lib import schema
-from nbs_lib.errors import DataError
-from nbs_lib.flights import source as flights
-from nbs_lib.inference import known_companion, resolve
-from nbs_lib.table import Source
+from nbs_lib.core.errors import DataError
+from nbs_lib.data import schema
+from nbs_lib.data.resolve import known_companion, resolve
+from nbs_lib.data.table import Source
+from nbs_lib.demos.flights import source as flights
 
 AFTERWARDS = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]
 FEATURES = [name for name in flights.COLUMNS if name not in flights.LATER]
@@ -99,7 +99,7 @@ def test_the_months_left_for_production_keep_the_promises() -> None:
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nbs_lib.source import files
+    from nbs_lib.data.source import files
 
     real = flights.files()
     copy = tmp_path / "planes.csv"

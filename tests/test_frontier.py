@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_gate import LINEAR, NET, candidate, metrics
 
-from nbs_lib.bench_frontier import company
-from nbs_lib.budget import BATCHES, Measured, Timed, judge, judged, measurements, megabytes
-from nbs_lib.bundle import run, session
-from nbs_lib.candidates import CANDIDATES, Task
-from nbs_lib.encoding import Layout
-from nbs_lib.errors import DataError
-from nbs_lib.frontier import frontier
-from nbs_lib.gate import choose, decide
-from nbs_lib.graph import feeds, graph
-from nbs_lib.net_engines import rebuilt
-from nbs_lib.search import Fitted, search
-from nbs_lib.variants import as_bytes, variants
+from nbs_lib.bench.frontier import company
+from nbs_lib.bench.net_runtimes import rebuilt
+from nbs_lib.bundle.bundle import run, session
+from nbs_lib.core.errors import DataError
+from nbs_lib.evaluation.budget import BATCHES, Measured, Timed, judge, judged, measurements, megabytes
+from nbs_lib.evaluation.frontier import frontier
+from nbs_lib.evaluation.gate import choose, decide
+from nbs_lib.models.candidates import CANDIDATES, Task
+from nbs_lib.models.compression import as_bytes, variants
+from nbs_lib.models.encoding import Layout
+from nbs_lib.models.onnx_export import feeds, graph
+from nbs_lib.models.search import Fitted, search
 
 SIZES = {"dummy": 40_000, "linear": 10_000, "net": 1_600_000, "net_int8": 400_000}
 INT8 = candidate(0.69, (0.14, 0.21), (0.02, 0.05))
@@ -179,7 +179,7 @@ def learnt(task: str, *names: str) -> tuple[list[Fitted], pd.DataFrame, pd.DataF
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_a_variant_answers_as_it_learnt(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbs_lib.variants.TREES", {"hgb_small": 5, "hgb_large": 9})
+    monkeypatch.setattr("nbs_lib.models.compression.TREES", {"hgb_small": 5, "hgb_large": 9})
     fits, known, held = learnt(task, "linear", "hgb_small", "hgb_large", "net")
     made = variants(fits, held)
     assert [(one.name, one.of) for one in made] == [

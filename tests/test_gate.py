@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbs_lib.errors import ParamsError
-from nbs_lib.gate import beats, choose, decide
+from nbs_lib.core.errors import ParamsError
+from nbs_lib.evaluation.gate import beats, choose, decide
 
 
 def interval(lo: float | None, hi: float | None) -> dict[str, float | None]:

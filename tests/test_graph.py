@@ -13,12 +13,12 @@ from skl2onnx import to_onnx
 from skl2onnx.common import tree_ensemble
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from nbs_lib.bundle import run, session
-from nbs_lib.candidates import CANDIDATES, Task
-from nbs_lib.encoding import MISSING_TIME, Layout
-from nbs_lib.graph import exact_trees, feeds, graph
-from nbs_lib.parity import LIMIT, parity
-from nbs_lib.search import Fitted, search
+from nbs_lib.bundle.bundle import run, session
+from nbs_lib.bundle.parity import LIMIT, parity
+from nbs_lib.models.candidates import CANDIDATES, Task
+from nbs_lib.models.encoding import MISSING_TIME, Layout
+from nbs_lib.models.onnx_export import exact_trees, feeds, graph
+from nbs_lib.models.search import Fitted, search
 
 
 def toy(rows: int = 600, seed: int = 0) -> pd.DataFrame:

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 from ship_fixtures import VERSION, VIEWS, make_ladder_bundle, store_of
 
-from nbs_lib.bundle import Bundle
-from nbs_lib.errors import BundleError, DataError
-from nbs_lib.ladder import Ladder
-from nbs_lib.store import Found, Lookup, encode, open_store
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.bundle.fallback import Ladder
+from nbs_lib.core.errors import BundleError, DataError
+from nbs_lib.features.online.base import encode
+from nbs_lib.features.online.lookup import Found, Lookup, open_store
 
 ROW: dict[str, Any] = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01", "note": "n"}
 SENT = {"maker_sold": 2.0, "maker_days": 5, "maker_best": "b", "spot_age": None, "spot_rain": None, "market_share": 0.5}

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as peer
 
-from nbs_lib.metrics import METRICS, bootstrap, draws, gain, interval, primary, statistics
+from nbs_lib.models.metrics import METRICS, bootstrap, draws, gain, interval, primary, statistics
 
 rows = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9), st.integers(0, 3)), min_size=2, max_size=60)
 

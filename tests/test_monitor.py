@@ -17,11 +17,11 @@ from services import ROW, make_project
 from services import service as serve
 from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle
 
-from nbs_lib.bundle import Bundle
-from nbs_lib.errors import DataError, UserError
-from nbs_lib.monitor import BROKEN, DRIFT, INSUFFICIENT, NOTHING, OK, WATCH, monitor
-from nbs_lib.roles import Roles
-from nbs_lib.watched import from_log, from_tables
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.errors import DataError, UserError
+from nbs_lib.data.roles import Roles
+from nbs_lib.monitor.monitor import BROKEN, DRIFT, INSUFFICIENT, NOTHING, OK, WATCH, monitor
+from nbs_lib.monitor.watched import from_log, from_tables
 
 DAY, HOURS, LEARNT, CAME = 86400, 24, 120, 21
 KNOWN = Roles("a.csv", "sold", "binary", ["no", "yes"], timestamp="when", key=["number"], label_delay="1d")

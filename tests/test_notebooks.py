@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks/lib").rglob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted(p for folder in ("lib", "own") for p in (ROOT / "notebooks" / folder).rglob("[0-9]*.ipynb"))
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -18,7 +18,7 @@ def code_cells(notebook: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "notebook", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "notebooks/lib").with_suffix("").as_posix()
+    "notebook", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "notebooks").with_suffix("").as_posix()
 )
 def test_examples(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = code_cells(notebook)

@@ -12,14 +12,16 @@ import pytest
 from conftest import lacking
 from ship_fixtures import blank_project  # noqa: F401
 
-from nbs_lib import cli, online, run
-from nbs_lib.bench_store import NO_REDIS, redis_server
-from nbs_lib.errors import DataError, ParamsError, StoreError
-from nbs_lib.online import CONTRACT, FEATURES, fill, materialise, moment, parity
-from nbs_lib.roles import Roles
-from nbs_lib.settings import load_settings
-from nbs_lib.sqlite_store import SqliteStore
-from nbs_lib.store import Lookup
+from nbs_lib import cli
+from nbs_lib.bench.store import NO_REDIS, redis_server
+from nbs_lib.core.errors import DataError, ParamsError, StoreError
+from nbs_lib.core.settings import load_settings
+from nbs_lib.data.roles import Roles
+from nbs_lib.features import materialize as online
+from nbs_lib.features.materialize import CONTRACT, FEATURES, fill, materialise, moment, parity
+from nbs_lib.features.online.lookup import Lookup
+from nbs_lib.features.online.sqlite import SqliteStore
+from nbs_lib.pipeline import run
 
 ROWS, AS_OF = 600, "2020-03-01"
 COMMON = {"version": "0123456789ab", "history": None, "age": False, "ttl": None}

@@ -17,12 +17,14 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat import NotebookNode, v4
 
-from nbs_lib import blocks, findings, plots, report
-from nbs_lib.files import write_json, write_table
-from nbs_lib.gate import decide
-from nbs_lib.page import POLICY, escape_md, render
-from nbs_lib.roles import Roles
-from nbs_lib.theme import COLOURS
+from nbs_lib.core.files import write_json, write_table
+from nbs_lib.data.roles import Roles
+from nbs_lib.evaluation import report_page as report
+from nbs_lib.evaluation import run_results as findings
+from nbs_lib.evaluation.gate import decide
+from nbs_lib.pages import blocks, plots
+from nbs_lib.pages.page import POLICY, escape_md, render
+from nbs_lib.pages.theme import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

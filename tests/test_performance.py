@@ -8,11 +8,11 @@ import pytest
 from scipy.special import expit, logit, softmax
 from ship_fixtures import make_bundle, make_ladder_bundle
 
-from nbs_lib import performance
-from nbs_lib.bundle import Bundle
-from nbs_lib.errors import DataError
-from nbs_lib.importance import effect, importance
-from nbs_lib.metrics import evaluate
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.errors import DataError
+from nbs_lib.explain.report.importance import effect, importance
+from nbs_lib.models.metrics import evaluate
+from nbs_lib.monitor import performance
 
 N = 20_000
 

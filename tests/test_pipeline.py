@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from conftest import ROOT, Project
 
-from nbs_lib.clone import clone
-from nbs_lib.params import load_params, read_yaml
+from nbs_lib.core.params import load_params, read_yaml
+from nbs_lib.pipeline.clone import clone
 
 pytestmark = pytest.mark.xdist_group("demo")  # one process, one run of the demo
 

@@ -14,18 +14,21 @@ import pytest
 from ship_fixtures import MARGINS, ROWS, SCHEMA, VERSION, VIEWS, make_bundle, make_ladder_bundle, store_of, write_rows
 from ship_fixtures import blank_project as blank_project
 
-from nbs_lib import contents, scoring, source
-from nbs_lib.bundle import Bundle
-from nbs_lib.champion import champion
-from nbs_lib.errors import BundleError, DataError, UserError
-from nbs_lib.inference import resolve
-from nbs_lib.ladder import Ladder
-from nbs_lib.registry import deliver
-from nbs_lib.roles import Roles, kind
-from nbs_lib.rows import wide
-from nbs_lib.scoring import predict_table
-from nbs_lib.split import features
-from nbs_lib.store import Lookup, encode, open_store
+from nbs_lib.bundle import metadata as contents
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.bundle.fallback import Ladder
+from nbs_lib.core.errors import BundleError, DataError, UserError
+from nbs_lib.data import source
+from nbs_lib.data.arrays import wide
+from nbs_lib.data.resolve import resolve
+from nbs_lib.data.roles import Roles, kind
+from nbs_lib.data.split import features
+from nbs_lib.features.online.base import encode
+from nbs_lib.features.online.lookup import Lookup, open_store
+from nbs_lib.registry.model_registry import deliver
+from nbs_lib.registry.pointers import champion
+from nbs_lib.serve.clients import batch_predict as scoring
+from nbs_lib.serve.clients.batch_predict import predict_table
 
 OUT = Path("scored.csv")
 PROBABILITIES = 1 / (1 + np.exp(-np.array(MARGINS)))

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle, make_ladder_bundle
 
-from nbs_lib import compaction
-from nbs_lib.bundle import Bundle
-from nbs_lib.compaction import compact
-from nbs_lib.errors import BundleError, DataError, StoreError
-from nbs_lib.feedback import feedback, labels, models
-from nbs_lib.logged import find, read_day
-from nbs_lib.prediction_log import Entry, PredictionLog, day_of, encoded, held, identifier
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.errors import BundleError, DataError, StoreError
+from nbs_lib.serve.log import compaction
+from nbs_lib.serve.log.compaction import compact
+from nbs_lib.serve.log.feedback import feedback, labels, models
+from nbs_lib.serve.log.reader import find, read_day
+from nbs_lib.serve.log.writer import Entry, PredictionLog, day_of, encoded, held, identifier
 
 DAY = 86_400_000_000
 THEN = 15_000 * DAY + 3_600_000_000  # 2011-01-26
@@ -101,7 +101,7 @@ def id_of(n: int, time_us: int = THEN, worker: str = "aaaaaaaa") -> str:
 
 def test_production_imports_no_more_than_numpy_and_msgspec() -> None:
     heavy = "pandas,pyarrow,duckdb,onnxruntime,sklearn,mlflow"
-    code = f"import sys, nbs_lib.feedback; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
+    code = f"import sys, nbs_lib.serve.log.feedback; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -514,7 +514,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, served: tuple[Path, str
 
 KILLED = """
 import os, signal, sys
-import nbs_lib.compaction as compaction
+import nbs_lib.serve.log.compaction as compaction
 def killing(function, after):
     def call(*a, **k):
         if after: function(*a, **k)

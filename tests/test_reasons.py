@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from conftest import Project
 
-from nbs_lib.bundle import Bundle, write_bundle
-from nbs_lib.cases import drawn
-from nbs_lib.example import SCHEMA, example_graphs
-from nbs_lib.explainer import Explainer
-from nbs_lib.explainer import usual as usual_of
-from nbs_lib.reasons import MOST, Teller
+from nbs_lib.bundle.bundle import Bundle, write_bundle
+from nbs_lib.bundle.explanation_data import drawn
+from nbs_lib.explain.explainer import Explainer
+from nbs_lib.explain.explainer import usual as usual_of
+from nbs_lib.explain.reasons import MOST, Teller
+from nbs_lib.testing.example_project import SCHEMA, example_graphs
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,13 @@ from ship_fixtures import (  # noqa: F401
     mlflow_template,
 )
 
-from nbs_lib import registry
-from nbs_lib.bundle import Bundle
-from nbs_lib.champion import champion
-from nbs_lib.connection import MARKER, connect, tracking_uri
-from nbs_lib.errors import BundleError, UserError
-from nbs_lib.registry import register
-from nbs_lib.settings import Tracking
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.errors import BundleError, UserError
+from nbs_lib.core.settings import Tracking
+from nbs_lib.registry import model_registry as registry
+from nbs_lib.registry.mlflow_client import MARKER, connect, tracking_uri
+from nbs_lib.registry.model_registry import register
+from nbs_lib.registry.pointers import champion
 
 BUNDLE = Path("models/bundle")
 
@@ -88,7 +88,7 @@ def test_there_is_no_pickle_in_it(here: Path) -> None:
     assert "model.onnx" in names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".joblib", ".skops"))]
     (described,) = Path("mlruns").rglob("MLmodel")
-    assert "loader_module: nbs_lib.bundle" in described.read_text()
+    assert "loader_module: nbs_lib.bundle\n" in described.read_text()
     assert "cloudpickle" not in described.read_text()
     (needed,) = Path("mlruns").rglob("requirements.txt")
     packages = [line.partition("=")[0] for line in needed.read_text().split()]
@@ -119,7 +119,7 @@ def test_a_challenger_leaves_the_champion_alone(here: Path) -> None:
 def test_registering_again_changes_nothing_and_imports_no_mlflow(here: Path) -> None:
     register(BUNDLE, decision())
     code = (
-        "import sys; from nbs_lib.registry import register;"
+        "import sys; from nbs_lib.registry.model_registry import register;"
         "print(register('models/bundle', {'decision': 'PROMOTE', 'champion': 'net'}));"
         "assert not {'mlflow', 'pandas', 'onnxruntime'} & set(sys.modules)"
     )
@@ -195,7 +195,7 @@ def test_a_server_that_is_down_is_tried_again(here: Path, capsys: pytest.Capture
 
 TWICE = """
 import sys
-from nbs_lib.registry import register
+from nbs_lib.registry.model_registry import register
 print(register("models/bundle", {"decision": "PROMOTE", "champion": "net"}))
 """
 

@@ -9,21 +9,21 @@ import pandas as pd
 import pytest
 from conftest import Project
 
-from nbs_lib.challenge import Rules
-from nbs_lib.decision import Policy
-from nbs_lib.default_views import defaults
-from nbs_lib.encoding import DAY
-from nbs_lib.errors import DataError
-from nbs_lib.features import attach, build
-from nbs_lib.files import write_table
-from nbs_lib.inference import resolve
-from nbs_lib.refits import Recipe, Refits, opened, recipe, weeks, whole
-from nbs_lib.replay import Model, Past, course, policies, replay
-from nbs_lib.replay_figures import between, choice, compared, listed, turns, verdict, weekly
-from nbs_lib.roles import Roles
-from nbs_lib.source import read
-from nbs_lib.split import training_set
-from nbs_lib.watch import Watch
+from nbs_lib.core.errors import DataError
+from nbs_lib.core.files import write_table
+from nbs_lib.data.resolve import resolve
+from nbs_lib.data.roles import Roles
+from nbs_lib.data.source import read
+from nbs_lib.data.split import training_set
+from nbs_lib.evaluation.paired_test import Rules
+from nbs_lib.features.default_views import defaults
+from nbs_lib.features.join import attach, build
+from nbs_lib.models.encoding import DAY
+from nbs_lib.retrain.decision import Policy
+from nbs_lib.studies.backtest import Model, Past, course, policies, replay
+from nbs_lib.studies.backtest_fits import Recipe, Refits, opened, recipe, weeks, whole
+from nbs_lib.studies.backtest_monitor import Watch
+from nbs_lib.studies.backtest_page import between, choice, compared, listed, turns, verdict, weekly
 
 LINEAR = Recipe("linear", "linear", {}, 0.2)
 BASE = Policy(labels=100)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
-from nbs_lib.pipeline import load_stages, module_files
+from nbs_lib.core.stages import load_stages, module_files
 
 
 def would_run(project: Project) -> list[str]:
@@ -49,7 +49,7 @@ def test_a_parameter_reruns_the_stages_that_read_it(project: Project, key: str, 
 
 
 def test_prose_and_tests_of_a_library_notebook_rerun_nothing(project: Project) -> None:
-    path = next((project.root / "notebooks/lib").glob("*_split.ipynb"))
+    path = next((project.root / "notebooks/lib").rglob("*_split.ipynb"))
     nb = json.loads(path.read_text())
     markdown = {"cell_type": "markdown", "id": "prose", "metadata": {}, "source": "More prose."}
     test = {
@@ -67,12 +67,12 @@ def test_prose_and_tests_of_a_library_notebook_rerun_nothing(project: Project) -
 
 
 def test_code_of_a_library_notebook_reruns_the_stages_that_import_it(project: Project) -> None:
-    path = project.root / "nbs_lib/gate.py"
+    path = project.root / "nbs_lib/evaluation/gate.py"
     path.write_text(path.read_text() + "\nADDED = 1\n")
     importing = [
         s.name
         for s in load_stages(project.root).values()
-        if "nbs_lib/gate.py" in module_files(s.notebook, project.root)
+        if "nbs_lib/evaluation/gate.py" in module_files(s.notebook, project.root)
     ]
     assert importing
     assert would_run(project)[0] == importing[0]

@@ -15,15 +15,15 @@ from conftest import ROOT
 from services import PATIENT, Load, make_project, promote, service
 from ship_fixtures import VERSION, blank_project, decision, make_bundle, mlflow_project, mlflow_template  # noqa: F401
 
-from nbs_lib import history as history_module
-from nbs_lib.bundle import Bundle
-from nbs_lib.champion import champion
-from nbs_lib.connection import tracking_uri
-from nbs_lib.errors import BundleError, StoreError, UserError
-from nbs_lib.history import champions, history
-from nbs_lib.registry import register
-from nbs_lib.rollback import rollback
-from nbs_lib.store import open_store
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.errors import BundleError, StoreError, UserError
+from nbs_lib.features.online.lookup import open_store
+from nbs_lib.registry import history as history_module
+from nbs_lib.registry.history import champions, history
+from nbs_lib.registry.mlflow_client import tracking_uri
+from nbs_lib.registry.model_registry import register
+from nbs_lib.registry.pointers import champion
+from nbs_lib.registry.rollback import rollback
 
 BUNDLE = Path("models/bundle")
 
@@ -102,7 +102,7 @@ def test_the_registry_follows_and_a_run_does_not_promote_it_again(
     assert "rolled_back" not in tags("1")
     capsys.readouterr()
     code = (
-        "import sys; from nbs_lib.registry import register;"
+        "import sys; from nbs_lib.registry.model_registry import register;"
         "print(register('models/bundle', {'decision': 'PROMOTE', 'champion': 'net'}));"
         "assert not {'mlflow', 'pandas', 'onnxruntime'} & set(sys.modules)"
     )
@@ -217,7 +217,7 @@ def test_killed_in_the_middle_it_can_be_done_again(here: Path, at: int, monkeypa
     assert champions() == [first]
 
 
-TWICE = "from nbs_lib.rollback import rollback; rollback()"
+TWICE = "from nbs_lib.registry.rollback import rollback; rollback()"
 
 
 def test_two_at_once_go_back_two_steps(here: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT
 from services import make_empty, until
 
-from nbs_lib import schedule as module
-from nbs_lib.schedule import OUTCOMES, RECORD, missed, next_run
+from nbs_lib.retrain import schedule as module
+from nbs_lib.retrain.schedule import OUTCOMES, RECORD, missed, next_run
 
 CYCLE = """
 import pathlib, sys, time
@@ -31,7 +31,7 @@ except KeyboardInterrupt:
     sys.exit(1)
 sys.exit(int(pathlib.Path("code").read_text()))
 """
-SCHEDULE = "import sys; from nbs_lib.schedule import schedule; schedule([sys.executable, 'cycle.py'])"
+SCHEDULE = "import sys; from nbs_lib.retrain.schedule import schedule; schedule([sys.executable, 'cycle.py'])"
 
 
 class Scheduler:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbs_lib import schema
-from nbs_lib.errors import SchemaError
-from nbs_lib.inference import resolve
-from nbs_lib.roles import Roles
-from nbs_lib.table import Source
+from nbs_lib.core.errors import SchemaError
+from nbs_lib.data import schema
+from nbs_lib.data.resolve import resolve
+from nbs_lib.data.roles import Roles
+from nbs_lib.data.table import Source
 
 numbers = st.one_of(st.integers(-(10**9), 10**9), st.floats(-1e9, 1e9), st.none())
 texts = st.one_of(st.sampled_from(["a", "b", "<script>", "no", "1e3", "2024-01-01", "ünï"]), st.none())

@@ -28,15 +28,16 @@ from ship_fixtures import INPUTS, MARGINS, ROWS, SCHEMA, make_bundle, manifest, 
 from test_bundle import REFUSE
 from test_ladder import SENT
 
-from nbs_lib.answering import Answering
-from nbs_lib.bundle import Bundle, run, session, write_bundle
-from nbs_lib.champion import champion
-from nbs_lib.errors import StoreError
-from nbs_lib.ladder import Ladder
-from nbs_lib.payload import Payload
-from nbs_lib.registry import deliver
-from nbs_lib.server_process import free_port, serving
-from nbs_lib.store import REST, TROUBLE, Lookup, Reading, open_lookup
+from nbs_lib.bundle.bundle import Bundle, run, session, write_bundle
+from nbs_lib.bundle.fallback import Ladder
+from nbs_lib.bundle.predictor import Answering
+from nbs_lib.bundle.request import Payload
+from nbs_lib.core.errors import StoreError
+from nbs_lib.core.server_process import free_port, serving
+from nbs_lib.features.online.base import Reading
+from nbs_lib.features.online.lookup import REST, TROUBLE, Lookup, open_lookup
+from nbs_lib.registry.model_registry import deliver
+from nbs_lib.registry.pointers import champion
 
 MAKERS, PLACES = ["m1", "old", "none", "", None], [7, 8, None]
 MANY = [ROW | {"maker": maker, "place": place} for maker in MAKERS for place in PLACES]
@@ -519,7 +520,7 @@ def test_all_workers_killed_at_once_are_replaced(tmp_path: Path) -> None:
 def test_workers_that_all_end_end_the_service(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     env = os.environ | {"NBS_SERVE_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
-    program = "import sys, nbs_lib.workers as w; sys.executable = '/bin/false'; w.serve('.')"
+    program = "import sys, nbs_lib.serve.supervisor as w; sys.executable = '/bin/false'; w.serve('.')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, env=env, capture_output=True, text=True, timeout=60
     )
@@ -552,7 +553,7 @@ def test_connections_are_shared_evenly(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def lone_worker(folder: Path, change: str) -> Iterator[Running]:
     "A worker without a parent, some of whose limits are others."
-    program = f"import socket, sys; import nbs_lib.workers as w, nbs_lib.protocol as p; {change}\n"
+    program = f"import socket, sys; import nbs_lib.serve.supervisor as w, nbs_lib.serve.protocol as p; {change}\n"
     program += "w.work(socket.create_server(('127.0.0.1', int(sys.argv[1]))))"
     root, port = make_project(folder / "p"), free_port()
     env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
@@ -676,7 +677,7 @@ def test_sigterm_writes_the_log_to_its_end_and_a_kill_says_what_is_lost(tmp_path
 
 
 def test_it_imports_little() -> None:
-    program = f"{REFUSE}import nbs_lib.serve, nbs_lib.api, nbs_lib.workers, uvicorn"
+    program = f"{REFUSE}import nbs_lib.serve.asgi, nbs_lib.serve.api, nbs_lib.serve.supervisor, uvicorn"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 

@@ -12,8 +12,8 @@ import pytest
 from services import ROW, TOLD, Running, make_project, service, until
 from test_deploy import program, prometheus
 
-from nbs_lib.service_figures import address, of_prometheus, service_figures
-from nbs_lib.settings import Serve
+from nbs_lib.core.settings import Serve
+from nbs_lib.monitor.service_metrics import address, of_prometheus, service_figures
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -11,7 +11,7 @@ from services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promo
 from services import service as serve
 from ship_fixtures import ladder_cases
 
-from nbs_lib.theme import COLOURS
+from nbs_lib.pages.theme import COLOURS
 
 OPEN = "!document.querySelector('#form').hidden"
 ANSWER = "document.querySelector('#answer .facts')"

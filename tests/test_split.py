@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbs_lib.errors import DataError
-from nbs_lib.roles import Roles
-from nbs_lib.split import MISSING_TIME, at_random, by_group, by_time, cut, features, training_set
+from nbs_lib.core.errors import DataError
+from nbs_lib.data.roles import Roles
+from nbs_lib.data.split import MISSING_TIME, at_random, by_group, by_time, cut, features, training_set
 
 shares = st.tuples(st.floats(0.05, 0.4), st.floats(0.05, 0.4))
 

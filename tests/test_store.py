@@ -17,11 +17,12 @@ from conftest import lacking
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbs_lib.bench_store import NO_REDIS, bench_store, redis_server
-from nbs_lib.errors import SettingsError, StoreError
-from nbs_lib.redis_store import RedisStore
-from nbs_lib.sqlite_store import SqliteStore
-from nbs_lib.store import REST, TROUBLE, Lookup, decode, encode, entity_key, open_lookup, open_store
+from nbs_lib.bench.store import NO_REDIS, bench_store, redis_server
+from nbs_lib.core.errors import SettingsError, StoreError
+from nbs_lib.features.online.base import decode, encode, entity_key
+from nbs_lib.features.online.lookup import REST, TROUBLE, Lookup, open_lookup, open_store
+from nbs_lib.features.online.redis import RedisStore
+from nbs_lib.features.online.sqlite import SqliteStore
 
 SHOP = {"name": "shop", "version": "1", "entity": ["town", "shop"], "ttl": 60, "columns": ["sold", "kind"], "age": True}
 DAY = {"name": "day", "version": "1", "entity": [], "ttl": None, "columns": ["rain"], "age": False}
@@ -218,7 +219,7 @@ def test_readers_see_old_or_new_never_half(again: Callable[[], Any]) -> None:
 
 KILLED = """
 import sys, time
-from nbs_lib.store import encode
+from nbs_lib.features.online.lookup import encode
 {opened}
 def rows():
     for i in range(5000):
@@ -233,11 +234,11 @@ store.write(2, {{"shop@1": rows()}})
 def test_a_killed_writer_leaves_the_old_content(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if kind == "sqlite":
         store: Any = SqliteStore(tmp_path / "features.sqlite")
-        opened = f"from nbs_lib.sqlite_store import SqliteStore; store = SqliteStore({str(store.path)!r})"
+        opened = f"from nbs_lib.features.online.sqlite import SqliteStore; store = SqliteStore({str(store.path)!r})"
     else:
         url = request.getfixturevalue("redis_url")
         store = RedisStore(url, 5000, "killed")
-        opened = f"from nbs_lib.redis_store import RedisStore; store = RedisStore({url!r}, 5000, 'killed')"
+        opened = f"from nbs_lib.features.online.redis import RedisStore; store = RedisStore({url!r}, 5000, 'killed')"
     filled(store)
     writer = subprocess.Popen([sys.executable, "-c", KILLED.format(opened=opened)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
@@ -446,9 +447,8 @@ def test_the_settings_say_which_store(tmp_path: Path) -> None:
 
 def test_production_needs_no_more_than_msgspec() -> None:
     heavy = "pandas,pyarrow,duckdb,redis,sklearn,onnxruntime,numpy"
-    code = (
-        f"import sys, nbs_lib.store, nbs_lib.sqlite_store; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
-    )
+    code = "import sys, nbs_lib.features.online.lookup as _\n"
+    code += f"print([m for m in '{heavy}'.split(',') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 

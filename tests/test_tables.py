@@ -11,7 +11,7 @@ from conftest import ROOT, Project, small
 from ruamel.yaml import YAML
 from test_page import HOSTILE, live
 
-from nbs_lib.clone import clone
+from nbs_lib.pipeline.clone import clone
 
 
 @pytest.fixture

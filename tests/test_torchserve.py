@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT, lacking
 from ship_fixtures import graph, make_bundle
 
-from nbs_lib.bundle import Bundle
-from nbs_lib.server_process import ServerProcess
-from nbs_lib.torchserve import ENVIRONMENT, NAME, authorization, torchserve
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.server_process import ServerProcess
+from nbs_lib.serve.clients.torchserve import ENVIRONMENT, NAME, authorization, torchserve
 
 WORDS = ["a", "b", "unseen", None]
 

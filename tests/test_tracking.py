@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from ship_fixtures import blank_project, mlflow_project, mlflow_template  # noqa: F401
 
-from nbs_lib import tracking
-from nbs_lib.connection import connect, tracking_uri
-from nbs_lib.files import write_json
-from nbs_lib.pipeline import Stage
-from nbs_lib.settings import Tracking
-from nbs_lib.tracking import WAITING, end_pipeline, find_runs, log_stage
+from nbs_lib.core.files import write_json
+from nbs_lib.core.settings import Tracking
+from nbs_lib.core.stages import Stage
+from nbs_lib.registry import tracking
+from nbs_lib.registry.mlflow_client import connect, tracking_uri
+from nbs_lib.registry.tracking import WAITING, end_pipeline, find_runs, log_stage
 
 PAGE = "reports/train.html"
 NOTEBOOKS = Path("notebooks/pipeline")
@@ -85,7 +85,7 @@ def test_the_page_is_the_one_of_its_own_run(here: Path, monkeypatch: pytest.Monk
 
 
 def test_nothing_that_ran_is_nothing_logged(blank_project: Path) -> None:  # noqa: F811
-    code = "import sys, nbs_lib.tracking as t; t.end_pipeline('FINISHED'); assert 'mlflow' not in sys.modules"
+    code = "import sys, nbs_lib.registry.tracking as t; t.end_pipeline('FINISHED'); assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={"NBS_PIPELINE": "p1", "PATH": ""})
     assert not (blank_project / "mlflow.db").exists()
 
@@ -125,8 +125,8 @@ def test_many_parameters_and_odd_names(here: Path, monkeypatch: pytest.MonkeyPat
 
 FIRST_START = """
 import sys
-from nbs_lib.connection import connect
-from nbs_lib.settings import Tracking
+from nbs_lib.registry.mlflow_client import connect
+from nbs_lib.core.settings import Tracking
 client, experiment = connect(Tracking(), sys.argv[1])
 run = client.create_run(experiment).info.run_id
 client.set_terminated(run)
@@ -205,8 +205,8 @@ def failing() -> Iterator[str]:
 DOWN = """
 import os, sys, time
 from pathlib import Path
-from nbs_lib.pipeline import Stage
-from nbs_lib.tracking import end_pipeline, log_stage
+from nbs_lib.core.stages import Stage
+from nbs_lib.registry.tracking import end_pipeline, log_stage
 log_stage(Stage("train", Path("x.ipynb"), (), (), ()), {}, "FINISHED", time.time())
 end_pipeline("FINISHED")
 """

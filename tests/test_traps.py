@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
-from nbs_lib.pipeline import load_stages
+from nbs_lib.core.stages import load_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -117,6 +117,6 @@ def test_neither_times_nor_places_are_in_a_page(project: Project) -> None:
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "PYTHONHASHSEED", "OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY"])
 def test_threads_seed_and_instructions_are_pinned(variable: str) -> None:
-    from nbs_lib.stage import PINNED
+    from nbs_lib.pipeline.runner import PINNED
 
     assert variable in PINNED

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from nbs_lib import catalogue, features
-from nbs_lib.default_views import defaults
-from nbs_lib.errors import ViewError
-from nbs_lib.features import attach, build, declared
-from nbs_lib.files import write_table
-from nbs_lib.roles import Roles
-from nbs_lib.views import Measure, View, ordered, rolling, versions
+from nbs_lib.core.errors import ViewError
+from nbs_lib.core.files import write_table
+from nbs_lib.data.roles import Roles
+from nbs_lib.features import catalog as catalogue
+from nbs_lib.features import join as features
+from nbs_lib.features.default_views import defaults
+from nbs_lib.features.join import attach, build, declared
+from nbs_lib.features.views import Measure, View, ordered, rolling, versions
 
 HOUR = pd.Timedelta("1h")
 START = pd.Timestamp("2024-03-01", tz="UTC")
@@ -174,8 +175,8 @@ def test_rows_come_back_in_their_order_and_each_once(tmp_path: Path) -> None:
 
 
 def test_the_flights_see_no_future(tmp_path: Path) -> None:
-    from nbs_lib.flights import source, views
-    from nbs_lib.inference import resolve
+    from nbs_lib.data.resolve import resolve
+    from nbs_lib.demos.flights import source, views
 
     found = source.read()
     rows, roles = resolve(found, {"source": "flights", "as_of": "2013-01-12"})
@@ -364,7 +365,7 @@ def test_the_committed_contract_is_that_of_the_code() -> None:
     roles = Roles.load(ROOT / "data/contract/features.yaml")
     if roles.source != "flights":
         pytest.skip("the table is not the demo")
-    from nbs_lib.flights.source import read
+    from nbs_lib.demos.flights.source import read
 
     views = ordered(declared(roles), ["snapshot", *read().companions])
     told = [roles.target, roles.task, roles.classes]

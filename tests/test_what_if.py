@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from nbs_lib.bundle import write_bundle
-from nbs_lib.champion import Served, load
-from nbs_lib.files import write_text
-from nbs_lib.store import encode, open_store
-from nbs_lib.what_if import NONE, UNANSWERED, UNMARKED, UNREAD, what_if
+from nbs_lib.bundle.bundle import write_bundle
+from nbs_lib.bundle.loaded import Served, load
+from nbs_lib.core.files import write_text
+from nbs_lib.explain.counterfactual import NONE, UNANSWERED, UNMARKED, UNREAD, what_if
+from nbs_lib.features.online.base import encode
+from nbs_lib.features.online.lookup import open_store
 
 DAY_US = 86_400_000_000
 BUSY = {"name": "shop", "version": "1", "entity": ["shop"], "columns": ["busy"], "ttl": 3 * 86400, "age": False}
