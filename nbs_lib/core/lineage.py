@@ -14,7 +14,7 @@ from typing import Any
 from .errors import DataError, StageError, did_you_mean
 from .files import read_json, sha256
 from .params import load_params
-from .stages import Stage, load_stages
+from .stages import Stage, is_code, load_stages
 
 # %% ../../notebooks/lib/core/08_lineage.ipynb #42da8a1c
 LOCK = "requirements.lock"
@@ -31,10 +31,6 @@ def _code_digest(path: Path) -> str:
     return _digest([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
 
 
-def _is_code(dep: str) -> bool:
-    return dep.endswith((".py", ".ipynb"))
-
-
 def lineage_of(
     stage: Stage,  # as `dvc.yaml` declares it
     root: str | Path = ".",  # the project
@@ -45,13 +41,13 @@ def lineage_of(
     if missing:
         raise DataError(f"{missing[0]} is missing, and stage {stage.name} depends on it: `make run` writes it.")
     params = load_params(root / "params.yaml")
-    inputs = [dep for dep in stage.deps if not _is_code(dep) and dep != LOCK]
+    inputs = [dep for dep in stage.deps if not is_code(dep) and dep != LOCK]
     nested = {dep: root / dep / "lineage.json" for dep in inputs}
     return {
         "stage": stage.name,
         "inputs": {dep: sha256(root / dep) for dep in inputs},
         "params": _digest({key: params[key] for key in stage.params}),
-        "code": _digest({dep: _code_digest(root / dep) for dep in stage.deps if _is_code(dep)}),
+        "code": _digest({dep: _code_digest(root / dep) for dep in stage.deps if is_code(dep)}),
         "lock": sha256(root / LOCK) if LOCK in stage.deps else None,
         "upstream": {dep: read_json(path) for dep, path in nested.items() if path.exists()},
     }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'STUDIES', 'CYCLE', 'FOLDERS', 'Stage', 'dvc_file', 'load_stages', 'all_stages', 'parameters',
-           'module_files', 'all_deps', 'write_deps']
+           'imported_files', 'module_files', 'is_code', 'all_deps', 'write_deps']
 
 # %% ../../notebooks/lib/core/06_stages.ipynb #4445e999
 import ast
@@ -134,35 +134,54 @@ def _imports(source: str, file: Path, root: Path) -> set[Path]:
     return files
 
 
+def imported_files(
+    source: str,  # Python
+    root: str | Path = ".",  # the folder that holds `nbs_lib`
+    file: Path = Path("source"),  # where the source stands, for error texts
+) -> set[Path]:  # relative to the root
+    "List the files of `nbs_lib` that a source imports, directly or not; `static` and `templates` are included."
+    root = Path(root)
+    waiting, files = _imports(source, file, root), set()
+    while waiting:
+        path = waiting.pop()
+        files.add(path)
+        packages = {folder / "__init__.py" for folder in path.parents if (root / folder / "__init__.py").is_file()}
+        waiting |= (packages | _imports((root / path).read_text(encoding="utf-8"), path, root)) - files
+    folders = {path.parent / name for path in files for name in ("static", "templates")}
+    return files | {
+        path.relative_to(root) for folder in folders for path in (root / folder).glob("*") if path.is_file()
+    }
+
+
 def module_files(
     notebook: str | Path,  # a stage notebook
     root: str | Path = ".",  # the project
 ) -> list[str]:  # paths such as `nbs_lib/data/split.py`, sorted
-    "Every module that a stage imports, directly or not, at top level."
+    "List every file of the library that a stage depends on."
     root = Path(root)
     cells = json.loads((root / notebook).read_text(encoding="utf-8"))["cells"]
-    waiting = _imports("import nbs_lib.pipeline.runner", Path(notebook), root)
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            waiting |= _imports("".join(cell["source"]), Path(notebook), root)
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        found.add(path)
-        packages = {folder / "__init__.py" for folder in path.parents if (root / folder / "__init__.py").is_file()}
-        waiting |= (packages | _imports((root / path).read_text(encoding="utf-8"), path, root)) - found
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    files = imported_files("import nbs_lib.pipeline.runner", root)
+    for source in code:
+        files |= imported_files(source, root, Path(notebook))
     # an `__init__.py` counts where it holds code; that of the library holds its version, which changes no output
-    empty = {path for path in found if path.name == "__init__.py" and not (root / path).read_text().strip()}
-    return sorted(path.as_posix() for path in found - empty - {Path("nbs_lib/__init__.py")})
+    empty = {path for path in files if path.name == "__init__.py" and not (root / path).read_text().strip()}
+    return sorted(path.as_posix() for path in files - empty - {Path("nbs_lib/__init__.py")})
 
 # %% ../../notebooks/lib/core/06_stages.ipynb #ac56513d
+def is_code(
+    dep: str,  # a dependency in `dvc.yaml`
+) -> bool:
+    "Return whether a dependency is a notebook or a file of the library."
+    return dep.startswith("nbs_lib/") or dep.endswith(".ipynb")
+
+
 def all_deps(
     stage: Stage,  # of the project in the root
     root: str | Path = ".",  # the project
 ) -> list[str]:  # data first, then notebook, modules and lock file
     "What `dvc.yaml` should list as a stage's dependencies."
-    code = (".ipynb", ".py", "requirements.lock")
-    data = [dep for dep in stage.deps if not dep.endswith(code)]
+    data = [dep for dep in stage.deps if not is_code(dep) and dep != "requirements.lock"]
     return [*data, stage.notebook.as_posix(), *module_files(stage.notebook, root), "requirements.lock"]
 
 

@@ -7,10 +7,10 @@ __all__ = ['FONTS', 'COLOURS', 'SERIES', 'STYLE_SHEET', 'css_variables', 'contra
 
 # %% ../../notebooks/lib/pages/01_theme.ipynb #5e9d37d5
 from collections.abc import Mapping
+from importlib.resources import files
 
 # %% ../../notebooks/lib/pages/01_theme.ipynb #3aae071d
 FONTS = '-apple-system, BlinkMacSystemFont, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif'
-
 COLOURS = {  # name: (light, dark)
     "paper": ("#ffffff", "#14181d"),
     "raised": ("#f4f6f8", "#1c2229"),
@@ -55,99 +55,7 @@ def contrast(
 
 # %% ../../notebooks/lib/pages/01_theme.ipynb #d043b56c
 STYLE_SHEET = (
-    css_variables()
-    + f"""
-*{{box-sizing:border-box}}
-html{{-webkit-text-size-adjust:100%;font-family:{FONTS};font-size:17px;line-height:1.6}}"""
-    + """
-body{margin:0;background:var(--paper);color:var(--ink);overflow-wrap:anywhere}
-table{overflow-wrap:break-word}
-main,nav{max-width:47.5rem;margin:0 auto;padding:0 1.25rem}
-a{color:var(--accent);text-decoration-thickness:1px;text-underline-offset:.18em}
-a:hover{text-decoration-thickness:2px}
-:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:3px}
-header{border-bottom:1px solid var(--line);background:var(--raised)}
-header nav{display:flex;gap:1.5rem;overflow-x:auto;scrollbar-width:none;font-size:.88rem;white-space:nowrap}
-header a{padding:.8rem 0 .7rem;color:var(--muted);text-decoration:none;border-bottom:2px solid transparent}
-header a:hover{color:var(--ink)}
-header a[aria-current]{color:var(--ink);font-weight:600;border-color:var(--accent)}
-main{padding-top:2.6rem;padding-bottom:2rem}
-h1,h2,h3{line-height:1.22;letter-spacing:-.014em;text-wrap:balance;margin:0}
-h1{font-size:2.1rem;font-weight:700;letter-spacing:-.022em}
-h2{font-size:1.32rem;margin:2.9rem 0 .7rem}
-h3{font-size:1.05rem;margin:2rem 0 .5rem}
-p,ul,ol,dl,pre,figure,blockquote,.scroll{margin:0 0 1.1rem}
-ul,ol{padding-left:1.3rem}
-li{margin:.25rem 0}
-li::marker{color:var(--muted)}
-blockquote{color:var(--muted);border-left:3px solid var(--line);padding-left:1rem}
-h1+blockquote{border:0;padding:0;margin:.7rem 0 2rem;font-size:1.18rem;line-height:1.5;text-wrap:pretty}
-hr{border:0;border-top:1px solid var(--line);margin:2.5rem 0}
-code,pre,kbd{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.86em}
-:not(pre)>code{background:var(--raised);border-radius:4px;padding:.12em .35em}
-pre{background:var(--raised);border-radius:8px;padding:.9rem 1rem;overflow-x:auto;line-height:1.5;font-size:.78rem}
-main>pre{white-space:pre-wrap;overflow-wrap:anywhere}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.86rem;line-height:1.4;font-variant-numeric:tabular-nums}
-th,td{padding:.42rem 1.25rem .42rem 0;text-align:left;vertical-align:top;max-width:28rem}
-th,td{border-bottom:1px solid var(--line)}
-th:last-child,td:last-child{padding-right:0}
-thead th,tr:first-child>th:not([scope]){color:var(--muted);font-weight:600;vertical-align:bottom;white-space:nowrap}
-tbody th{font-weight:600}
-td,tbody th{overflow-wrap:break-word}
-.num{text-align:right;white-space:nowrap}
-.more,figcaption,.scroll+p,small{color:var(--muted);font-size:.86rem}
-figure{margin:1.4rem 0}
-figure img{display:block;max-width:100%;height:auto}
-figcaption{margin-top:.5rem;text-wrap:pretty}
-details.code{margin:-.2rem 0 1.4rem}
-summary{cursor:pointer;color:var(--muted);font-size:.8rem;width:max-content}
-summary:hover{color:var(--ink)}
-.highlight pre{margin:.5rem 0 0}
-.highlight .k,.highlight .kn,.highlight .kc,.highlight .ow{color:var(--purple)}
-.highlight .s1,.highlight .s2,.highlight .sa,.highlight .sd,.highlight .si{color:var(--green)}
-.highlight .c1{color:var(--muted);font-style:italic}
-.highlight .mi,.highlight .mf{color:var(--orange)}
-.highlight .nf,.highlight .nc,.highlight .nb{color:var(--accent)}
-.verdict{border:1px solid var(--line);border-left:5px solid var(--tone);border-radius:10px;background:var(--raised)}
-.verdict{padding:1.4rem 1.5rem 1.2rem;margin:0 0 1.5rem}
-.verdict h2{margin:.55rem 0 .5rem;font-size:1.6rem;letter-spacing:-.02em}
-.verdict p{margin:0 0 .6rem;text-wrap:pretty}
-.verdict .badge{color:var(--tone)}
-.verdict .next{margin:1rem 0 0;padding-top:.9rem;border-top:1px solid var(--line)}
-.verdict code{background:var(--paper)}
-.good{--tone:var(--good)}.warn{--tone:var(--warn)}.bad{--tone:var(--bad)}
-.badge{font-size:.78rem;font-weight:700;letter-spacing:.06em}
-td .badge{color:var(--tone);letter-spacing:0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(11.5rem,1fr));gap:1.1rem 1.6rem;margin:0 0 1.5rem}
-.tiles dt{color:var(--muted);font-size:.86rem}
-.tiles dd{margin:0}
-.tiles .figure{font-size:1.9rem;font-weight:700;line-height:1.25;letter-spacing:-.02em}
-.tiles .note{color:var(--muted);font-size:.84rem;line-height:1.45}
-.strong td,.strong th{font-weight:650}
-td small{display:block;font-weight:400;min-width:8rem;max-width:24rem}
-.num small{min-width:0;white-space:nowrap}
-.made{margin-top:3.5rem;border-top:1px solid var(--line);font-size:.9rem}
-.made h2{font-size:1rem;margin-top:1.4rem}
-.made p{color:var(--muted)}
-.made dl{columns:2 16rem;column-gap:2.5rem;font-size:.84rem;font-variant-numeric:tabular-nums}
-.made div{display:flex;justify-content:space-between;gap:1rem;padding:.32rem 0;break-inside:avoid}
-.made div{border-bottom:1px solid var(--line)}
-.made dt{color:var(--muted)}
-.made dd{margin:0;text-align:right}
-footer nav{display:flex;justify-content:space-between;font-size:.9rem;padding-top:1.2rem;padding-bottom:3rem}
-footer a[rel=next]{margin-left:auto}
-@media (min-width:48rem){
-header nav{flex-wrap:wrap;row-gap:0;padding-top:.2rem;padding-bottom:.2rem}header a{padding:.45rem 0 .4rem}
-}
-@media (max-width:34rem){
-html{font-size:16px}main{padding-top:1.8rem}h1{font-size:1.7rem}h2{margin-top:2.3rem}header nav{gap:1.1rem}
-.verdict{padding:1.1rem 1.1rem .9rem}.verdict h2{font-size:1.35rem}
-th,td{padding-right:.9rem}td:not(.num){min-width:5.5rem}td:first-child{min-width:7rem}
-}
-@media print{
-header,footer,details.code{display:none}html{font-size:10.5pt}main{max-width:none;padding:0}
-h2,h3{break-after:avoid}figure,tr,.tiles{break-inside:avoid}.scroll{overflow:visible}a{color:inherit}
-}
-"""
+    f":root{{--fonts:{FONTS}}}"
+    + css_variables()
+    + (files("nbs_lib.pages") / "static/page.css").read_text(encoding="utf-8")
 )
