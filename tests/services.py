@@ -20,7 +20,7 @@ from ship_fixtures import make_ladder_bundle, store_of
 from nbs_lib.core.files import write_text
 from nbs_lib.core.paths import CURRENT
 from nbs_lib.core.server_process import ServerProcess, free_port, serving
-from nbs_lib.registry.model_registry import deliver
+from nbs_lib.registry.model_registry import deploy_bundle
 
 ROW: dict[str, Any] = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01"}
 SCRIPT = "</script><script>document.title='pwned'</script>"
@@ -58,7 +58,7 @@ def promote(root: Path, told: Told | None = None, **bundle: Any) -> str:
         for each in [*schema["inputs"], *schema["context"]["inputs"]]:
             each.update(told.get(each["name"], {}))
         make_ladder_bundle(made, **bundle, schema=schema)
-    deliver(made, root)
+    deploy_bundle(made, root)
     shutil.rmtree(made)
     return (root / CURRENT).read_text().strip()
 

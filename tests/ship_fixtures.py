@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from nbs_lib.bundle.bundle import write_bundle
-from nbs_lib.bundle.explanation_data import drawn
+from nbs_lib.bundle.explanation_data import draw_explanation_data
 from nbs_lib.core.settings import Tracking
-from nbs_lib.features.online.base import encode
+from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import open_store
 from nbs_lib.registry.mlflow_client import connect
 
@@ -146,16 +146,16 @@ def ladder_cases(rows: int = 300) -> bytes:
     table = pd.DataFrame(rng.normal(0, 0.5, (rows, len(NUMBERS))).astype(np.float32), columns=NUMBERS)
     table = table.assign(maker=rng.choice(["m1", "b"], rows), maker_best="b", made=rng.integers(1, 400, rows) * 86_400)
     table = table.assign(_target=(table["width"] > 0).astype(int), _split=["train", "test"] * (rows // 2))
-    return drawn(table, lambda each: each["width"].to_numpy(), [*NUMBERS, *WORDS, "made"])
+    return draw_explanation_data(table, lambda each: each["width"].to_numpy(), [*NUMBERS, *WORDS, "made"])
 
 
 def store_of(root: Path, version: str = VERSION) -> None:
     "A store that knows one maker, one of long ago, and one place."
     day = 86_400_000_000
     rows = {
-        "maker": [("m1", encode([9 * day, 3.0, 20.0, "b"])), ("old", encode([day, 9.0, 40.0, "c"]))],
-        "spot": [("7", encode([9 * day + day // 2, 0.25]))],
-        "market": [("", encode([9 * day, 0.5]))],
+        "maker": [("m1", encode_values([9 * day, 3.0, 20.0, "b"])), ("old", encode_values([day, 9.0, 40.0, "c"]))],
+        "spot": [("7", encode_values([9 * day + day // 2, 0.25]))],
+        "market": [("", encode_values([9 * day, 0.5]))],
     }
     open_store(root=root).write(10 * day, {f"{view}@{version}": each for view, each in rows.items()})
 

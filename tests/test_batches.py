@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from nbs_lib.bundle.loaded import Served, load
+from nbs_lib.bundle.loaded import ServedModel, load_served_model
 from nbs_lib.core.settings import Serve
-from nbs_lib.serve.batching import SLOW, Batches
-from nbs_lib.serve.log.audit import Records
-from nbs_lib.serve.metrics import FOLDER, Meters
-from nbs_lib.testing.example_project import WHO, example_project
+from nbs_lib.serve.batching import SLOW_SHARE, RequestBatcher
+from nbs_lib.serve.log.audit import AnswerRecorder
+from nbs_lib.serve.metrics import METRICS_DIR_ENV, WorkerMetrics
+from nbs_lib.testing.example_project import WHO_VIEW, write_example_project
 
 ANN, BAD = b'{"width": 1, "person": "ann"}', b'{"width": "wide"}'
 
@@ -23,24 +23,24 @@ class Worker:
     "A worker without a server."
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(FOLDER, str(folder))
+        monkeypatch.setenv(METRICS_DIR_ENV, str(folder))
         self.root = folder
         self.served = self.load()
-        self.meters = Meters()
-        self.records = Records(self.meters, "9f3c2a17")
-        self.batches = Batches(Serve(), self.meters, self.records, lambda: self.served)
+        self.worker_metrics = WorkerMetrics()
+        self.records = AnswerRecorder(self.worker_metrics, "9f3c2a17")
+        self.batcher = RequestBatcher(Serve(), self.worker_metrics, self.records, lambda: self.served)
 
-    def load(self, **schema: Any) -> Served:
-        return load(self.root / "served" / example_project(self.root, **schema), self.root)
+    def load(self, **schema: Any) -> ServedModel:
+        return load_served_model(self.root / "served" / write_example_project(self.root, **schema), self.root)
 
     async def ask(self, *bodies: bytes) -> list[dict[str, Any]]:
-        answers = await asyncio.gather(*(self.batches.ask(body, time.perf_counter()) for body in bodies))
+        answers = await asyncio.gather(*(self.batcher.ask(body, time.perf_counter()) for body in bodies))
         return [json.loads(body) | {"status": status} for status, body in answers]
 
     def delay(self, seconds: float) -> None:
         "Let the model take so long from now on."
-        served, answer = self.served, type(self.served.answering).answer
-        served.answering.answer = lambda *about: (time.sleep(seconds), answer(served.answering, *about))[1]  # type: ignore[method-assign]
+        served, answer = self.served, type(self.served.predictor).answer
+        served.predictor.answer = lambda *about: (time.sleep(seconds), answer(served.predictor, *about))[1]  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_a_slow_model_is_asked_again_after_a_turn_without_rows(worker: Worker, b
     async def test() -> None:
         for _ in range(3):
             await worker.ask(ANN)
-        worker.delay(2 * SLOW * worker.batches.deadline)
+        worker.delay(2 * SLOW_SHARE * worker.batcher.deadline)
         await worker.ask(b'{"width": 2}')
-        assert worker.batches._slow is worker.served
+        assert worker.batcher._slow is worker.served
         worker.delay(0)
         await worker.ask(body)
         (answer,) = await worker.ask(b'{"width": 3, "person": "ann"}')
@@ -70,7 +70,7 @@ def test_a_slow_model_is_asked_again_after_a_turn_without_rows(worker: Worker, b
 
 def test_who_waits_for_a_thread_is_asked_for_as_soon_as_it_is_free(worker: Worker) -> None:
     async def test() -> None:
-        worker.batches._slow, worker.batches.deadline = worker.served, 60.0  # who is late is looked for every 3 s
+        worker.batcher._slow, worker.batcher.deadline = worker.served, 60.0  # who is late is looked for every 3 s
         started = time.perf_counter()
         await worker.ask(*(b'{"width": %d}' % k for k in range(40)), *(b'{"width": %d.5}' % k for k in range(40)))
         assert time.perf_counter() - started < 2
@@ -82,7 +82,7 @@ def test_who_comes_again_does_not_make_the_others_wait(worker: Worker) -> None:
     async def test() -> None:
         for k in range(200):
             await worker.ask(*[ANN] * 49, b'{"width": %d}' % k)
-        assert worker.batches._pace * len(ANN) * 300 < 0.02  # seconds that three hundred would wait
+        assert worker.batcher._pace * len(ANN) * 300 < 0.02  # seconds that three hundred would wait
 
     run(test)
 
@@ -92,29 +92,29 @@ def test_a_late_answer_of_the_old_champion_is_not_kept_for_the_new_one(worker: W
         for _ in range(2):
             await worker.ask(ANN)
         old, new = worker.served, worker.load(threshold=0.4)
-        worker.batches.cache.hold("", None)
-        worker.batches._slow = old
+        worker.batcher.cache.set_key("", None)
+        worker.batcher._slow = old
         worker.delay(0.1)
         asked = asyncio.create_task(worker.ask(ANN))
         await asyncio.sleep(0.05)
         worker.served = new
         await worker.ask(b'{"width": 9}')
         (late,) = await asked
-        assert late["model"] == old.short
-        assert [(await worker.ask(ANN))[0]["model"] for _ in range(2)] == [new.short] * 2
+        assert late["model"] == old.short_id
+        assert [(await worker.ask(ANN))[0]["model"] for _ in range(2)] == [new.short_id] * 2
 
     run(test)
 
 
 def test_what_is_kept_is_counted_under_its_own_views(worker: Worker) -> None:
     async def test() -> None:
-        (kept,) = [worker.served.answering.answer(worker.served.payload.read(ANN))]
-        other = worker.load(views=[WHO, WHO | {"name": "also", "columns": []}])
-        answers = other.answering.answer(other.payload.read(ANN))
+        (kept,) = [worker.served.predictor.answer(worker.served.request_parser.read(ANN))]
+        other = worker.load(views=[WHO_VIEW, WHO_VIEW | {"name": "also", "columns": []}])
+        answers = other.predictor.answer(other.request_parser.read(ANN))
         worker.records.count(other, answers, 1)
-        worker.records.count_again(worker.served, kept)
+        worker.records.count_cached(worker.served, kept)
         worker.records.flush()
-        counted = {key: by for key, by in worker.meters._counted.items() if key[0] == "nbs_view_rows"}
+        counted = {key: by for key, by in worker.worker_metrics._counted.items() if key[0] == "nbs_view_rows"}
         assert counted["nbs_view_rows", "who", "present"] == 2
 
     run(test)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from ship_fixtures import MARGINS, ROWS, SCHEMA, graph, make_bundle, make_ladder_bundle, manifest
 
-from nbs_lib.bundle.bundle import CONTEXT, FILES, Bundle, identity, write_bundle
+from nbs_lib.bundle.bundle import CONTEXT_FILE, REQUIRED_FILES, Bundle, bundle_id, write_bundle
 from nbs_lib.core.errors import BundleError, DataError
 from nbs_lib.data.arrays import MISSING_TIME, numbers, texts, times
 
@@ -44,7 +44,7 @@ def copy(tmp_path: Path) -> Path:
 # What is refused
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", REQUIRED_FILES)
 def test_a_flipped_byte_is_refused(copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -53,7 +53,7 @@ def test_a_flipped_byte_is_refused(copy: Path, name: str) -> None:
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", REQUIRED_FILES)
 def test_a_missing_file_is_refused(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing"):
@@ -110,7 +110,7 @@ def _dumped(content: bytearray) -> str:
 
 def test_a_path_out_of_the_bundle_is_refused(copy: Path) -> None:
     files = manifest(copy)["files"] | {"../secret": "0" * 64}
-    (copy / "manifest.json").write_text(json.dumps({"format": 1, "id": identity(files), "files": files}))
+    (copy / "manifest.json").write_text(json.dumps({"format": 1, "id": bundle_id(files), "files": files}))
     (copy.parent / "secret").write_text("secret")
     with pytest.raises(BundleError, match="outside of the bundle"):
         Bundle.open(copy)
@@ -139,19 +139,21 @@ def test_a_context_graph_and_its_inputs_belong_together(tmp_path: Path) -> None:
     whole = Bundle.open(tmp_path / "bundle")
     assert whole.context([{"made": 4}, {"made": 9, "width": 1}])["margin"].tolist() == [2, 3]
     files = manifest(tmp_path / "bundle")["files"]
-    assert CONTEXT in files
-    del files[CONTEXT]
-    (tmp_path / "bundle" / CONTEXT).unlink()
-    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps({"format": 1, "id": identity(files), "files": files}))
+    assert CONTEXT_FILE in files
+    del files[CONTEXT_FILE]
+    (tmp_path / "bundle" / CONTEXT_FILE).unlink()
+    (tmp_path / "bundle" / "manifest.json").write_text(
+        json.dumps({"format": 1, "id": bundle_id(files), "files": files})
+    )
     with pytest.raises(BundleError, match=r"of context\.onnx and its inputs in schema\.json one is missing"):
         Bundle.open(tmp_path / "bundle")
 
 
 def test_a_changed_context_graph_is_refused(tmp_path: Path) -> None:
     make_ladder_bundle(tmp_path / "bundle")
-    content = bytearray((tmp_path / "bundle" / CONTEXT).read_bytes())
+    content = bytearray((tmp_path / "bundle" / CONTEXT_FILE).read_bytes())
     content[len(content) // 2] ^= 1
-    (tmp_path / "bundle" / CONTEXT).write_bytes(content)
+    (tmp_path / "bundle" / CONTEXT_FILE).write_bytes(content)
     with pytest.raises(BundleError, match=r"context\.onnx was changed"):
         Bundle.open(tmp_path / "bundle")
 
@@ -169,7 +171,7 @@ def test_an_input_of_a_view_that_is_not_listed_is_refused(tmp_path: Path) -> Non
 def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
     ids = [make_bundle(tmp_path / name) for name in ("a", "b")]
     assert ids[0] == ids[1]
-    for name in [*FILES, "manifest.json"]:
+    for name in [*REQUIRED_FILES, "manifest.json"]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert make_bundle(tmp_path / "c", fallback={"prior": 0.31}) != ids[0]
 
@@ -304,7 +306,7 @@ def test_more_classes_and_amounts(tmp_path: Path) -> None:
     amount = Bundle.open(tmp_path / "amount")
     answer = amount.predict(ROWS)
     assert list(answer) == ["output", "margin"]
-    assert list(amount.flat(answer)) == ["value"]
+    assert list(amount.to_columns(answer)) == ["value"]
 
 
 def test_classes_of_three(tmp_path: Path) -> None:
@@ -322,7 +324,7 @@ def test_classes_of_three(tmp_path: Path) -> None:
     answer = bundle.predict([{"a": 0, "b": 1, "c": 5}, {"a": 9, "b": 1, "c": 5}])
     assert answer["class"].tolist() == ["<z>", "x"]
     assert answer["output"].shape == (2, 3)
-    assert list(bundle.flat(answer)) == ["class", "probability:x", "probability:y", "probability:<z>"]
+    assert list(bundle.to_columns(answer)) == ["class", "probability:x", "probability:y", "probability:<z>"]
 
 
 # Production

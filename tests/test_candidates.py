@@ -9,16 +9,16 @@ import pytest
 from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
-from nbs_lib.bundle.bundle import run, session
-from nbs_lib.bundle.parity import parity
+from nbs_lib.bundle.bundle import inference_session, run_graph
+from nbs_lib.bundle.parity import parity_difference
 from nbs_lib.core.errors import DataError, ParamsError
 from nbs_lib.models import candidates as models
-from nbs_lib.models.candidates import CANDIDATES, Task, candidate, chosen
-from nbs_lib.models.encoding import MISSING_TIME, Layout, ordinal
+from nbs_lib.models.candidates import CANDIDATES, Task, register_candidate, select_candidates
+from nbs_lib.models.encoding import MISSING_TIME, FeatureLayout, ordinal_encoder
 from nbs_lib.models.metrics import evaluate
-from nbs_lib.models.onnx_export import feeds, graph
-from nbs_lib.models.predictions import flat, part
-from nbs_lib.models.search import Fitted, search
+from nbs_lib.models.onnx_export import export_graph, graph_feeds
+from nbs_lib.models.predictions import select_split, squeeze_output
+from nbs_lib.models.search import FittedCandidate, tune_candidate
 
 RNG = np.random.default_rng(0)
 N = 400
@@ -54,25 +54,29 @@ TARGETS = {
 }
 
 
-def parts(about: dict[str, Any], kind: str) -> tuple[Layout, pd.DataFrame, pd.DataFrame]:
+def parts(about: dict[str, Any], kind: str) -> tuple[FeatureLayout, pd.DataFrame, pd.DataFrame]:
     columns = {name: values for group in about.values() for name, values in group.items()}
     table = pd.DataFrame(columns).assign(_target=TARGETS[kind])
     names = {group: list(about.get(group, {})) for group in ("numeric", "categorical", "time")}
     roles: Any = SimpleNamespace(**names, timestamp="at", source="toy")
-    return Layout.learn(table[:300], roles), table[:300], table[300:]
+    return FeatureLayout.learn(table[:300], roles), table[:300], table[300:]
 
 
-def apart(fitted: Fitted, train: pd.DataFrame, rows: pd.DataFrame) -> float:
+def apart(fitted: FittedCandidate, train: pd.DataFrame, rows: pd.DataFrame) -> float:
     """How far the graph, asked as production asks it, is from the library."""
-    asked = run(session(graph(fitted, train).SerializeToString()), feeds(rows, fitted.task.layout))
-    return parity(fitted.task.kind, fitted.answers(rows), dict(zip(("output", "margin"), asked, strict=True)))
+    asked = run_graph(
+        inference_session(export_graph(fitted, train).SerializeToString()), graph_feeds(rows, fitted.task.layout)
+    )
+    return parity_difference(
+        fitted.task.kind, fitted.answers(rows), dict(zip(("output", "margin"), asked, strict=True))
+    )
 
 
 @pytest.mark.parametrize("name", list(CANDIDATES))
 @pytest.mark.parametrize("what", list(COLUMNS))
-def test_odd_tables_are_learnt_and_converted(what: str, name: str) -> None:
+def test_odd_tables_are_learned_and_converted(what: str, name: str) -> None:
     layout, train, valid = parts(COLUMNS[what], "binary")
-    fitted = search(CANDIDATES[name], Task("binary", layout, epochs=1), train, valid, trials=1)
+    fitted = tune_candidate(CANDIDATES[name], Task("binary", layout, epochs=1), train, valid, trials=1)
     answers = fitted.answers(valid)
     assert np.isfinite(answers["margin"]).all()
     assert apart(fitted, train, valid) < 1e-4
@@ -80,13 +84,13 @@ def test_odd_tables_are_learnt_and_converted(what: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", list(CANDIDATES))
 @pytest.mark.parametrize("kind", list(TARGETS))
-def test_all_tasks_are_learnt_better_than_by_the_dummy(kind: str, name: str) -> None:
+def test_all_tasks_are_learned_better_than_by_the_dummy(kind: str, name: str) -> None:
     layout, train, valid = parts(COLUMNS["a constant"], kind)
     outputs = {}
     for one in ("dummy", name):
         trials = 5 if one == "linear" else 1  # its own C is for many rows, and 300 need another of its space
-        fitted = search(CANDIDATES[one], Task(kind, layout), train, valid, trials)
-        outputs[one] = flat(fitted.answers(valid)["output"])
+        fitted = tune_candidate(CANDIDATES[one], Task(kind, layout), train, valid, trials)
+        outputs[one] = squeeze_output(fitted.answers(valid)["output"])
     loss = "rmse" if kind == "regression" else "log_loss"
     found = {one: evaluate(kind, valid["_target"].to_numpy(), output)[loss] for one, output in outputs.items()}
     assert found[name] < 0.8 * found["dummy"] or name == "dummy"
@@ -95,35 +99,37 @@ def test_all_tasks_are_learnt_better_than_by_the_dummy(kind: str, name: str) -> 
 def test_adding_one_is_one_cell_and_removing_it_is_deleting_that_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "CANDIDATES", dict(CANDIDATES))
 
-    @candidate("tree", "trees", "one small tree", max_depth=[2, 3])
+    @register_candidate("tree", "trees", "one small tree", max_depth=[2, 3])
     def _tree(task: Task) -> Pipeline:
-        return Pipeline([("encode", ordinal(task.layout)), ("tree", DecisionTreeClassifier(random_state=task.seed))])
+        return Pipeline(
+            [("encode", ordinal_encoder(task.layout)), ("tree", DecisionTreeClassifier(random_state=task.seed))]
+        )
 
-    assert [one.name for one in chosen(["tree"])] == ["dummy", "linear", "tree"]
+    assert [one.name for one in select_candidates(["tree"])] == ["dummy", "linear", "tree"]
     for kind in ("binary", "multiclass"):
         layout, train, valid = parts(COLUMNS["numbers alone"], kind)
-        fitted = search(chosen("tree")[-1], Task(kind, layout), train, valid, trials=3)
+        fitted = tune_candidate(select_candidates("tree")[-1], Task(kind, layout), train, valid, trials=3)
         assert {trial.params["max_depth"] for trial in fitted.trials} == {None, 2, 3}
         assert apart(fitted, train, valid) < 1e-5
 
 
 def test_unknown_candidates_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(ParamsError, match="did you mean 'linear'"):
-        chosen(["linaer"])
+        select_candidates(["linaer"])
 
 
 def test_a_part_with_a_single_class_is_refused() -> None:
     table = pd.DataFrame({"_split": ["train"] * 4 + ["test"] * 4, "_target": [0, 1, 0, 1, 1, 1, 1, 1]})
     with pytest.raises(DataError, match="The test part holds a single class"):
-        part(table, "test", "binary")
+        select_split(table, "test", "binary")
     with pytest.raises(DataError, match="The valid part is empty"):
-        part(table, "valid", "binary")
+        select_split(table, "valid", "binary")
 
 
 def test_the_search_is_the_same_again() -> None:
     layout, train, valid = parts(COLUMNS["a constant"], "binary")
     for name in ("hgb_large", "net"):
         task = Task("binary", layout, seed=3, epochs=2)
-        first, again = (search(CANDIDATES[name], task, train, valid, trials=2) for _ in range(2))
+        first, again = (tune_candidate(CANDIDATES[name], task, train, valid, trials=2) for _ in range(2))
         assert first.trials == again.trials
         assert len(first.trials) == 2

@@ -15,7 +15,7 @@ from services import Running, service, until
 
 from nbs_lib.core.server_process import free_port
 from nbs_lib.pipeline.clone import clone
-from nbs_lib.registry.pointers import champion
+from nbs_lib.registry.pointers import champion_path
 
 DAYS, HOURLY = 240, 20
 START = pd.Timestamp("2020-01-01", tz="UTC")
@@ -77,11 +77,11 @@ def turns(project: Project) -> list[dict[str, Any]]:
 
 
 def held(project: Project) -> str:
-    return champion(project.root).name
+    return champion_path(project.root).name
 
 
 def test_a_year_in_short(project: Project) -> None:
-    """Fed, learnt again and served without restart; then broken data, and then labels of other rows."""
+    """Fed, learned again and served without restart; then broken data, and then labels of other rows."""
     before = held(project)
     with service(project.root, SERVE_LOG="served/log") as running:
         url = running.url

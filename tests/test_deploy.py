@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from nbs_lib.cli import app
 from nbs_lib.core.server_process import free_port, get, serving
 from nbs_lib.core.settings import Schedule, Serve
-from nbs_lib.retrain.schedule import OUTCOMES
+from nbs_lib.retrain.schedule import EXIT_CODE_TEXTS
 from nbs_lib.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 DEPLOY = ROOT / "deploy"
@@ -183,7 +183,7 @@ def test_nginx_shows_no_counts_and_takes_no_giants(project: Path, tmp_path: Path
 
 
 PLANS = DEPLOY / "schedule"
-CODES = [*OUTCOMES, 2, 137]  # what `nbs cycle` can end with; 2 and 137 stand for all that is not expected
+CODES = [*EXIT_CODE_TEXTS, 2, 137]  # what `nbs cycle` can end with; 2 and 137 stand for all that is not expected
 WORDS = {10: "watch", 20: "a retrain took place", 30: "the data broke its contract"}
 
 

@@ -12,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skl2onnx import to_onnx
 
-from nbs_lib.models.encoding import MISSING_TIME, Layout, Standardise, TimeParts, one_hot, ordinal
-from nbs_lib.models.onnx_export import KINDS, OPSETS, feeds
+from nbs_lib.models.encoding import (
+    MISSING_TIME,
+    FeatureLayout,
+    Standardizer,
+    TimeParts,
+    one_hot_encoder,
+    ordinal_encoder,
+)
+from nbs_lib.models.onnx_export import INPUT_TYPES, OPSETS, graph_feeds
 
 texts = st.sampled_from(["", "red", "blue", "grün", "a b", "0", "nan"]) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5
@@ -29,18 +36,18 @@ def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
     return table.astype({"x": "float32", "c": object, "t": "int64", "s": "int64"})
 
 
-def converted(encoder: Any, table: pd.DataFrame, layout: Layout) -> Any:
-    inputs = [(name, KINDS[name][1]([None, x.shape[1]])) for name, x in feeds(table, layout).items()]
+def converted(encoder: Any, table: pd.DataFrame, layout: FeatureLayout) -> Any:
+    inputs = [(name, INPUT_TYPES[name][1]([None, x.shape[1]])) for name, x in graph_feeds(table, layout).items()]
     model = to_onnx(encoder, initial_types=inputs, target_opset=OPSETS)
-    return ort.InferenceSession(model.SerializeToString()).run(None, feeds(table, layout))[0]
+    return ort.InferenceSession(model.SerializeToString()).run(None, graph_feeds(table, layout))[0]
 
 
 @given(tables, tables)
 @settings(deadline=None, max_examples=25)
 def test_the_graph_encodes_like_the_library(rows: list[Any], others: list[Any]) -> None:
     train, new = frame(rows), frame(others)
-    layout = Layout.learn(train, ROLES)
-    for encoder in (ordinal(layout), one_hot(layout)):
+    layout = FeatureLayout.learn(train, ROLES)
+    for encoder in (ordinal_encoder(layout), one_hot_encoder(layout)):
         expected = encoder.fit(train).transform(new)
         expected = expected.toarray() if hasattr(expected, "toarray") else expected
         np.testing.assert_allclose(converted(encoder, new, layout), expected, rtol=2e-6, atol=2e-6)
@@ -50,13 +57,13 @@ def test_the_graph_encodes_like_the_library(rows: list[Any], others: list[Any]) 
 @settings(deadline=None, max_examples=50)
 def test_rare_and_new_levels_are_answered_like_missing_ones(rows: list[Any], text: str) -> None:
     train = frame(rows)
-    layout = Layout.learn(train, ROLES)
+    layout = FeatureLayout.learn(train, ROLES)
     (known,) = layout.levels
     assert "" not in known
     counts = train["c"].value_counts()
     assert all(counts[level] >= 2 for level in known)
     row = train[:1]
-    for encoder in (ordinal(layout), one_hot(layout)):
+    for encoder in (ordinal_encoder(layout), one_hot_encoder(layout)):
         encoder.fit(train)
         written, missing = (np.asarray(encoder.transform(row.assign(c=value))) for value in (text, ""))
         assert (text in known) != np.array_equal(written, missing, equal_nan=True)
@@ -76,19 +83,19 @@ def test_parts_of_a_time_are_the_calendars(seconds: int) -> None:
 
 def test_levels_are_the_same_in_any_order_of_rows() -> None:
     train = frame([(0, c, 0, 0) for c in "abcabcab" * 40])
-    assert Layout.learn(train, ROLES) == Layout.learn(train.sample(frac=1, random_state=1), ROLES)
+    assert FeatureLayout.learn(train, ROLES) == FeatureLayout.learn(train.sample(frac=1, random_state=1), ROLES)
 
 
 def test_a_number_that_is_always_missing_does_no_harm() -> None:
     empty = np.full((5, 1), np.nan)
-    assert Standardise().fit(empty).transform(empty).tolist() == [[0.0, 1.0]] * 5
+    assert Standardizer().fit(empty).transform(empty).tolist() == [[0.0, 1.0]] * 5
 
 
 @pytest.mark.parametrize("most", [2**20, 0])
 def test_columns_that_share_levels_are_told_apart(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbs_lib.models.encoding.MOST_CODES", most)
+    monkeypatch.setattr("nbs_lib.models.encoding.MAX_LOOKUP_CODES", most)
     rows = [("b", "c", ""), ("a", "b", "z"), ("b", "c", "z"), ("a", "b", "")] * 3
     table = pd.DataFrame(rows, columns=["here", "there", "empty"])
-    layout = Layout((), ("here", "there", "empty"), (), (("b", "a"), ("c", "b"), ("z",)))
+    layout = FeatureLayout((), ("here", "there", "empty"), (), (("b", "a"), ("c", "b"), ("z",)))
     new = pd.DataFrame([("a", "a", "z"), ("b", "b", "b"), ("c", "c", "")], columns=table.columns)
-    assert converted(ordinal(layout).fit(table), new, layout).tolist() == [[0, -1, 0], [1, 0, -1], [-1, 1, -1]]
+    assert converted(ordinal_encoder(layout).fit(table), new, layout).tolist() == [[0, -1, 0], [1, 0, -1], [-1, 1, -1]]

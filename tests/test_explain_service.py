@@ -23,13 +23,13 @@ from conftest import ROOT
 from services import ROW, Running, make_project, service, until
 from ship_fixtures import ladder_cases
 
-from nbs_lib.bundle.request import Refused
+from nbs_lib.bundle.request import RequestError
 from nbs_lib.explain import response as explanation
-from nbs_lib.explain.response import CAVEAT, Explaining
+from nbs_lib.explain.response import CAVEAT, ExplainService
 from nbs_lib.serve import child_processes as aside
 from nbs_lib.serve import explain_client as asking
-from nbs_lib.serve.log.reader import find
-from nbs_lib.serve.log.writer import unpacked
+from nbs_lib.serve.log.reader import find_prediction
+from nbs_lib.serve.log.writer import unpack_entries
 
 RUNGS: dict[str, Any] = {
     "model": ROW,
@@ -55,7 +55,7 @@ def answers(running: Running, root: Path) -> dict[str, dict[str, Any]]:
     """An answer of each rung, in the log."""
     found = {rung: running.ask(row)[1] for rung, row in RUNGS.items()}
     assert {rung: said["rung"] for rung, said in found.items()} == {rung: rung for rung in RUNGS}
-    until(lambda: all(find(root / LOG, said["id"], root / "served") for said in found.values()))
+    until(lambda: all(find_prediction(root / LOG, said["id"], root / "served") for said in found.values()))
     return found
 
 
@@ -108,12 +108,12 @@ def test_what_was_fed_is_explained_and_not_what_the_store_says_now(answers: dict
     given, n = answers["model"], int(answers["model"]["id"].rpartition("-")[2], 16)
     (path,) = (root / LOG).glob("2*.sqlite")
     with contextlib.closing(sqlite3.connect(path)) as db:
-        entries = [each for (data,) in db.execute("SELECT data FROM batches") for each in unpacked(data)]
+        entries = [each for (data,) in db.execute("SELECT data FROM batches") for each in unpack_entries(data)]
     fed = next(each for each in entries if each.first == n)
     store = root / "served/features.sqlite"
     shutil.move(store, store.with_suffix(".away"))
     try:
-        status, body = Explaining(root).answer(json.dumps({"id": given["id"]}).encode())
+        status, body = ExplainService(root).answer(json.dumps({"id": given["id"]}).encode())
     finally:
         shutil.move(store.with_suffix(".away"), store)
     assert status == 200, body
@@ -124,9 +124,9 @@ def test_what_was_fed_is_explained_and_not_what_the_store_says_now(answers: dict
 
 
 def test_a_prior_that_was_answered_is_explained_as_one(root: Path, answers: dict[str, Any]) -> None:
-    explaining = Explaining(root)
+    explaining = ExplainService(root)
     opened = explaining.opened(next(path for path in (root / "served").iterdir() if len(path.name) == 64))
-    given = opened.served.answering.prior(opened.served.payload.read(json.dumps(ROW).encode()))
+    given = opened.served.predictor.prior(opened.served.request_parser.read(json.dumps(ROW).encode()))
     (said,), output, margin = opened.explain(given)
     assert output.tobytes() == given.output.tobytes()
     assert margin.tobytes() == given.margin.tobytes()
@@ -140,10 +140,10 @@ def test_an_answer_that_is_not_the_logged_one_is_not_explained(
     (path,) = (copied / LOG).glob("2*.sqlite")
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         for rowid, data in db.execute("SELECT rowid, data FROM batches").fetchall():
-            last = [each._replace(margin=_nudged(each.margin)) for each in unpacked(data)]
+            last = [each._replace(margin=_nudged(each.margin)) for each in unpack_entries(data)]
             db.execute("UPDATE batches SET data = ? WHERE rowid = ?", (_packed(last), rowid))
     id = answers["model"]["id"]
-    status, body = Explaining(copied).answer(json.dumps({"id": id}).encode())
+    status, body = ExplainService(copied).answer(json.dumps({"id": id}).encode())
     assert status == 409
     assert f"the answer {id} can't be explained: of margin, " in json.loads(body)["error"]
 
@@ -161,7 +161,7 @@ def test_an_answer_of_a_model_that_is_gone(answers: dict[str, Any], root: Path, 
     for path in (copied / "served").iterdir():
         if len(path.name) == 64:
             shutil.rmtree(path)
-    status, body = Explaining(copied).answer(json.dumps({"id": answers["model"]["id"]}).encode())
+    status, body = ExplainService(copied).answer(json.dumps({"id": answers["model"]["id"]}).encode())
     assert (status, json.loads(body)["field"]) == (404, "id")
     assert "put its bundle back" in json.loads(body)["error"]
 
@@ -170,7 +170,7 @@ def test_many_rows_are_bounded(running: Running) -> None:
     status, said = running.ask([ROW] * 100, "/explain")
     assert (status, len(said)) == (200, 100)
     assert running.ask([ROW] * 101, "/explain")[0] == 413
-    status, said = running.ask([ROW] * (explanation.MOST_CHANGED + 1), "/explain?change=1")
+    status, said = running.ask([ROW] * (explanation.MAX_COUNTERFACTUAL_ROWS + 1), "/explain?change=1")
     assert (status, "at most" in said["error"]) == (413, True)
     assert running.ask(ROW, "/explain?chnage=1")[0] == 422
     status, said = running.ask([ROW, ROW | {"maker": "b"}], "/explain?change=1")
@@ -209,9 +209,11 @@ def test_a_crash_is_told_and_the_next_is_explained(running: Running) -> None:
 
 
 def test_one_that_can_not_start_is_told_in_a_sentence(tmp_path: Path) -> None:
-    made = aside.Aside(tmp_path, ROOT, {"PATH": "/nowhere"})  # without the library's path, and so without the library
+    made = aside.ExplainProcess(
+        tmp_path, ROOT, {"PATH": "/nowhere"}
+    )  # without the library's path, and so without the library
     try:
-        asker = asking.Asking(str(tmp_path))
+        asker = asking.ExplainClient(str(tmp_path))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(aside.sys, "executable", "/bin/false")
 
@@ -220,10 +222,10 @@ def test_one_that_can_not_start_is_told_in_a_sentence(tmp_path: Path) -> None:
                 for _ in range(2):
                     waits = asyncio.create_task(asker.ask(b"{}"))
                     while not waits.done():
-                        made.tend()
+                        made.poll()
                         await asyncio.sleep(0.02)
                     error = waits.exception()
-                    assert isinstance(error, Refused) or error is None
+                    assert isinstance(error, RequestError) or error is None
                     found.append(error.reply if error else waits.result())
                 return found
 

@@ -8,9 +8,24 @@ import pytest
 
 from nbs_lib.data.arrays import MISSING_TIME
 from nbs_lib.data.roles import Roles
-from nbs_lib.explain.explainer import LIMIT, ORDERED, TREES, Explainer, points, usual
-from nbs_lib.explain.report.drivers import drivers
-from nbs_lib.explain.report.sanity_checks import NOISE, PLANTED_LEAK, additivity, learnt, planted, setting, sizes
+from nbs_lib.explain.explainer import (
+    MAX_ADDITIVITY_GAP,
+    PERMUTATION_SHAP,
+    TREE_SHAP,
+    Explainer,
+    base_output,
+    output_contributions,
+)
+from nbs_lib.explain.report.drivers import find_drivers
+from nbs_lib.explain.report.sanity_checks import (
+    PLANTED_LEAK,
+    PLANTED_NOISE,
+    candidate_and_params,
+    check_additivity,
+    check_planted_columns,
+    fit_explainer,
+    group_importance,
+)
 
 TASKS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": []}
 MODELS = {
@@ -45,27 +60,27 @@ def made_up(task: str, seed: int = 0) -> pd.DataFrame:
 
 
 def candidate(name: str) -> tuple:
-    return setting(name, {name: {"params": MODELS[name]}})
+    return candidate_and_params(name, {name: {"params": MODELS[name]}})
 
 
 @pytest.fixture(scope="module", params=[(model, task) for model in MODELS for task in TASKS], ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[str, str, Explainer]:
     model, task = request.param
-    return model, task, learnt(*candidate(model), roles(task), made_up(task))
+    return model, task, fit_explainer(*candidate(model), roles(task), made_up(task))
 
 
 def test_explanations_add_up_to_the_answers(case: tuple[str, str, Explainer]) -> None:
     model, task, explainer = case
-    assert additivity(explainer)["passed"]
+    assert check_additivity(explainer)["passed"]
     arrays = explainer.cases.past
     found = explainer.explain(arrays)
-    assert found.method == (TREES if model == "hgb_small" else ORDERED)
+    assert found.method == (TREE_SHAP if model == "hgb_small" else PERMUTATION_SHAP)
     served, margin = explainer.bundle.ask(arrays)
     assert np.array_equal(found.margin, margin)
     apart = np.abs(found.base + found.values.sum(axis=1) - margin) / np.maximum(np.abs(margin), 1)
-    assert apart.max() <= LIMIT
-    told = points(task, found.base, explainer.grouped(found.values))
-    assert np.abs(usual(task, found.base) + told.sum(axis=1) - served).max() < 2e-4
+    assert apart.max() <= MAX_ADDITIVITY_GAP
+    told = output_contributions(task, found.base, explainer.grouped(found.values))
+    assert np.abs(base_output(task, found.base) + told.sum(axis=1) - served).max() < 2e-4
     assert np.abs(found.values).max() > 0.3, "an explanation of nothing adds up too"
 
 
@@ -77,43 +92,43 @@ def test_strange_rows_are_explained_exactly(case: tuple[str, str, Explainer]) ->
     rows["categorical"][1] = "<script>alert(1)</script>"
     rows["numeric"][2] = 1e6
     found = explainer.explain(rows)
-    assert found.gap.max() <= LIMIT
+    assert found.gap.max() <= MAX_ADDITIVITY_GAP
     assert np.isfinite(found.values).all()
 
 
 def test_noise_comes_last_and_a_leak_is_named(case: tuple[str, str, Explainer]) -> None:
     model, task, _ = case
-    noise, leak = planted(*candidate(model), roles(task), made_up(task))
+    noise, leak = check_planted_columns(*candidate(model), roles(task), made_up(task))
     assert (noise["passed"], noise["below"]) == (True, []), noise
     assert leak["passed"], leak
     assert leak["observed"] == f"{PLANTED_LEAK} is first"
 
 
 def test_noise_that_moves_answers_is_reported() -> None:
-    """Where nothing else is to be learnt, noise is as good as any input, and the check says so."""
+    """Where nothing else is to be learned, noise is as good as any input, and the check says so."""
     table = made_up("binary")
     table["_target"] = np.random.default_rng(1).integers(0, 2, ROWS)
-    noise, leak = planted(*candidate("hgb_small"), roles("binary"), table)
+    noise, leak = check_planted_columns(*candidate("hgb_small"), roles("binary"), table)
     assert not noise["passed"]
     assert leak["passed"]
-    assert NOISE not in noise["below"]
+    assert PLANTED_NOISE not in noise["below"]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_one_feature_a_constant_one_and_many(model: str) -> None:
     table = made_up("binary")
-    one = learnt(*candidate(model), roles("binary", {"x": "numeric"}), table)
-    assert list(sizes(one)) == ["x"]
+    one = fit_explainer(*candidate(model), roles("binary", {"x": "numeric"}), table)
+    assert list(group_importance(one)) == ["x"]
     still = table.assign(still=np.float32(7))
     kinds = {"x": "numeric", "still": "numeric"}
-    found = sizes(learnt(*candidate(model), roles("binary", kinds), still))
+    found = group_importance(fit_explainer(*candidate(model), roles("binary", kinds), still))
     assert found["still"] < 1e-6 < found["x"]
     width = 60 if model == "net" else 500  # a net of 500 is explained at 2 s a row
     rng = np.random.default_rng(5)
     more = {f"c{k}": rng.normal(size=ROWS).astype(np.float32) for k in range(width - 1)}
     wide = pd.concat([table, pd.DataFrame(more)], axis=1)
-    many = learnt(*candidate(model), roles("binary", dict.fromkeys(["x", *more], "numeric")), wide)
-    found = sizes(many, rows=5)
+    many = fit_explainer(*candidate(model), roles("binary", dict.fromkeys(["x", *more], "numeric")), wide)
+    found = group_importance(many, rows=5)
     assert len(found) == width
     assert next(iter(found)) == "x"
 
@@ -121,7 +136,9 @@ def test_one_feature_a_constant_one_and_many(model: str) -> None:
 def test_drivers_say_which_way() -> None:
     told = {
         each.code: each
-        for each in drivers(learnt(*candidate("hgb_small"), roles("binary"), made_up("binary")), roles("binary"))
+        for each in find_drivers(
+            fit_explainer(*candidate("hgb_small"), roles("binary"), made_up("binary")), roles("binary")
+        )
     }
     assert [told["x"].way, told["z"].way] == ["the higher, the more probable", "the higher, the less probable"]
     assert told["word"].way.startswith("more probable: red")

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, lacking
 
 from nbs_lib.data.roles import Roles
-from nbs_lib.features.join import build, join
+from nbs_lib.features.join import build_views, point_in_time_join
 from nbs_lib.features.views import View
 
 FEAST = ROOT / ".nbs/envs/feast/bin"
@@ -79,7 +79,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: {"role": "categorical"} for name in ("shop", "till")
     }
     roles = Roles("t.csv", "back", "binary", ["no", "yes"], "sold", ["shop"], as_of="2024-03-02", columns=columns)
-    joined, _ = build(orders(), roles, views(), root / "data/features", root / "none")
+    joined, _ = build_views(orders(), roles, views(), root / "data/features", root / "none")
     joined.save(root / "data/contract/features.yaml")
     for name in ("params.yaml", "dvc.yaml"):
         (root / name).touch()
@@ -115,8 +115,8 @@ def test_feast_takes_it_and_gives_the_same_values(repository: Path, tmp_path: Pa
 
     folder = repository.parent / "data/features"
     ours = {
-        "history": join(rows, known, folder, status=True),
-        "online": join(rows.assign(_at=NOW), known, folder, True),
+        "history": point_in_time_join(rows, known, folder, status=True),
+        "online": point_in_time_join(rows.assign(_at=NOW), known, folder, True),
     }
     seen = set()
     for which, theirs in {"history": history, "online": online}.items():

@@ -70,9 +70,9 @@ def test_that_planes_may_be_hindsight_is_said() -> None:
 
 def test_later_columns_are_no_features() -> None:
     _, roles = resolve(whole(), {"source": "flights"})
-    learnt = roles.numeric + roles.categorical + roles.time
-    assert not set(learnt) & {"scheduled", *flights.LATER}
-    assert set(learnt) == set(FEATURES) - {"scheduled"}
+    learned = roles.numeric + roles.categorical + roles.time
+    assert not set(learned) & {"scheduled", *flights.LATER}
+    assert set(learned) == set(FEATURES) - {"scheduled"}
     _, other = resolve(whole(), {"source": "flights", "target": "arr_delay"})
     assert other.task == "regression"
     assert other.columns["late"]["role"] == "later"

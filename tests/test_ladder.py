@@ -15,10 +15,10 @@ import pytest
 from ship_fixtures import VERSION, VIEWS, make_ladder_bundle, store_of
 
 from nbs_lib.bundle.bundle import Bundle
-from nbs_lib.bundle.fallback import Ladder
+from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.core.errors import BundleError, DataError
-from nbs_lib.features.online.base import encode
-from nbs_lib.features.online.lookup import Found, Lookup, open_store
+from nbs_lib.features.online.base import encode_values
+from nbs_lib.features.online.lookup import Lookup, LookupResult, open_store
 
 ROW: dict[str, Any] = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01", "note": "n"}
 SENT = {"maker_sold": 2.0, "maker_days": 5, "maker_best": "b", "spot_age": None, "spot_rain": None, "market_share": 0.5}
@@ -44,18 +44,18 @@ def lookup(folder: Path) -> Lookup:
 
 
 @pytest.fixture
-def ladder(bundle: Bundle, lookup: Lookup) -> Ladder:
-    return Ladder(bundle, lookup)
+def ladder(bundle: Bundle, lookup: Lookup) -> FallbackLadder:
+    return FallbackLadder(bundle, lookup)
 
 
-def rungs(ladder: Ladder, *rows: dict[str, Any]) -> list[str]:
+def rungs(ladder: FallbackLadder, *rows: dict[str, Any]) -> list[str]:
     return ladder.answer(list(rows))["rung"].tolist()
 
 
 # What was never seen
 
 
-def test_every_view_present_is_the_model(ladder: Ladder, bundle: Bundle) -> None:
+def test_every_view_present_is_the_model(ladder: FallbackLadder, bundle: Bundle) -> None:
     answer = ladder.answer(ROW)
     assert answer["rung"].tolist() == ["model"]
     assert answer["history"].tolist() == [20]
@@ -71,7 +71,7 @@ def test_every_view_present_is_the_model(ladder: Ladder, bundle: Bundle) -> None
 def test_an_unseen_entity_answers_as_a_missing_one_does(
     folder: Path, lookup: Lookup, name: str, takes_over: bool
 ) -> None:
-    ladder = Ladder(Bundle.open(folder / ("yielding" if takes_over else "bundle")), lookup)
+    ladder = FallbackLadder(Bundle.open(folder / ("yielding" if takes_over else "bundle")), lookup)
     unseen = "never seen" if name == "maker" else 123456789
     forms = [ROW | {name: unseen}, ROW | {name: None}, {key: value for key, value in ROW.items() if key != name}]
     for ask in ([[form] for form in forms], [forms]):
@@ -84,13 +84,13 @@ def test_an_unseen_entity_answers_as_a_missing_one_does(
 
 def test_who_answers_where_no_entity_is_known(folder: Path, lookup: Lookup) -> None:
     new = ROW | {"maker": "never seen", "place": 0}
-    assert rungs(Ladder(Bundle.open(folder / "bundle"), lookup), new) == ["partial"]
-    yielding = Ladder(Bundle.open(folder / "yielding"), lookup)
+    assert rungs(FallbackLadder(Bundle.open(folder / "bundle"), lookup), new) == ["partial"]
+    yielding = FallbackLadder(Bundle.open(folder / "yielding"), lookup)
     assert rungs(yielding, new, ROW, new) == ["context", "model", "context"]
     assert rungs(yielding, new) == ["context"]
 
 
-def test_nothing_but_a_time_is_answered_by_the_context(ladder: Ladder, bundle: Bundle) -> None:
+def test_nothing_but_a_time_is_answered_by_the_context(ladder: FallbackLadder, bundle: Bundle) -> None:
     answer = ladder.answer({"made": "1971-01-01"})
     assert answer["rung"].tolist() == ["context"]
     assert answer["history"].tolist() == [0]
@@ -98,13 +98,13 @@ def test_nothing_but_a_time_is_answered_by_the_context(ladder: Ladder, bundle: B
     assert rungs(ladder, {"made": None}, {"made": 0}, ROW) == ["prior", "context", "model"]  # its graph needs a time
 
 
-def test_a_view_that_is_too_old_is_not_used(ladder: Ladder) -> None:
+def test_a_view_that_is_too_old_is_not_used(ladder: FallbackLadder) -> None:
     answer = ladder.answer(ROW | {"maker": "old"})
     assert answer["rung"].tolist() == ["partial"]
     assert answer["history"].tolist() == [0]
 
 
-def test_one_row_and_many_are_answered_alike(ladder: Ladder) -> None:
+def test_one_row_and_many_are_answered_alike(ladder: FallbackLadder) -> None:
     makers, places = ["m1", "old", "none", "", None], [7, 8, None, 7.0]
     rows = [ROW | {"maker": maker, "place": place} for maker in makers for place in places]
     rows += [{"made": 1}, {"width": None, "made": datetime.datetime(1980, 1, 1)}, {"place": 7}]
@@ -121,7 +121,7 @@ def test_one_row_and_many_are_answered_alike(ladder: Ladder) -> None:
 # What a caller sends
 
 
-def test_values_that_a_caller_sends_are_used(ladder: Ladder, bundle: Bundle) -> None:
+def test_values_that_a_caller_sends_are_used(ladder: FallbackLadder, bundle: Bundle) -> None:
     answer = ladder.answer(ROW | SENT)
     expected = bundle.predict({"width": 1, "maker": "m1", **SENT})
     assert answer["output"].tolist() == expected["output"].tolist()
@@ -133,13 +133,13 @@ def test_values_that_a_caller_sends_are_used(ladder: Ladder, bundle: Bundle) -> 
 
 
 def test_a_table_with_all_values_asks_no_store(bundle: Bundle) -> None:
-    ladder = Ladder(bundle, None)
+    ladder = FallbackLadder(bundle, None)
     table = pd.DataFrame([{"width": 1, "maker": "m1", **SENT, "spot_rain": 1.0}] * 2)
     assert ladder.answer(table)["rung"].tolist() == ["model", "model"]
     assert not ladder.failures
 
 
-def test_a_part_of_a_view_is_refused(ladder: Ladder) -> None:
+def test_a_part_of_a_view_is_refused(ladder: FallbackLadder) -> None:
     with pytest.raises(DataError, match="row 2 brings values of the view 'maker', but no 'maker_best'"):
         ladder.answer([ROW, ROW | {"maker_sold": 1, "maker_days": 2}])
     with pytest.raises(DataError, match="the table brings values of the view 'maker'"):
@@ -162,7 +162,7 @@ def test_a_part_of_a_view_is_refused(ladder: Ladder) -> None:
         ({"maker_sold": "x"} | {k: v for k, v in SENT.items() if k != "maker_sold"}, "'maker_sold', row 5: 'x' is not"),
     ],
 )
-def test_what_cannot_be_read_is_refused(ladder: Ladder, change: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_read_is_refused(ladder: FallbackLadder, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         ladder.answer([ROW | change], 5)
     with pytest.raises(DataError, match=message.replace("row 5", "row 6")):
@@ -170,12 +170,12 @@ def test_what_cannot_be_read_is_refused(ladder: Ladder, change: dict[str, Any], 
 
 
 @pytest.mark.parametrize("rows", [None, 5, 2.5, object()])
-def test_what_is_no_row_is_refused(ladder: Ladder, rows: Any) -> None:
+def test_what_is_no_row_is_refused(ladder: FallbackLadder, rows: Any) -> None:
     with pytest.raises(DataError, match=r"what is asked is a \w+: give a row, a list of rows or a table\."):
         ladder.answer(rows)
 
 
-def test_no_row_and_nothing(ladder: Ladder) -> None:
+def test_no_row_and_nothing(ladder: FallbackLadder) -> None:
     assert {len(values) for values in ladder.answer([]).values()} == {0}
     with pytest.raises(DataError, match="row 1 holds none of the inputs"):
         ladder.answer({})
@@ -188,7 +188,7 @@ def test_no_row_and_nothing(ladder: Ladder) -> None:
 
 def test_a_store_that_is_not_there(bundle: Bundle, tmp_path: Path) -> None:
     for lookup in (Lookup(VIEWS, open_store(root=tmp_path)), None):
-        ladder = Ladder(bundle, lookup)
+        ladder = FallbackLadder(bundle, lookup)
         for rows in (ROW, [ROW, ROW]):
             assert set(ladder.answer(rows)["rung"]) == {"partial"}
         assert rungs(ladder, {"made": 0}) == ["context"]
@@ -198,7 +198,7 @@ def test_a_store_that_is_not_there(bundle: Bundle, tmp_path: Path) -> None:
 def test_a_store_that_does_not_answer_keeps_the_deadline(bundle: Bundle) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and says nothing
         port = server.getsockname()[1]
-        ladder = Ladder(bundle, Lookup(VIEWS, open_store(f"redis://127.0.0.1:{port}/0", timeout_ms=50)))
+        ladder = FallbackLadder(bundle, Lookup(VIEWS, open_store(f"redis://127.0.0.1:{port}/0", timeout_ms=50)))
         for rows in (ROW, [ROW, ROW]):
             started = time.perf_counter()
             assert set(ladder.answer(rows)["rung"]) == {"partial"}
@@ -208,7 +208,7 @@ def test_a_store_that_does_not_answer_keeps_the_deadline(bundle: Bundle) -> None
 
 def test_a_store_of_another_version(bundle: Bundle, tmp_path: Path) -> None:
     store_of(tmp_path, version="ffffffffffff")
-    ladder = Ladder(bundle, Lookup(VIEWS, open_store(root=tmp_path)))
+    ladder = FallbackLadder(bundle, Lookup(VIEWS, open_store(root=tmp_path)))
     assert rungs(ladder, ROW) == ["partial"]
     assert "maker" in ladder.reasons["maker"]
     assert VIEWS[0]["version"] in ladder.reasons["maker"]
@@ -219,7 +219,7 @@ def test_a_damaged_store(bundle: Bundle, tmp_path: Path) -> None:
     store_of(tmp_path)
     file = next(path for path in tmp_path.rglob("*.sqlite"))
     file.write_bytes(b"no database" * 1000)
-    ladder = Ladder(bundle, Lookup(VIEWS, open_store(root=tmp_path)))
+    ladder = FallbackLadder(bundle, Lookup(VIEWS, open_store(root=tmp_path)))
     assert rungs(ladder, ROW) == ["partial"]
 
 
@@ -242,11 +242,11 @@ def test_a_value_that_no_graph_takes_fails_its_view_for_its_row(
 ) -> None:
     store, day = open_store(root=tmp_path), 86_400_000_000
     store_of(tmp_path)
-    makers = [("m1", encode([9 * day, 3.0, 20.0, "b"])), ("bad", encode([9 * day, *values]))]
-    others = {"spot": [("7", encode([9 * day, 0.25]))], "market": [("", encode([9 * day, 0.5]))]}
+    makers = [("m1", encode_values([9 * day, 3.0, 20.0, "b"])), ("bad", encode_values([9 * day, *values]))]
+    others = {"spot": [("7", encode_values([9 * day, 0.25]))], "market": [("", encode_values([9 * day, 0.5]))]}
     store.write(10 * day, {f"{view}@{VERSION}": rows for view, rows in ({"maker": makers} | others).items()})
     lookup = Lookup(VIEWS, store)
-    ladder = Ladder(bundle, lookup)
+    ladder = FallbackLadder(bundle, lookup)
     damaged = ROW | {"maker": "bad"}
     alone, together = ladder.answer(damaged), ladder.answer([ROW, damaged, ROW])
     assert together["rung"].tolist() == ["model", "partial", "model"]
@@ -258,7 +258,7 @@ def test_a_value_that_no_graph_takes_fails_its_view_for_its_row(
     assert alone["rung"].tolist() == ["partial"]
     assert ladder.failures == {"maker": 2}
     assert ladder.reasons["maker"].startswith("view maker: a row of the online store is damaged (maker_")
-    assert ladder.reasons["maker"].endswith("): `nbs materialise` fills it again.")
+    assert ladder.reasons["maker"].endswith("): `nbs materialize` fills it again.")
     sent = ladder.answer([damaged | SENT, ROW])  # what a caller sends counts all the same
     assert sent["history"].tolist() == [5, 20]
 
@@ -276,15 +276,17 @@ class Wrong:
 
 
 HELD = {view["name"]: ["present"] for view in VIEWS}
-SHAPELESS: list[Any] = [Found(columns, HELD, dict.fromkeys(HELD, "")) for columns in ({}, {name: [] for name in SENT})]
-SHAPELESS += [Found(), Found(dict.fromkeys(SENT, 7), HELD, dict.fromkeys(HELD, ""))]  # type: ignore[arg-type]
+SHAPELESS: list[Any] = [
+    LookupResult(columns, HELD, dict.fromkeys(HELD, "")) for columns in ({}, {name: [] for name in SENT})
+]
+SHAPELESS += [LookupResult(), LookupResult(dict.fromkeys(SENT, 7), HELD, dict.fromkeys(HELD, ""))]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "found", [sqlite3.OperationalError("disk I/O error"), None, RuntimeError("bug"), *SHAPELESS], ids=repr
 )
 def test_whatever_a_store_does_nothing_raises(bundle: Bundle, found: Any) -> None:
-    ladder = Ladder(bundle, Wrong(found))
+    ladder = FallbackLadder(bundle, Wrong(found))
     for rows in (ROW, [ROW, ROW]):
         assert set(ladder.answer(rows)["rung"]) == {"partial"}
 
@@ -309,7 +311,7 @@ class Failing(Bundle):
 @pytest.mark.parametrize("views", [True, False])
 def test_a_model_that_fails(folder: Path, lookup: Lookup, rows: int, views: bool) -> None:
     broken = Failing.open(folder / "bundle")
-    ladder = Ladder(broken, lookup if views else None)
+    ladder = FallbackLadder(broken, lookup if views else None)
     usual = "model" if views else "partial"
     asked = [ROW] * rows
     broken.fails = ("model",)
@@ -334,7 +336,7 @@ def test_without_views_and_context(tmp_path: Path) -> None:
 
     make_bundle(tmp_path / "bundle")
     broken = Failing.open(tmp_path / "bundle")
-    ladder = Ladder(broken)
+    ladder = FallbackLadder(broken)
     answer = ladder.answer(ROWS)
     np.testing.assert_allclose(answer["margin"], MARGINS, atol=1e-6)
     assert answer["rung"].tolist() == ["model"] * 3
@@ -348,7 +350,7 @@ def test_more_classes_fall_to_their_shares(tmp_path: Path) -> None:
     make_ladder_bundle(tmp_path / "bundle", classes=["x", "y", "z"])
     broken = Failing.open(tmp_path / "bundle")
     broken.fails = ("model", "context")
-    answer = Ladder(broken).answer([ROW, ROW])
+    answer = FallbackLadder(broken).answer([ROW, ROW])
     np.testing.assert_allclose(answer["output"], [[0.2, 0.5, 0.3]] * 2, rtol=1e-6)
     assert answer["class"].tolist() == ["y", "y"]
 
@@ -356,13 +358,13 @@ def test_more_classes_fall_to_their_shares(tmp_path: Path) -> None:
 def test_a_bundle_without_a_prior_is_refused(tmp_path: Path) -> None:
     make_ladder_bundle(tmp_path / "bundle", fallback={})
     with pytest.raises(BundleError, match=r"fallback\.json holds no prior"):
-        Ladder(Bundle.open(tmp_path / "bundle"))
+        FallbackLadder(Bundle.open(tmp_path / "bundle"))
 
 
 # A service
 
 
-def test_many_threads_ask_one_ladder(ladder: Ladder) -> None:
+def test_many_threads_ask_one_ladder(ladder: FallbackLadder) -> None:
     expected, wrong = ladder.answer(ROW)["output"].tolist(), []
 
     def ask() -> None:
@@ -379,7 +381,7 @@ def test_many_threads_ask_one_ladder(ladder: Ladder) -> None:
 
 
 def test_many_threads_lose_no_failure(bundle: Bundle) -> None:
-    ladder = Ladder(bundle, None)
+    ladder = FallbackLadder(bundle, None)
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -8,7 +8,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as peer
 
-from nbs_lib.models.metrics import METRICS, bootstrap, draws, gain, interval, primary, statistics
+from nbs_lib.models.metrics import (
+    TASK_METRICS,
+    bootstrap,
+    bootstrap_interval,
+    bootstrap_weights,
+    metric_gain,
+    metric_statistics,
+    primary_metric,
+)
 
 rows = st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9), st.integers(0, 3)), min_size=2, max_size=60)
 
@@ -18,8 +26,8 @@ def test_binary_metrics_are_scikit_learns(rows: list[tuple[int, int, int]]) -> N
     target, tenths, weight = (np.array(column) for column in zip(*rows, strict=True))
     assume(weight[target == 0].sum() > 0)
     assume(weight[target == 1].sum() > 0)
-    found = {name: value(weight) for name, value in statistics("binary", target, tenths / 10).items()}
-    assert list(found) == list(METRICS["binary"])
+    found = {name: value(weight) for name, value in metric_statistics("binary", target, tenths / 10).items()}
+    assert list(found) == list(TASK_METRICS["binary"])
     assert found["auc"] == pytest.approx(peer.roc_auc_score(target, tenths, sample_weight=weight))
     assert found["log_loss"] == pytest.approx(peer.log_loss(target, tenths / 10, sample_weight=weight))
     assert found["brier"] == pytest.approx(peer.brier_score_loss(target, tenths / 10, sample_weight=weight))
@@ -30,7 +38,7 @@ def test_regression_metrics_are_scikit_learns(rows: list[tuple[float, float, int
     target, output, weight = (np.array(column) for column in zip(*rows, strict=True))
     assume((weight > 0).sum() > 1)
     assume(np.ptp(target[weight > 0]) > 1e-3)
-    found = {name: value(weight) for name, value in statistics("regression", target, output).items()}
+    found = {name: value(weight) for name, value in metric_statistics("regression", target, output).items()}
     assert found["rmse"] == pytest.approx(peer.root_mean_squared_error(target, output, sample_weight=weight))
     assert found["mae"] == pytest.approx(peer.mean_absolute_error(target, output, sample_weight=weight))
     assert found["r2"] == pytest.approx(peer.r2_score(target, output, sample_weight=weight), rel=1e-6, abs=1e-6)
@@ -42,7 +50,9 @@ def test_multiclass_metrics_are_scikit_learns(seed: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
     target = np.r_[np.arange(classes), rng.integers(0, classes, 60)]
     output = rng.dirichlet(np.ones(classes), len(target))
-    found = {name: value(np.ones(len(target))) for name, value in statistics("multiclass", target, output).items()}
+    found = {
+        name: value(np.ones(len(target))) for name, value in metric_statistics("multiclass", target, output).items()
+    }
     assert found["log_loss"] == pytest.approx(peer.log_loss(target, output))
     assert found["accuracy"] == pytest.approx(peer.accuracy_score(target, output.argmax(axis=1)))
     assert found["auc_ovr"] == pytest.approx(peer.roc_auc_score(target, output, multi_class="ovr"))
@@ -51,7 +61,7 @@ def test_multiclass_metrics_are_scikit_learns(seed: int, classes: int) -> None:
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=80), st.integers(0, 100))
 def test_blocks_are_drawn_whole_and_the_same_for_the_same_seed(block: list[int], seed: int) -> None:
     blocks = np.array(block)
-    first, again = list(draws(blocks, 5, seed)), list(draws(blocks, 5, seed))
+    first, again = list(bootstrap_weights(blocks, 5, seed)), list(bootstrap_weights(blocks, 5, seed))
     assert np.array_equal(first, again)
     for weights in first:
         for one in np.unique(blocks):
@@ -65,18 +75,19 @@ def test_differences_are_paired() -> None:
     weak = np.where(rng.random(1200) < hard, 1 - target, target) * 0.5 + 0.25 + rng.normal(0, 0.02, 1200)
     strong = np.where(rng.random(1200) < 0.05, target, weak)
     asked: dict[Any, Any] = {
-        name: statistics("binary", target, output)["brier"] for name, output in {"weak": weak, "strong": strong}.items()
+        name: metric_statistics("binary", target, output)["brier"]
+        for name, output in {"weak": weak, "strong": strong}.items()
     }
     drawn = bootstrap(asked, block, 300)
-    alone = interval(drawn["weak"])
-    lead = interval(gain("brier", drawn["strong"], drawn["weak"]))
+    alone = bootstrap_interval(drawn["weak"])
+    lead = bootstrap_interval(metric_gain("brier", drawn["strong"], drawn["weak"]))
     assert None not in (alone.lo, alone.hi, lead.lo, lead.hi)
     assert lead.lo > 0  # type: ignore[operator]
     assert lead.hi - lead.lo < (alone.hi - alone.lo) / 3  # type: ignore[operator]
 
 
 def test_too_few_blocks_have_no_interval() -> None:
-    found = interval(bootstrap({"one": lambda weights: float(weights.sum())}, np.arange(40) % 4, 100)["one"])
+    found = bootstrap_interval(bootstrap({"one": lambda weights: float(weights.sum())}, np.arange(40) % 4, 100)["one"])
     assert (found.value, found.lo, found.hi) == (40, None, None)
 
 
@@ -87,10 +98,10 @@ def test_an_interval_covers_what_it_promises() -> None:
         mood = rng.normal(size=40)
         value = np.repeat(mood, 10) + rng.normal(size=400)
         mean = {"mean": lambda weights, value=value: float(weights @ value / weights.sum())}
-        found = interval(bootstrap(mean, np.repeat(np.arange(40), 10), 200, seed)["mean"])
+        found = bootstrap_interval(bootstrap(mean, np.repeat(np.arange(40), 10), 200, seed)["mean"])
         covered += found.lo < 0 < found.hi  # type: ignore[operator]
     assert covered >= 50  # about 57 of 60; one by rows covers about 30
 
 
 def test_every_task_has_a_primary_metric() -> None:
-    assert [primary(task) for task in METRICS] == ["auc", "log_loss", "rmse"]
+    assert [primary_metric(task) for task in TASK_METRICS] == ["auc", "log_loss", "rmse"]

@@ -1,4 +1,4 @@
-"""What came is set against what was learnt from: ordinary and drifted weeks, broken tables, the log, the pages."""
+"""What came is set against what was learned from: ordinary and drifted weeks, broken tables, the log, the pages."""
 
 import json
 import re
@@ -20,10 +20,10 @@ from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import DataError, UserError
 from nbs_lib.data.roles import Roles
-from nbs_lib.monitor.monitor import BROKEN, DRIFT, INSUFFICIENT, NOTHING, OK, WATCH, monitor
-from nbs_lib.monitor.watched import from_log, from_tables
+from nbs_lib.monitor.monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, run_monitor
+from nbs_lib.monitor.watched import load_from_log, load_from_tables
 
-DAY, HOURS, LEARNT, CAME = 86400, 24, 120, 21
+DAY, HOURS, LEARNED, CAME = 86400, 24, 120, 21
 KNOWN = Roles("a.csv", "sold", "binary", ["no", "yes"], timestamp="when", key=["number"], label_delay="1d")
 SCRIPT = "</script><script>document.documentElement.setAttribute('pwned','1')</script>"
 Table = pd.DataFrame
@@ -51,19 +51,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(folder)
 
 
-def compared(folder: Path, came: Table, learnt: Table | None = None, **more: Any) -> Any:
+def compared(folder: Path, came: Table, learned: Table | None = None, **more: Any) -> Any:
     """Both tables, as files."""
-    learnt = made(0, LEARNT) if learnt is None else learnt
-    learnt.to_parquet(folder / "learnt.parquet")
+    learned = made(0, LEARNED) if learned is None else learned
+    learned.to_parquet(folder / "learned.parquet")
     came.to_parquet(folder / "came.parquet")
-    return from_tables(folder / "learnt.parquet", folder / "came.parquet", **({"roles": KNOWN} | more))
+    return load_from_tables(folder / "learned.parquet", folder / "came.parquet", **({"roles": KNOWN} | more))
 
 
 def found(
-    folder: Path, came: Table, learnt: Table | None = None, bundle: Bundle | None = None, **more: Any
+    folder: Path, came: Table, learned: Table | None = None, bundle: Bundle | None = None, **more: Any
 ) -> dict[str, Any]:
-    watched = compared(folder, came, learnt, bundle=bundle, **more)
-    finding = monitor(watched, bundle, more.get("roles", KNOWN))
+    watched = compared(folder, came, learned, bundle=bundle, **more)
+    finding = run_monitor(watched, bundle, more.get("roles", KNOWN))
     json.dumps(finding, allow_nan=False)
     assert finding["sentence"].endswith((".", "?"))
     return finding
@@ -75,7 +75,7 @@ def failed(finding: dict[str, Any]) -> dict[tuple[str, str | None], str]:
 
 def since(**changes: Callable[[Table], Any]) -> Table:
     """Three weeks that came since, some columns changed."""
-    return made(LEARNT, CAME).assign(**changes)
+    return made(LEARNED, CAME).assign(**changes)
 
 
 def test_ordinary_weeks_are_ok(tmp_path: Path, bundle: Bundle) -> None:
@@ -93,7 +93,7 @@ def test_ordinary_weeks_are_ok(tmp_path: Path, bundle: Bundle) -> None:
 
 def test_drift_is_told_with_what_it_does(tmp_path: Path, bundle: Bundle) -> None:
     """Two windows running are drift, a single one is watched; the columns that drifted come with effect and rows."""
-    shifted = since(width=lambda t: t["width"] + 2.5 * (t["_time"] >= (LEARNT + 7) * DAY))
+    shifted = since(width=lambda t: t["width"] + 2.5 * (t["_time"] >= (LEARNED + 7) * DAY))
     finding = found(tmp_path, shifted, bundle=bundle)
     assert (finding["status"], finding["code"]) == (DRIFT, 20)
     first = finding["drift"]["columns"][0]
@@ -102,14 +102,14 @@ def test_drift_is_told_with_what_it_does(tmp_path: Path, bundle: Bundle) -> None
     assert effect["output"] > 0.1
     assert len(effect["rows"]) == 10
     assert next(iter(finding["importance"])) == "width"
-    once = since(width=lambda t: t["width"] + 2.5 * (t["_time"] >= (LEARNT + 14) * DAY))
+    once = since(width=lambda t: t["width"] + 2.5 * (t["_time"] >= (LEARNED + 14) * DAY))
     assert found(tmp_path, once, bundle=bundle)["status"] == WATCH
 
 
 def test_labels_tell_what_drift_does_not(tmp_path: Path, bundle: Bundle) -> None:
     """The inputs are ordinary and what happens is not: no drift, but the answers are off, beyond noise."""
     turned = since(sold=lambda t: np.where(t["sold"] == "yes", "no", "yes"))
-    finding = found(tmp_path, turned, made(0, LEARNT).assign(_split="test"), bundle)
+    finding = found(tmp_path, turned, made(0, LEARNED).assign(_split="test"), bundle)
     assert finding["status"] == OK
     assert finding["performance"]["worse"]["lo"] > 0.2
     assert finding["performance"]["calibration"]["hi"] < -0.2
@@ -148,19 +148,19 @@ def test_a_broken_table_is_a_sentence(name: str, tmp_path: Path, bundle: Bundle)
     came = change()
     more = {"as_of": "1970-05-22"} if len(came) > 1 else {}
     finding = found(tmp_path, came, bundle=bundle, **more) if len(came) > 1 else alone(tmp_path, came, bundle)
-    assert (finding["status"], finding["code"]) == (BROKEN, 30)
+    assert (finding["status"], finding["code"]) == (CONTRACT_FAILURE, 30)
     assert sentence in failed(finding)[check]
     assert finding["sentence"].startswith("The data break their contract: ")
 
 
 def alone(folder: Path, came: Table, bundle: Bundle) -> dict[str, Any]:
     """With windows of a day."""
-    return monitor(compared(folder, came, bundle=bundle), bundle, KNOWN, days=1)
+    return run_monitor(compared(folder, came, bundle=bundle), bundle, KNOWN, days=1)
 
 
 def test_what_jumps_from_one_week_to_the_next_is_seen(tmp_path: Path, bundle: Bundle) -> None:
     """The week before is the last one that came, not one of the reference, which may have ended long ago."""
-    jumped = since(width=lambda t: t["width"] + np.select([t["_time"] < (LEARNT + 14) * DAY], [-1.0], 1.5))
+    jumped = since(width=lambda t: t["width"] + np.select([t["_time"] < (LEARNED + 14) * DAY], [-1.0], 1.5))
     finding = found(tmp_path, jumped, bundle=bundle)
     assert "width has moved by" in failed(finding)["jump", "width"]
 
@@ -171,7 +171,7 @@ def test_times_that_are_none_are_counted(tmp_path: Path, bundle: Bundle) -> None
     finding = found(tmp_path, odd, bundle=bundle)
     assert finding["rows"]["untimed"] == 11
     assert re.match("11 of [0-9]+ rows have no time", failed(finding)["times", None])
-    assert finding["status"] == BROKEN
+    assert finding["status"] == CONTRACT_FAILURE
     assert finding["windows"][0][0] == "1970-05-01"
     with pytest.raises(DataError, match="11 of 504 rows have no time in column '_time'"):
         compared(tmp_path, since(), odd)
@@ -187,9 +187,9 @@ def test_many_rows_of_the_future_are_told(tmp_path: Path, bundle: Bundle) -> Non
 
 
 def test_the_columns_of_times_may_have_two_names(tmp_path: Path) -> None:
-    learnt = made(0, LEARNT).assign(when=lambda t: pd.to_datetime(t["_time"], unit="s", utc=True))
-    watched = compared(tmp_path, since(), learnt.drop(columns="_time"))
-    assert watched.reference["_block"].tolist() == (made(0, LEARNT)["_time"] // DAY).tolist()
+    learned = made(0, LEARNED).assign(when=lambda t: pd.to_datetime(t["_time"], unit="s", utc=True))
+    watched = compared(tmp_path, since(), learned.drop(columns="_time"))
+    assert watched.reference["_block"].tolist() == (made(0, LEARNED)["_time"] // DAY).tolist()
     assert watched.current["_block"].tolist() == (since()["_time"] // DAY).tolist()
 
 
@@ -201,7 +201,7 @@ def test_a_figure_has_no_unit(tmp_path: Path) -> None:
     for unit in (1, 100):
         tables = [
             table.assign(sold=unit * (table["width"] + shift), _output=unit * table["width"] * 0.5, _model=bundle.id)
-            for table, shift in ((made(0, LEARNT).assign(_split="test"), 0), (since(), 0.5))
+            for table, shift in ((made(0, LEARNED).assign(_split="test"), 0), (since(), 0.5))
         ]
         performance = found(tmp_path, tables[1], tables[0], bundle, roles=roles)["performance"]
         told.append([performance[part][key] for part in ("worse", "calibration") for key in ("lo", "hi")])
@@ -214,9 +214,9 @@ def test_a_figure_has_no_unit(tmp_path: Path) -> None:
 def test_nothing_and_too_little(tmp_path: Path, bundle: Bundle) -> None:
     for came, sentence in [(since()[:0], "No row has come"), (since()[: 3 * HOURS], "less than a window of 7 days")]:
         finding = found(tmp_path, came, bundle=bundle)
-        assert (finding["status"], finding["code"]) == (NOTHING, 0)
+        assert (finding["status"], finding["code"]) == (NO_DATA, 0)
         assert sentence in finding["sentence"]
-    short = found(tmp_path, since(), made(LEARNT - 30, 30), bundle)
+    short = found(tmp_path, since(), made(LEARNED - 30, 30), bundle)
     assert (short["status"], short["code"]) == (INSUFFICIENT, 0)
 
 
@@ -245,19 +245,19 @@ def test_rows_that_came_twice_and_rows_of_tomorrow(tmp_path: Path, bundle: Bundl
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     compared(tmp_path, since())
-    good, bad = tmp_path / "learnt.parquet", tmp_path / "bad.parquet"
+    good, bad = tmp_path / "learned.parquet", tmp_path / "bad.parquet"
     for content in (good.read_bytes()[:5000], good.read_bytes()[:-20], b"", b"x,y\n1,2\n"):
         bad.write_bytes(content)
         with pytest.raises(DataError, match=r"bad\.parquet is damaged or no Parquet file"):
-            from_tables(good, bad, KNOWN)
-    for name, sentence in [("none.csv", "is missing"), ("learnt.txt", "is missing")]:
+            load_from_tables(good, bad, KNOWN)
+    for name, sentence in [("none.csv", "is missing"), ("learned.txt", "is missing")]:
         with pytest.raises(DataError, match=sentence):
-            from_tables(good, tmp_path / name, KNOWN)
+            load_from_tables(good, tmp_path / name, KNOWN)
     since().rename(columns={"_time": "_at"}).to_parquet(bad)
     with pytest.raises(DataError, match="no column '_time' of times"):
-        from_tables(good, bad, KNOWN)
+        load_from_tables(good, bad, KNOWN)
     with pytest.raises(UserError, match="write a day such as"):
-        from_tables(good, good, KNOWN, as_of="tomorrow")
+        load_from_tables(good, good, KNOWN, as_of="tomorrow")
 
 
 def test_the_clock_changes(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_the_clock_changes(tmp_path: Path) -> None:
     table = pd.DataFrame({"when": hours, "size": np.random.default_rng(0).normal(size=len(hours))})
     table.to_parquet(tmp_path / "a.parquet")
     roles = Roles("a", "none", "regression", [], timestamp="when", timezone="Europe/Berlin")
-    watched = from_tables(tmp_path / "a.parquet", tmp_path / "a.parquet", roles)
+    watched = load_from_tables(tmp_path / "a.parquet", tmp_path / "a.parquet", roles)
     rows = watched.current["_block"].value_counts()
     assert sorted(set(rows)) == [23, 24, 25]
     assert watched.counts["later"] == 1  # the first hour of a day that was not over
@@ -288,26 +288,26 @@ def test_the_log_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         running.ask({"id": ids[1], "label": "no"}, "/feedback")  # another one
         assert running.ask({"id": ids[0][:-1] + "fffff", "label": "no"}, "/feedback")[0] == 404
     bundle = Bundle.open(next(path for path in (root / "served").iterdir() if path.is_dir() and len(path.name) == 64))
-    learnt = pd.DataFrame({name: np.linspace(0, 3, 2400) for name in NUMBERS} | dict.fromkeys(WORDS, "m1"))
-    learnt["_time"] = np.repeat(np.arange(120), 20) * DAY
-    learnt.to_parquet(tmp_path / "learnt.parquet")
+    learned = pd.DataFrame({name: np.linspace(0, 3, 2400) for name in NUMBERS} | dict.fromkeys(WORDS, "m1"))
+    learned["_time"] = np.repeat(np.arange(120), 20) * DAY
+    learned.to_parquet(tmp_path / "learned.parquet")
     roles = Roles("a", "sold", "binary", ["no", "yes"], timestamp="made", as_of="1970-05-31", label_delay="1d")
-    watched = from_log(root / "log", roles, bundle, None, tmp_path / "learnt.parquet", root / "served")
+    watched = load_from_log(root / "log", roles, bundle, None, tmp_path / "learned.parquet", root / "served")
     assert len(watched.current) == 280
     assert watched.counts == {"duplicates": 0, "conflicts": 1, "later": 0}
     (root / "data").mkdir()
-    learnt.drop(columns="width").to_parquet(root / "data/training_set.parquet")
+    learned.drop(columns="width").to_parquet(root / "data/training_set.parquet")
     monkeypatch.chdir(root)
     with pytest.raises(DataError, match="no column 'width', which the champion takes"):
-        from_log("log", roles, bundle, None, "data/training_set.parquet", "served")
-    with pytest.raises(DataError, match=r"is not what champion \w+ learnt from: bring back"):
-        from_log("log", roles, bundle, None, None, "served")
-    finding = monitor(watched, bundle, roles)
+        load_from_log("log", roles, bundle, None, "data/training_set.parquet", "served")
+    with pytest.raises(DataError, match=r"is not what champion \w+ learned from: bring back"):
+        load_from_log("log", roles, bundle, None, None, "served")
+    finding = run_monitor(watched, bundle, roles)
     assert finding["windows"] == [["1970-06-01", "1970-06-07"], ["1970-06-08", "1970-06-14"]]
     assert sum(finding["service"]["rungs"].values()) == 280
     assert finding["labels"]["new"] == 260 + 1  # of the last day one is due
     assert finding["performance"]["coverage"]["pending"] == 19
-    earlier = from_log(root / "log", roles, bundle, "1970-06-08", tmp_path / "learnt.parquet", root / "served")
+    earlier = load_from_log(root / "log", roles, bundle, "1970-06-08", tmp_path / "learned.parquet", root / "served")
     assert (len(earlier.current), earlier.counts["later"]) == (140, 140)
 
 
@@ -317,27 +317,27 @@ def test_the_log_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_command_says_what_to_do(project: Project, tmp_path: Path) -> None:
     """Exit codes that a scheduler can branch by; pages that open offline and run nothing of the tables."""
     evil = f"width {SCRIPT}"
-    learnt = made(0, LEARNT).drop(columns=["sold", "made", "number"])
-    learnt["kind"] = learnt["kind"].replace("a", SCRIPT)
-    learnt = learnt.rename(columns={"width": evil})
-    came = made(LEARNT, CAME).drop(columns=["sold", "made", "number"]).rename(columns={"width": evil})
+    learned = made(0, LEARNED).drop(columns=["sold", "made", "number"])
+    learned["kind"] = learned["kind"].replace("a", SCRIPT)
+    learned = learned.rename(columns={"width": evil})
+    came = made(LEARNED, CAME).drop(columns=["sold", "made", "number"]).rename(columns={"width": evil})
     came["kind"] = came["kind"].replace("a", SCRIPT)
     came.loc[came["new"] > 0, "kind"] = f"new {SCRIPT}"
-    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("learnt", "drifted", "broken", "half")}
-    learnt.to_parquet(paths["learnt"])
+    paths = {name: str(tmp_path / f"{name}.parquet") for name in ("learned", "drifted", "broken", "half")}
+    learned.to_parquet(paths["learned"])
     came.assign(**{"kind": came["kind"].replace(f"new {SCRIPT}", "b"), evil: came[evil] + 1.2}).to_parquet(
         paths["drifted"]
     )
     came.to_parquet(paths["broken"])
-    Path(paths["half"]).write_bytes(Path(paths["learnt"]).read_bytes()[:900])
+    Path(paths["half"]).write_bytes(Path(paths["learned"]).read_bytes()[:900])
 
-    drifted = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["drifted"])
+    drifted = project.nbs("monitor", "--reference", paths["learned"], "--current", paths["drifted"])
     assert drifted.returncode == 20, drifted.stdout + drifted.stderr
     assert drifted.stdout.startswith("drift. ")
-    broken = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["broken"])
+    broken = project.nbs("monitor", "--reference", paths["learned"], "--current", paths["broken"])
     assert broken.returncode == 30, broken.stdout + broken.stderr
     look(project.root / "reports", tmp_path)
-    half = project.nbs("monitor", "--reference", paths["learnt"], "--current", paths["half"])
+    half = project.nbs("monitor", "--reference", paths["learned"], "--current", paths["half"])
     assert half.returncode == 1
     assert "half.parquet is damaged" in half.stderr
     assert "Traceback" not in half.stderr

@@ -21,10 +21,10 @@ from nbs_lib.core.files import write_json, write_table
 from nbs_lib.data.roles import Roles
 from nbs_lib.evaluation import report_page as report
 from nbs_lib.evaluation import run_results as findings
-from nbs_lib.evaluation.gate import decide
+from nbs_lib.evaluation.gate import decide_gate
 from nbs_lib.pages import blocks, plots
 from nbs_lib.pages.page import POLICY, escape_md, render
-from nbs_lib.pages.theme import COLOURS
+from nbs_lib.pages.theme import COLORS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -121,7 +121,7 @@ def test_nothing_in_a_hostile_notebook_is_live() -> None:
     assert BeautifulSoup(page, "html.parser").title.string == HOSTILE[0]  # shown as text
 
 
-def test_the_sanitiser_finds_what_is_live() -> None:
+def test_the_sanitizer_finds_what_is_live() -> None:
     assert len(live("".join(HOSTILE))) > 4
 
 
@@ -224,7 +224,7 @@ def write_run(
     told = {"within": True, "bytes": 9000, "p99_ms": None, "seen": "0.009 MB", "sentence": "It is within the budget."}
     judged = {"budget": {"p99_ms": 5, "size_mb": 1}, "candidates": dict.fromkeys(metrics["candidates"], told)}
     write_json(judged, models / "frontier.json")
-    write_json(decide(metrics, 1e-7, 0.5 if decision == "HOLD" else 1.0), models / "gate.json")
+    write_json(decide_gate(metrics, 1e-7, 0.5 if decision == "HOLD" else 1.0), models / "gate.json")
     write_json({"net": {"description": value(3)}}, models / "candidates/candidates.json")
     write_json(
         {"inputs": {value(0): "0" * 64}, "params": "1", "code": "2", "lock": "3"}, models / "bundle/lineage.json"
@@ -243,7 +243,7 @@ def overview(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(plots, "show", collect)
     cells = json.loads((ROOT / "notebooks/pipeline/60_report.ipynb").read_text())["cells"]
     executed = []
-    names: dict[str, Any] = {"found": findings.load(folder), "report": report, "plots": plots}
+    names: dict[str, Any] = {"found": findings.load_run_results(folder), "report": report, "plots": plots}
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -285,7 +285,7 @@ def test_the_first_page_of_a_run_without_intervals(tmp_path: Path, monkeypatch: 
         for side in ("test", "vs_dummy", "vs_linear"):
             found[side] = {metric: ends | {"lo": None, "hi": None} for metric, ends in found[side].items()}
     write_json(metrics, models / "metrics.json")
-    write_json(decide(metrics, 1e-7, 1.0), models / "gate.json")
+    write_json(decide_gate(metrics, 1e-7, 1.0), models / "gate.json")
     curve = {"candidate": ["linear"], "predicted": [0.9], "observed": [0.3], "lo": [None], "hi": [None], "rows": [9]}
     pd.DataFrame(curve).to_csv(models / "reliability.csv", index=False)
     page = BeautifulSoup(overview(tmp_path, monkeypatch), "html.parser").get_text()
@@ -405,8 +405,8 @@ def test_light_and_dark_reach_the_figures(mode: int, tmp_path: Path, chromium: C
         path, f"--blink-settings=preferredColorScheme={1 - mode}", "--window-size=900,700", f"--screenshot={picture}"
     )
     with Image.open(picture) as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
-    paper, blue = (tuple(bytes.fromhex(COLOURS[name][mode][1:])) for name in ("paper", "blue"))
-    assert {paper, blue} <= colours
-    other = tuple(bytes.fromhex(COLOURS["blue"][1 - mode][1:]))
-    assert other not in colours
+        colors = {color for _, color in image.convert("RGB").getcolors(1 << 20)}
+    paper, blue = (tuple(bytes.fromhex(COLORS[name][mode][1:])) for name in ("paper", "blue"))
+    assert {paper, blue} <= colors
+    other = tuple(bytes.fromhex(COLORS["blue"][1 - mode][1:]))
+    assert other not in colors

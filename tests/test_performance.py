@@ -10,7 +10,7 @@ from ship_fixtures import make_bundle, make_ladder_bundle
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import DataError
-from nbs_lib.explain.report.importance import effect, importance
+from nbs_lib.explain.report.importance import drift_effect, feature_importance
 from nbs_lib.models.metrics import evaluate
 from nbs_lib.monitor import performance
 
@@ -26,11 +26,11 @@ def binary(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("metric", ["auc", "log_loss", "brier"])
 def test_an_estimate_is_right_where_probabilities_hold(metric: str) -> None:
-    """Over many models the estimate is off by what chance does to the realised figure, and by no more on average."""
+    """Over many models the estimate is off by what chance does to the realized figure, and by no more on average."""
     off = []
     for seed in range(40):
         target, share = binary(seed)
-        off.append(performance.estimate("binary", share)[metric] - evaluate("binary", target, share)[metric])
+        off.append(performance.estimate_metrics("binary", share)[metric] - evaluate("binary", target, share)[metric])
     assert abs(np.mean(off)) < 3 * np.std(off) / len(off) ** 0.5
     assert np.std(off) < 0.02
 
@@ -41,8 +41,8 @@ def test_earlier_labels_correct_probabilities_that_do_not_hold(slope: float, shi
     said = expit(logit(share) * slope + shift)
     known = (target[: N // 2], said[: N // 2])
     came = evaluate("binary", target[N // 2 :], said[N // 2 :])
-    plain = performance.estimate("binary", said[N // 2 :])
-    corrected = performance.estimate("binary", said[N // 2 :], known)
+    plain = performance.estimate_metrics("binary", said[N // 2 :])
+    corrected = performance.estimate_metrics("binary", said[N // 2 :], known)
     assert abs(corrected["log_loss"] - came["log_loss"]) < 0.03
     assert abs(corrected["log_loss"] - came["log_loss"]) < abs(plain["log_loss"] - came["log_loss"]) / 2
     assert abs(corrected["auc"] - came["auc"]) < 0.03
@@ -54,18 +54,18 @@ def test_several_classes_and_numbers_have_estimates_too() -> None:
     share = softmax(margin, axis=1)
     target = (rng.random((N, 1)) > share.cumsum(axis=1)).sum(axis=1)
     came = evaluate("multiclass", target, share)
-    for name, value in performance.estimate("multiclass", share).items():
+    for name, value in performance.estimate_metrics("multiclass", share).items():
         assert abs(value - came[name]) < 0.03, name
     too_sure = softmax(3 * margin, axis=1)
     known = (target[: N // 2], too_sure[: N // 2])
-    corrected = performance.estimate("multiclass", too_sure[N // 2 :], known)["log_loss"]
+    corrected = performance.estimate_metrics("multiclass", too_sure[N // 2 :], known)["log_loss"]
     assert abs(corrected - evaluate("multiclass", target[N // 2 :], too_sure[N // 2 :])["log_loss"]) < 0.06
 
     said = rng.uniform(0, 100, N)
     truth = said + rng.normal(size=N) * said / 10
-    assert performance.estimate("regression", said) == {}
+    assert performance.estimate_metrics("regression", said) == {}
     small = said < 30
-    found = performance.estimate("regression", said[small], (truth, said))
+    found = performance.estimate_metrics("regression", said[small], (truth, said))
     came = evaluate("regression", truth[small], said[small])
     assert found["rmse"] == pytest.approx(came["rmse"], rel=0.15)
     assert found["mae"] == pytest.approx(came["mae"], rel=0.15)
@@ -74,12 +74,14 @@ def test_several_classes_and_numbers_have_estimates_too() -> None:
 def test_what_has_no_figure_is_none_and_not_an_error() -> None:
     one = np.ones(50, dtype=int)
     share, day = np.full(50, 0.9), np.repeat(np.arange(10), 5)
-    assert performance.figures("binary", one, share, day)["auc"] == {"value": None, "lo": None, "hi": None}
-    assert performance.figures("binary", one[:0], share[:0], day[:0]) == {}
-    assert performance.calibration("binary", one[:0], share[:0], day[:0])["offset"]["value"] is None
-    assert performance.estimate("binary", share, (one, share))["log_loss"] > 0  # a single class rescales nothing
-    assert performance.estimate("binary", np.array([0.0, 1.0]), None)["log_loss"] == 0
-    assert performance.track("binary", []).empty
+    assert performance.realized_metrics("binary", one, share, day)["auc"] == {"value": None, "lo": None, "hi": None}
+    assert performance.realized_metrics("binary", one[:0], share[:0], day[:0]) == {}
+    assert performance.calibration_summary("binary", one[:0], share[:0], day[:0])["offset"]["value"] is None
+    assert (
+        performance.estimate_metrics("binary", share, (one, share))["log_loss"] > 0
+    )  # a single class rescales nothing
+    assert performance.estimate_metrics("binary", np.array([0.0, 1.0]), None)["log_loss"] == 0
+    assert performance.backtest_estimates("binary", []).empty
 
 
 def test_an_interval_is_one_over_days() -> None:
@@ -89,7 +91,7 @@ def test_an_interval_is_one_over_days() -> None:
     for seed in range(60):
         share = expit(-0.5 + rng.normal(0, 0.7, 40)[day])
         target = (rng.random(len(day)) < share).astype(int)
-        offset = performance.calibration("binary", target, np.full(len(day), 0.39), day, 200, seed)["offset"]
+        offset = performance.calibration_summary("binary", target, np.full(len(day), 0.39), day, 200, seed)["offset"]
         truth = expit(rng.normal(-0.5, 0.7, 200_000)).mean() - 0.39
         held += offset["lo"] <= truth <= offset["hi"]
         width.append(offset["hi"] - offset["lo"])
@@ -101,11 +103,11 @@ def test_rows_count_once_and_the_first_label_counts() -> None:
     table = pd.DataFrame(
         {"a": [1, 1, 2, 2, 3], "b": ["x"] * 5, "label": [np.nan, 1.0, 0.0, 1.0, np.nan], "more": range(5)}
     )
-    kept, counts = performance.once(table, ["a", "b"], "label")
+    kept, counts = performance.drop_duplicate_rows(table, ["a", "b"], "label")
     assert counts == {"duplicates": 2, "conflicts": 1}
     assert kept["label"].fillna(-1).tolist() == [1, 0, -1]
     assert list(kept.columns) == list(table.columns)
-    again, none = performance.once(kept, ["a", "b"], "label")
+    again, none = performance.drop_duplicate_rows(kept, ["a", "b"], "label")
     assert none == {"duplicates": 0, "conflicts": 0}
     assert again.equals(kept)
 
@@ -130,7 +132,7 @@ def rows(n: int = 60) -> pd.DataFrame:
 def test_importance_is_that_of_the_graph(bundle: Bundle) -> None:
     """The margin is a sum, so a SHAP value is how far an input's part lies from the background's mean."""
     table = rows()
-    found = importance(bundle, table, table)
+    found = feature_importance(bundle, table, table)
     background = table.iloc[np.sort(np.random.default_rng(0).choice(60, 50, replace=False))]
     for name, part in {
         "width": lambda t: t["width"],
@@ -141,22 +143,22 @@ def test_importance_is_that_of_the_graph(bundle: Bundle) -> None:
         expected = (part(table) - part(background).mean()).abs().mean()
         assert found[name] == pytest.approx(expected, abs=1e-4), name
     assert list(found.values()) == sorted(found.values(), reverse=True)
-    assert found == importance(bundle, table, table)
+    assert found == feature_importance(bundle, table, table)
 
 
 def test_an_effect_is_told_of_texts_and_of_several_classes(bundle: Bundle, tmp_path: Path) -> None:
     table = rows(300)
     gone = table.assign(kind="z")
-    told = effect(bundle, gone, table, "kind", "_id")
+    told = drift_effect(bundle, gone, table, "kind", "_id")
     assert told["output"] < -0.02
     assert {row["value"] for row in told["rows"]} == {"z"}
     make_ladder_bundle(tmp_path / "ladder", classes=["a", "b", "c"])
     ladder = Bundle.open(tmp_path / "ladder")
     columns = {name: np.linspace(-1, 0, 50) for name in ladder.names["numeric"]}
     many = pd.DataFrame(columns | dict.fromkeys(ladder.names["categorical"], "m1"))
-    found = effect(ladder, many.assign(width=2.0), many, "width")
+    found = drift_effect(ladder, many.assign(width=2.0), many, "width")
     assert (found["class"], found["output"] > 0.05) == ("c", True)
-    assert list(importance(ladder, many, many))[-2:] == [
+    assert list(feature_importance(ladder, many, many))[-2:] == [
         "maker",
         "maker_best",
     ]  # always the same, so they matter nothing
@@ -164,6 +166,6 @@ def test_an_effect_is_told_of_texts_and_of_several_classes(bundle: Bundle, tmp_p
 
 def test_a_column_that_is_not_there_is_named(bundle: Bundle) -> None:
     with pytest.raises(DataError, match="no column 'width'"):
-        importance(bundle, rows().drop(columns="width"), rows())
+        feature_importance(bundle, rows().drop(columns="width"), rows())
     with pytest.raises(DataError, match="no rows to explain"):
-        importance(bundle, rows()[:0], rows())
+        feature_importance(bundle, rows()[:0], rows())

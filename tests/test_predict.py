@@ -16,17 +16,17 @@ from ship_fixtures import blank_project as blank_project
 
 from nbs_lib.bundle import metadata as contents
 from nbs_lib.bundle.bundle import Bundle
-from nbs_lib.bundle.fallback import Ladder
+from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.core.errors import BundleError, DataError, UserError
 from nbs_lib.data import source
 from nbs_lib.data.arrays import wide
 from nbs_lib.data.resolve import resolve
 from nbs_lib.data.roles import Roles, kind
 from nbs_lib.data.split import features
-from nbs_lib.features.online.base import encode
+from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import Lookup, open_store
-from nbs_lib.registry.model_registry import deliver
-from nbs_lib.registry.pointers import champion
+from nbs_lib.registry.model_registry import deploy_bundle
+from nbs_lib.registry.pointers import champion_path
 from nbs_lib.serve.clients import batch_predict as scoring
 from nbs_lib.serve.clients.batch_predict import predict_table
 
@@ -37,7 +37,7 @@ PROBABILITIES = 1 / (1 + np.exp(-np.array(MARGINS)))
 @pytest.fixture
 def here(blank_project: Path) -> Path:
     make_bundle(Path("models/bundle"))
-    deliver("models/bundle")
+    deploy_bundle("models/bundle")
     return blank_project
 
 
@@ -103,13 +103,13 @@ def agree(path: Path, table: pd.DataFrame, form: str | None = None) -> None:
     """What training encodes of column `x` of a file is what production encodes."""
     role = {"text": "categorical", "time": "time"}.get(kind(table["x"]), "numeric")
     roles = Roles("t", "y", "regression", [], columns={"x": {"role": role}, "y": {"role": "target"}})
-    learnt = features(table, roles)["x"].to_numpy()
+    learned = features(table, roles)["x"].to_numpy()
     entry = {"name": "x", "input": role, "type": kind(table["x"]), "format": form}
     names = {kind: ["x"] if kind == role else [] for kind in ("numeric", "categorical", "time")}
     schema = {"inputs": [entry], "key": []}
     bundle = SimpleNamespace(schema=schema, names=names, context_names={}, views=[])
-    asked = [scoring._values(batch["x"], form) for batch in scoring.batches(bundle, path)]  # type: ignore[arg-type]
-    np.testing.assert_array_equal(wide({"x": np.concatenate(asked)}, {role: ["x"]})[role][:, 0], learnt)
+    asked = [scoring._values(batch["x"], form) for batch in scoring.read_batches(bundle, path)]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(wide({"x": np.concatenate(asked)}, {role: ["x"]})[role][:, 0], learned)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_production_reads_times_in_the_form_that_training_read(tmp_path: Path, v
     found = source.read(str(path))
     rows, roles = resolve(found, {"source": "t.csv", "target": "y", "timestamp": "x"})
     assert roles.columns["x"]["format"] == form
-    promised = contents.schema(roles, rows, {"inputs": {"x": {"nulls": 0.0}}}, None)
+    promised = contents.build_schema(roles, rows, {"inputs": {"x": {"nulls": 0.0}}}, None)
     assert promised["inputs"][0]["format"] == form
     agree(path, rows.sort_index(), form)
 
@@ -152,15 +152,15 @@ def test_without_a_key_rows_are_numbered(here: Path) -> None:
 
 
 def test_many_batches_are_one_answer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "ROWS", 1000)
-    monkeypatch.setattr(scoring, "BLOCK", 4096)
+    monkeypatch.setattr(scoring, "PARQUET_BATCH_ROWS", 1000)
+    monkeypatch.setattr(scoring, "CSV_BLOCK_BYTES", 4096)
     table = pd.concat([pd.DataFrame(ROWS)] * 2000, ignore_index=True)
     table["width"] = np.arange(len(table)) / 1000
     table.to_csv("t.csv", index=False)
     table.to_parquet("t.parquet")
     for name in ("t.csv", "t.parquet"):
         assert predict_table(name, OUT) == 6000
-        whole = scoring.Bundle.open(champion()).predict(table)["margin"]
+        whole = scoring.Bundle.open(champion_path()).predict(table)["margin"]
         np.testing.assert_allclose(pd.read_csv(OUT)["margin"], whole, rtol=1e-6)
 
 
@@ -244,11 +244,11 @@ def test_no_such_file_or_form(here: Path) -> None:
 
 
 def test_a_champion_with_another_content_is_refused(here: Path) -> None:
-    (champion() / "model.onnx").write_bytes(b"other")
+    (champion_path() / "model.onnx").write_bytes(b"other")
     write_rows(here / "t.csv", ROWS)
     with pytest.raises(BundleError, match="was changed"):
         predict_table("t.csv")
-    folder = champion()
+    folder = champion_path()
     make_bundle(folder, schema=SCHEMA | {"threshold": 0.1})
     with pytest.raises(BundleError, match="puts the right one there"):
         predict_table("t.csv")
@@ -266,7 +266,7 @@ ASKED: list[dict[str, Any]] = [
 @pytest.fixture
 def viewed(blank_project: Path) -> Path:
     make_ladder_bundle(Path("models/bundle"))
-    deliver("models/bundle")
+    deploy_bundle("models/bundle")
     return blank_project
 
 
@@ -280,7 +280,7 @@ def test_views_are_read_from_the_store(viewed: Path, name: str, capsys: pytest.C
     assert list(scored) == ["row", "class", "probability", "margin", "rung", "history"]
     assert scored["rung"].tolist() == ["model", "partial", "context"]
     assert scored["history"].tolist() == [20, 0, 0]
-    alone = [Ladder(Bundle.open(champion()), Lookup(VIEWS, open_store())).answer(row) for row in ASKED]
+    alone = [FallbackLadder(Bundle.open(champion_path()), Lookup(VIEWS, open_store())).answer(row) for row in ASKED]
     np.testing.assert_allclose(scored["margin"], [answer["margin"][0] for answer in alone], rtol=1e-6)
     assert "rung" not in capsys.readouterr().err
 
@@ -292,8 +292,11 @@ LONG = 123456789012345679  # as a number with a point it ends in 0
 @pytest.mark.parametrize("places", [[LONG, LONG + 1], [LONG, None], [7.0, None]])
 def test_long_ids_keep_their_digits(viewed: Path, name: str, places: list[Any]) -> None:
     day = 86_400_000_000
-    rows = [(str(int(place)), encode([9 * day, 0.25])) for place in places[:1]]
-    others = {"maker": [("m1", encode([9 * day, 3.0, 20.0, "b"]))], "market": [("", encode([9 * day, 0.5]))]}
+    rows = [(str(int(place)), encode_values([9 * day, 0.25])) for place in places[:1]]
+    others = {
+        "maker": [("m1", encode_values([9 * day, 3.0, 20.0, "b"]))],
+        "market": [("", encode_values([9 * day, 0.5]))],
+    }
     open_store().write(10 * day, {f"{view}@{VERSION}": each for view, each in ({"spot": rows} | others).items()})
     asked = [ASKED[0] | {"place": place} for place in places]
     write_rows(viewed / "t.csv", asked)
@@ -309,7 +312,7 @@ def test_a_store_that_fails_is_said_once(viewed: Path, capsys: pytest.CaptureFix
     predict_table("t.parquet", OUT)
     assert set(pd.read_csv(OUT)["rung"]) == {"partial", "context"}
     said = capsys.readouterr().err
-    assert said.count("nbs materialise") == 1
+    assert said.count("nbs materialize") == 1
     assert said.count("on a lower rung") == 1
     store_of(viewed, version="ffffffffffff")
     predict_table("t.parquet", OUT)

@@ -25,10 +25,10 @@ from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle, make_ladder_bundl
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, DataError, StoreError
 from nbs_lib.serve.log import compaction
-from nbs_lib.serve.log.compaction import compact
-from nbs_lib.serve.log.feedback import feedback, labels, models
-from nbs_lib.serve.log.reader import find, read_day
-from nbs_lib.serve.log.writer import Entry, PredictionLog, day_of, encoded, held, identifier
+from nbs_lib.serve.log.compaction import compact_days
+from nbs_lib.serve.log.feedback import logged_models, read_labels, store_feedback
+from nbs_lib.serve.log.reader import find_prediction, read_day
+from nbs_lib.serve.log.writer import LogEntry, PredictionLog, encode_entry, estimate_entry_bytes, prediction_id, utc_day
 
 DAY = 86_400_000_000
 THEN = 15_000 * DAY + 3_600_000_000  # 2011-01-26
@@ -47,13 +47,13 @@ def served(tmp_path: Path) -> tuple[Path, str, str]:
     return folder, *ids
 
 
-def entry(model: str, first: int, rows: int = 1, time_us: int = THEN, words: int = len(WORDS)) -> Entry:
+def entry(model: str, first: int, rows: int = 1, time_us: int = THEN, words: int = len(WORDS)) -> LogEntry:
     "Rows of the bundle with views; what is in them follows from their number."
     n = np.arange(first, first + rows, dtype="<f4")
     numbers = np.stack([n * np.float32(0.1) + k for k in range(len(NUMBERS))], axis=1).astype("<f4")
     numbers[:, 1] = np.nan
     body = json.dumps([{"width": float(n_)} for n_ in n] if rows > 1 else {"width": float(first)}).encode()
-    return Entry(
+    return LogEntry(
         time_us=time_us,
         model=model,
         first=first,
@@ -87,13 +87,13 @@ def until(met: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def filled(folder: Path, *entries: Entry, worker: str = "aaaaaaaa") -> None:
+def filled(folder: Path, *entries: LogEntry, worker: str = "aaaaaaaa") -> None:
     with logging(folder, worker) as (log, _):
         assert all(log.put(each) for each in entries)
 
 
 def id_of(n: int, time_us: int = THEN, worker: str = "aaaaaaaa") -> str:
-    return identifier(time_us, worker, n)
+    return prediction_id(time_us, worker, n)
 
 
 # Writing
@@ -110,7 +110,7 @@ def test_what_was_put_is_written_within_the_flush(tmp_path: Path) -> None:
         assert log.put(entry("a", 0, 3))
         until(lambda: told["written"] == 3)
         assert log.waiting == 0
-        assert feedback(tmp_path, id_of(2), "yes") == "new"
+        assert store_feedback(tmp_path, id_of(2), "yes") == "new"
 
 
 def test_the_queue_is_bounded_by_rows(tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_what_is_written_makes_room(tmp_path: Path) -> None:
 def test_no_more_memory_than_is_counted(rows: int) -> None:
     tracemalloc.start()
     try:
-        entries = [encoded(entry("a", k, rows)) for k in range(0, 10_000, rows)]
+        entries = [encode_entry(entry("a", k, rows)) for k in range(0, 10_000, rows)]
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert taken < sum(map(held, entries)) < 3 * taken
+    assert taken < sum(map(estimate_entry_bytes, entries)) < 3 * taken
 
 
 def test_workers_share_a_file(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_workers_share_a_file(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[1]
     workers = [subprocess.Popen([*command, f"{k:08x}"], stdout=subprocess.PIPE, text=True, cwd=root) for k in range(3)]
     assert [worker.communicate(timeout=60)[0] for worker in workers] == ["{'written': 300}\n"] * 3
-    with contextlib.closing(sqlite3.connect(tmp_path / f"{day_of(THEN)}.sqlite")) as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / f"{utc_day(THEN)}.sqlite")) as db:
         assert db.execute("SELECT sum(count) FROM batches").fetchone() == (900,)
 
 
@@ -164,8 +164,8 @@ def test_a_day_ends_at_midnight_in_utc(tmp_path: Path) -> None:
     late = (THEN // DAY + 1) * DAY
     filled(tmp_path, entry("a", 0, time_us=late - 1), entry("a", 1, time_us=late))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20110126.sqlite", "20110127.sqlite"]
-    assert [feedback(tmp_path, id_of(n, late - 1 + n), "x") for n in range(2)] == ["new", "new"]
-    assert feedback(tmp_path, id_of(0, late), "x") == "unknown"
+    assert [store_feedback(tmp_path, id_of(n, late - 1 + n), "x") for n in range(2)] == ["new", "new"]
+    assert store_feedback(tmp_path, id_of(0, late), "x") == "unknown"
 
 
 # What goes wrong
@@ -184,7 +184,7 @@ def test_a_killed_process_loses_no_more_than_the_unflushed_second(tmp_path: Path
     lines += process.stdout.readlines()
     process.wait()
     written = sum(int(line.split()[1]) for line in lines)
-    with contextlib.closing(sqlite3.connect(tmp_path / f"{day_of(THEN)}.sqlite")) as db:
+    with contextlib.closing(sqlite3.connect(tmp_path / f"{utc_day(THEN)}.sqlite")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert db.execute("SELECT sum(count) FROM batches").fetchone()[0] >= written > 0
     filled(tmp_path, entry("a", 0), worker="bbbbbbbb")  # the next process goes on
@@ -230,7 +230,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 
 def test_a_lock_is_waited_for_and_then_given_up(tmp_path: Path) -> None:
     filled(tmp_path, entry("a", 0))
-    path = tmp_path / f"{day_of(THEN)}.sqlite"
+    path = tmp_path / f"{utc_day(THEN)}.sqlite"
     with (
         logging(tmp_path, "bbbbbbbb", flush_s=0.02, patience_s=0.3) as (log, told),
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other,
@@ -256,7 +256,7 @@ def test_a_folder_that_is_deleted_or_none(tmp_path: Path) -> None:
         shutil.rmtree(folder)
         log.put(entry("a", 1))
         until(lambda: told["written"] == 2)
-        assert feedback(folder, id_of(1), 1) == "new"
+        assert store_feedback(folder, id_of(1), 1) == "new"
         shutil.rmtree(folder)
         folder.write_text("a file where the folder was")
         log.put(entry("a", 2))
@@ -285,11 +285,11 @@ def expected(n: int) -> dict[str, float]:
 def test_a_row_is_found_whole(tmp_path: Path, served: tuple[Path, str, str], compacted: bool) -> None:
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0), entry(ladder, 1, 70), entry(ladder, 90))
-    feedback(tmp_path / "log", id_of(5), "yes")
+    store_feedback(tmp_path / "log", id_of(5), "yes")
     if compacted:
-        assert [day.problem for day in compact(tmp_path / "log", served=folder)] == [""]
+        assert [day.problem for day in compact_days(tmp_path / "log", served=folder)] == [""]
     for n in (0, 1, 5, 70, 90):
-        row = find(tmp_path / "log", id_of(n), folder)
+        row = find_prediction(tmp_path / "log", id_of(n), folder)
         assert row
         numbers = {name: row.inputs[name] for name in NUMBERS}
         assert np.isnan(numbers.pop(NUMBERS[1]))
@@ -303,7 +303,7 @@ def test_a_row_is_found_whole(tmp_path: Path, served: tuple[Path, str, str], com
         assert row.flags == ("unknown maker" if 1 <= n <= 70 else None)
         assert row.label == ("yes" if n == 5 else None)
     for unknown in (id_of(71), id_of(91), id_of(0, worker="bbbbbbbb"), id_of(0, THEN + DAY), "nonsense"):
-        assert find(tmp_path / "log", unknown, folder) is None
+        assert find_prediction(tmp_path / "log", unknown, folder) is None
 
 
 def test_two_models_of_one_day(tmp_path: Path, served: tuple[Path, str, str]) -> None:
@@ -311,15 +311,15 @@ def test_two_models_of_one_day(tmp_path: Path, served: tuple[Path, str, str]) ->
     one = np.array([1.5], "<f4").tobytes()
     row = entry(plain, 1)._replace(numeric=one * 2, categorical=[["a"]], output=one, margin=one)
     filled(tmp_path / "log", entry(ladder, 0), row, entry(ladder, 2))
-    assert models(tmp_path / "log") == {ladder, plain}
-    before = read_day(tmp_path / "log", day_of(THEN), folder)
-    assert [day.rows for day in compact(tmp_path / "log", served=folder)] == [3]
-    table = read_day(tmp_path / "log", day_of(THEN), folder).to_pandas().set_index("_id")
+    assert logged_models(tmp_path / "log") == {ladder, plain}
+    before = read_day(tmp_path / "log", utc_day(THEN), folder)
+    assert [day.rows for day in compact_days(tmp_path / "log", served=folder)] == [3]
+    table = read_day(tmp_path / "log", utc_day(THEN), folder).to_pandas().set_index("_id")
     assert set(before.column_names) >= {"_rung", "_probability", "width", "new", "kind", *NUMBERS, *WORDS}
     assert table.loc[id_of(1), ["width", "new", "kind", "_class"]].tolist() == [1.5, 1.5, "a", "yes"]
     assert table.loc[id_of(1), list(WORDS)].isna().all()
     assert table.loc[id_of(2), "_model"] == ladder
-    assert models(tmp_path / "log") == {ladder, plain}
+    assert logged_models(tmp_path / "log") == {ladder, plain}
 
 
 def test_inputs_that_are_called_as_the_log_s_own_columns(tmp_path: Path) -> None:
@@ -330,16 +330,16 @@ def test_inputs_that_are_called_as_the_log_s_own_columns(tmp_path: Path) -> None
     (tmp_path / "new").rename(tmp_path / id)
     numbers, one = np.array([1.5, 2.5], "<f4").tobytes(), np.array([1.5], "<f4").tobytes()
     filled(tmp_path / "log", entry(id, 0)._replace(numeric=numbers, categorical=[["a"]], output=one, margin=one))
-    feedback(tmp_path / "log", id_of(0), "yes")
+    store_feedback(tmp_path / "log", id_of(0), "yes")
     for _ in range(2):  # as it was written, and compacted
-        row = read_day(tmp_path / "log", day_of(THEN), tmp_path).to_pylist()[0]
+        row = read_day(tmp_path / "log", utc_day(THEN), tmp_path).to_pylist()[0]
         assert (row["_id"], row["_label"], row["_time"].timestamp() * 1e6) == (id_of(0), "yes", THEN)
         assert [row[f"_{name}"] for name in ("_id", "__id", "_label")] == [1.5, 2.5, "a"]
-        found = find(tmp_path / "log", id_of(0), tmp_path)
+        found = find_prediction(tmp_path / "log", id_of(0), tmp_path)
         assert found is not None
         assert [found.inputs[name] for name in ("_id", "__id", "_label")] == [1.5, 2.5, "a"]
         assert found.label == "yes"
-        assert [day.problem for day in compact(tmp_path / "log", served=tmp_path)] in ([""], [])
+        assert [day.problem for day in compact_days(tmp_path / "log", served=tmp_path)] in ([""], [])
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
@@ -357,9 +357,9 @@ def test_other_tasks(tmp_path: Path, task: str) -> None:
     if task == "regression":
         row = row._replace(numeric=b"\0" * 8, categorical=[["a"]])
     filled(tmp_path / "log", row)
-    feedback(tmp_path / "log", id_of(0), "b" if classes else "2.5")
-    assert compact(tmp_path / "log", served=tmp_path)[0].problem == ""
-    table = read_day(tmp_path / "log", day_of(THEN), tmp_path).to_pylist()[0]
+    store_feedback(tmp_path / "log", id_of(0), "b" if classes else "2.5")
+    assert compact_days(tmp_path / "log", served=tmp_path)[0].problem == ""
+    table = read_day(tmp_path / "log", utc_day(THEN), tmp_path).to_pylist()[0]
     answer = {"_class": "c", "_probability:b": 0.5, "_label": "b"} if classes else {"_value": 0.0, "_label": 2.5}
     assert {name: table[name] for name in answer} == answer
 
@@ -371,24 +371,24 @@ def test_labels_come_once_and_late(tmp_path: Path, served: tuple[Path, str, str]
     folder, ladder, _ = served
     log = tmp_path / "log"
     filled(log, *(entry(ladder, n) for n in (0, 1, 3)))
-    assert [feedback(log, id_of(0), label) for label in ("yes", "yes", "no")] == ["new", "known", "conflict"]
-    assert [feedback(log, id_of(n), "no") for n in (2, 4)] == ["unknown"] * 2
-    compact(log, served=folder)
-    assert [feedback(log, id_of(n), "no") for n in (1, 2, 3, 4)] == ["new", "unknown", "new", "unknown"]
-    assert feedback(log, id_of(0), "yes") == "known"
-    assert labels(log, day_of(THEN)) == {id_of(0): "yes", id_of(1): "no", id_of(3): "no"}
-    table = read_day(log, day_of(THEN), folder)
+    assert [store_feedback(log, id_of(0), label) for label in ("yes", "yes", "no")] == ["new", "known", "conflict"]
+    assert [store_feedback(log, id_of(n), "no") for n in (2, 4)] == ["unknown"] * 2
+    compact_days(log, served=folder)
+    assert [store_feedback(log, id_of(n), "no") for n in (1, 2, 3, 4)] == ["new", "unknown", "new", "unknown"]
+    assert store_feedback(log, id_of(0), "yes") == "known"
+    assert read_labels(log, utc_day(THEN)) == {id_of(0): "yes", id_of(1): "no", id_of(3): "no"}
+    table = read_day(log, utc_day(THEN), folder)
     assert table["_label"].to_pylist() == ["yes", "no", "no"]
 
 
 def test_a_label_of_what_is_not_written_yet(tmp_path: Path) -> None:
     with logging(tmp_path, flush_s=60) as (log, _):
         log.put(entry("a", 0, 3))
-        assert [log.waits(id_of(n)) for n in (0, 2, 3)] == [True, True, False]
-        assert not log.waits(id_of(0, worker="bbbbbbbb"))
-        assert feedback(tmp_path, id_of(2), "yes", logged=log.waits(id_of(2))) == "new"
-    assert not log.waits(id_of(0))
-    assert feedback(tmp_path, id_of(2), "yes") == "known"
+        assert [log.is_pending(id_of(n)) for n in (0, 2, 3)] == [True, True, False]
+        assert not log.is_pending(id_of(0, worker="bbbbbbbb"))
+        assert store_feedback(tmp_path, id_of(2), "yes", logged=log.is_pending(id_of(2))) == "new"
+    assert not log.is_pending(id_of(0))
+    assert store_feedback(tmp_path, id_of(2), "yes") == "known"
 
 
 def test_only_what_is_queued_waits(tmp_path: Path) -> None:
@@ -397,11 +397,11 @@ def test_only_what_is_queued_waits(tmp_path: Path) -> None:
         put = [log.put(entry("a", first, rows)) for first, rows in ((0, 2), (2, 3), (5, 1))]
         assert put == [True, False, True]
         assert log.put(entry("a", 6, time_us=late))
-        assert [n for n in range(9) if log.waits(id_of(n))] == [0, 1, 5]
-        assert [n for n in range(9) if log.waits(id_of(n, late))] == [6]
+        assert [n for n in range(9) if log.is_pending(id_of(n))] == [0, 1, 5]
+        assert [n for n in range(9) if log.is_pending(id_of(n, late))] == [6]
         other = id_of(0, THEN - DAY)
-        assert feedback(tmp_path, other, "yes", logged=log.waits(other)) == "unknown"
-    assert labels(tmp_path, day_of(THEN - DAY)) == {}
+        assert store_feedback(tmp_path, other, "yes", logged=log.is_pending(other)) == "unknown"
+    assert read_labels(tmp_path, utc_day(THEN - DAY)) == {}
 
 
 def test_what_was_written_or_lost_waits_no_more(tmp_path: Path) -> None:
@@ -411,10 +411,10 @@ def test_what_was_written_or_lost_waits_no_more(tmp_path: Path) -> None:
         until(lambda: told["written"] == 20)
         for path in tmp_path.iterdir():
             path.unlink()
-        (tmp_path / f"{day_of(THEN)}.sqlite").mkdir()  # nothing can be written there
+        (tmp_path / f"{utc_day(THEN)}.sqlite").mkdir()  # nothing can be written there
         assert log.put(entry("a", 40))
         until(lambda: told["lost"] == 1)
-        assert not any(log.waits(id_of(n)) for n in range(42))
+        assert not any(log.is_pending(id_of(n)) for n in range(42))
         assert len(log._ranges) == 1
 
 
@@ -424,16 +424,16 @@ def test_many_threads_bring_the_first_labels(tmp_path: Path, turn: int) -> None:
     with logging(tmp_path, flush_s=0.001) as (log, _), ThreadPoolExecutor(8) as threads:
         for n in range(40):
             log.put(entry("a", n))
-        results = threads.map(lambda id: feedback(tmp_path, id, "yes", logged=log.waits(id)), ids)
+        results = threads.map(lambda id: store_feedback(tmp_path, id, "yes", logged=log.is_pending(id)), ids)
         assert list(results) == ["new"] * 40
-        assert list(threads.map(lambda id: feedback(tmp_path, id, "no"), ids)) == ["conflict"] * 40
+        assert list(threads.map(lambda id: store_feedback(tmp_path, id, "no"), ids)) == ["conflict"] * 40
 
 
 def test_labels_that_can_t_be_stored_say_so(tmp_path: Path) -> None:
     filled(tmp_path, entry("a", 0))
     (tmp_path / "feedback.sqlite").mkdir()
     with pytest.raises(StoreError, match="try again"):
-        feedback(tmp_path, id_of(0), "yes")
+        store_feedback(tmp_path, id_of(0), "yes")
 
 
 # Compaction
@@ -442,43 +442,43 @@ def test_labels_that_can_t_be_stored_say_so(tmp_path: Path) -> None:
 def test_only_whole_days_are_compacted_and_only_once(tmp_path: Path, served: tuple[Path, str, str]) -> None:
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0), entry(ladder, 1, time_us=THEN + DAY), entry(ladder, 2, time_us=TODAY))
-    assert [day.day for day in compact(tmp_path / "log", "2011-01-27", folder)] == [day_of(THEN)]
-    assert [day.day for day in compact(tmp_path / "log", "2999-01-01", folder)] == [day_of(THEN + DAY)]
-    assert compact(tmp_path / "log", served=folder) == []
+    assert [day.day for day in compact_days(tmp_path / "log", "2011-01-27", folder)] == [utc_day(THEN)]
+    assert [day.day for day in compact_days(tmp_path / "log", "2999-01-01", folder)] == [utc_day(THEN + DAY)]
+    assert compact_days(tmp_path / "log", served=folder) == []
     names = {path.name for path in (tmp_path / "log").iterdir() if not path.name.startswith("feedback")}
-    assert names == {"20110126.parquet", "20110127.parquet", f"{day_of(TODAY)}.sqlite"}
+    assert names == {"20110126.parquet", "20110127.parquet", f"{utc_day(TODAY)}.sqlite"}
 
 
 def test_rows_that_come_after_compaction_are_added(tmp_path: Path, served: tuple[Path, str, str]) -> None:
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0))
-    compact(tmp_path / "log", served=folder)
+    compact_days(tmp_path / "log", served=folder)
     filled(tmp_path / "log", entry(ladder, 1))
-    assert read_day(tmp_path / "log", day_of(THEN), folder).num_rows == 2
-    assert [day.rows for day in compact(tmp_path / "log", served=folder)] == [2]
-    assert read_day(tmp_path / "log", day_of(THEN), folder)["_id"].to_pylist() == [id_of(0), id_of(1)]
+    assert read_day(tmp_path / "log", utc_day(THEN), folder).num_rows == 2
+    assert [day.rows for day in compact_days(tmp_path / "log", served=folder)] == [2]
+    assert read_day(tmp_path / "log", utc_day(THEN), folder)["_id"].to_pylist() == [id_of(0), id_of(1)]
 
 
 def test_a_day_that_is_open_is_left_alone(tmp_path: Path, served: tuple[Path, str, str]) -> None:
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0))
-    with contextlib.closing(sqlite3.connect(tmp_path / "log" / f"{day_of(THEN)}.sqlite")) as other:
+    with contextlib.closing(sqlite3.connect(tmp_path / "log" / f"{utc_day(THEN)}.sqlite")) as other:
         other.execute("SELECT count(*) FROM batches").fetchone()
         other.execute("PRAGMA journal_mode = WAL")
-        assert "is open elsewhere" in compact(tmp_path / "log", served=folder)[0].problem
-    assert find(tmp_path / "log", id_of(0), folder)
-    assert compact(tmp_path / "log", served=folder)[0].problem == ""
+        assert "is open elsewhere" in compact_days(tmp_path / "log", served=folder)[0].problem
+    assert find_prediction(tmp_path / "log", id_of(0), folder)
+    assert compact_days(tmp_path / "log", served=folder)[0].problem == ""
 
 
 def test_a_day_whose_bundle_is_gone_stays(tmp_path: Path, served: tuple[Path, str, str]) -> None:
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0))
     (folder / ladder).rename(tmp_path / "away")
-    assert "put its bundle back" in compact(tmp_path / "log", served=folder)[0].problem
+    assert "put its bundle back" in compact_days(tmp_path / "log", served=folder)[0].problem
     with pytest.raises(BundleError):
-        find(tmp_path / "log", id_of(0), folder)
+        find_prediction(tmp_path / "log", id_of(0), folder)
     (tmp_path / "away").rename(folder / ladder)
-    assert compact(tmp_path / "log", served=folder)[0].problem == ""
+    assert compact_days(tmp_path / "log", served=folder)[0].problem == ""
 
 
 def test_a_file_that_was_written_wrong_leaves_the_day(
@@ -488,7 +488,7 @@ def test_a_file_that_was_written_wrong_leaves_the_day(
     filled(tmp_path / "log", entry(ladder, 0, 3))
     write = compaction._write
 
-    def wrong(path: Path, parts: compaction.Parts) -> int:
+    def wrong(path: Path, parts: compaction.TableSource) -> int:
         rows = write(path, parts)
         table = pq.read_table(path)
         place = table.column_names.index("_margin")
@@ -496,20 +496,20 @@ def test_a_file_that_was_written_wrong_leaves_the_day(
         return rows
 
     monkeypatch.setattr(compaction, "_write", wrong)
-    assert "was not written as it was given" in compact(tmp_path / "log", served=folder)[0].problem
+    assert "was not written as it was given" in compact_days(tmp_path / "log", served=folder)[0].problem
     assert [path.suffix for path in (tmp_path / "log").iterdir()] == [".sqlite"]
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, served: tuple[Path, str, str]) -> None:
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0, 300))
-    compact(tmp_path / "log", served=folder)
-    path = tmp_path / "log" / f"{day_of(THEN)}.parquet"
+    compact_days(tmp_path / "log", served=folder)
+    path = tmp_path / "log" / f"{utc_day(THEN)}.parquet"
     content = bytearray(path.read_bytes())
     content[200] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"20110126.parquet is damaged"):
-        read_day(tmp_path / "log", day_of(THEN), folder)
+        read_day(tmp_path / "log", utc_day(THEN), folder)
 
 
 KILLED = """
@@ -531,7 +531,7 @@ if place == "unlink":
     Path.unlink = call
 else:
     setattr(compaction, place, killing(getattr(compaction, place), after))
-print(compaction.compact(sys.argv[1], served=sys.argv[2]))
+print(compaction.compact_days(sys.argv[1], served=sys.argv[2]))
 """
 
 
@@ -542,16 +542,16 @@ def test_a_kill_at_any_point_loses_nothing(
 ) -> None:
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0), entry(ladder, 1, 20))
-    feedback(tmp_path / "log", id_of(7), "yes")
-    whole = read_day(tmp_path / "log", day_of(THEN), folder)
+    store_feedback(tmp_path / "log", id_of(7), "yes")
+    whole = read_day(tmp_path / "log", utc_day(THEN), folder)
     command = [sys.executable, "-c", KILLED, str(tmp_path / "log"), str(folder), place, when]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == -signal.SIGKILL, done.stderr + done.stdout
     for _ in range(2):
-        table = read_day(tmp_path / "log", day_of(THEN), folder)
+        table = read_day(tmp_path / "log", utc_day(THEN), folder)
         assert compaction._bits(table.select(whole.column_names)).equals(compaction._bits(whole))
-        assert all(day.problem == "" for day in compact(tmp_path / "log", served=folder))
-        assert models(tmp_path / "log") == {ladder}
-        assert feedback(tmp_path / "log", id_of(20), "yes") != "unknown"
-        whole = read_day(tmp_path / "log", day_of(THEN), folder)
+        assert all(day.problem == "" for day in compact_days(tmp_path / "log", served=folder))
+        assert logged_models(tmp_path / "log") == {ladder}
+        assert store_feedback(tmp_path / "log", id_of(20), "yes") != "unknown"
+        whole = read_day(tmp_path / "log", utc_day(THEN), folder)
     assert [path.name for path in (tmp_path / "log").iterdir() if path.name[:8] != "feedback"] == ["20110126.parquet"]

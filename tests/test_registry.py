@@ -26,9 +26,9 @@ from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, UserError
 from nbs_lib.core.settings import Tracking
 from nbs_lib.registry import model_registry as registry
-from nbs_lib.registry.mlflow_client import MARKER, connect, tracking_uri
+from nbs_lib.registry.mlflow_client import REGISTERED_FILE, connect, tracking_uri
 from nbs_lib.registry.model_registry import register
-from nbs_lib.registry.pointers import champion
+from nbs_lib.registry.pointers import champion_path
 
 BUNDLE = Path("models/bundle")
 
@@ -60,8 +60,8 @@ def test_a_promoted_bundle_is_champion_and_served(here: Path) -> None:
     assert version.tags["gate"] == "PROMOTE"
     assert version.tags["lineage.code"] == "c0de"
     assert version.tags["lineage.inputs/data/x.parquet"] == "f00d"
-    assert champion() == Path("served") / id
-    assert Bundle.open(champion()).id == id
+    assert champion_path() == Path("served") / id
+    assert Bundle.open(champion_path()).id == id
     assert sorted(path.name for path in Path("served").iterdir()) == sorted(["CURRENT", "HISTORY", id])
 
 
@@ -99,18 +99,18 @@ def test_there_is_no_pickle_in_it(here: Path) -> None:
 def test_what_is_not_promoted_is_not_served(here: Path, verdict: str, expected: str) -> None:
     assert register(BUNDLE, decision(verdict)) == expected
     with pytest.raises(UserError, match="there is no champion yet: `make run`"):
-        champion()
+        champion_path()
     if verdict == "HOLD":
         assert aliases() == {"challenger": "1"}
 
 
 def test_a_challenger_leaves_the_champion_alone(here: Path) -> None:
     register(BUNDLE, decision())
-    served = champion()
+    served = champion_path()
     make_bundle(BUNDLE, fallback={"prior": {"output": 0.5}})
     assert register(BUNDLE, decision("HOLD")) == "challenger"
     assert aliases() == {"champion": "1", "challenger": "2"}
-    assert champion() == served
+    assert champion_path() == served
     assert register(BUNDLE, decision()) == "champion"
     assert aliases() == {"champion": "2", "previous": "1"}
     assert Path("served", served.name).is_dir()  # answers that name it are still explained
@@ -130,30 +130,30 @@ def test_registering_again_changes_nothing_and_imports_no_mlflow(here: Path) -> 
 
 def test_an_earlier_bundle_comes_back_without_a_new_version(here: Path) -> None:
     register(BUNDLE, decision())
-    first = champion()
+    first = champion_path()
     make_bundle(BUNDLE, fallback={"prior": {"output": 0.5}})
     register(BUNDLE, decision())
     make_bundle(BUNDLE)
     assert register(BUNDLE, decision()) == "champion"
     assert len(versions()) == 2
     assert aliases() == {"champion": "1", "previous": "2"}
-    assert champion() == first
+    assert champion_path() == first
 
 
 @pytest.mark.parametrize("damage", ["pointer", "folder", "marker", "byte"])
 def test_what_was_lost_is_put_back(here: Path, damage: str) -> None:
     register(BUNDLE, decision())
-    served = champion()
+    served = champion_path()
     if damage == "pointer":
         Path("served/CURRENT").unlink()
     elif damage == "folder":
         shutil.rmtree(served)
     else:
-        MARKER.unlink()
+        REGISTERED_FILE.unlink()
     if damage == "byte":
         (served / "model.onnx").write_bytes(b"other")
     assert register(BUNDLE, decision()) == "champion"
-    assert Bundle.open(champion()).id == served.name
+    assert Bundle.open(champion_path()).id == served.name
     assert len(versions()) == 1
 
 
@@ -168,7 +168,7 @@ def test_killed_in_the_middle_the_next_run_goes_on(here: Path, step: str, monkey
             register(BUNDLE, decision())
     assert register(BUNDLE, decision()) == "champion"
     assert len(versions()) == 1
-    assert Bundle.open(champion()).id == Bundle.open(BUNDLE).id
+    assert Bundle.open(champion_path()).id == Bundle.open(BUNDLE).id
 
 
 def test_a_changed_byte_is_neither_registered_nor_served(here: Path) -> None:
@@ -206,7 +206,7 @@ def test_two_at_once(here: Path) -> None:
     assert [process.returncode for process in started] == [0, 0]
     assert said == ["champion\n", "unchanged\n"]
     assert len(versions()) == 1
-    assert Bundle.open(champion()).id == Bundle.open(BUNDLE).id
+    assert Bundle.open(champion_path()).id == Bundle.open(BUNDLE).id
 
 
 def test_a_moved_project_registers_in_its_new_database(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_a_pointer_to_nothing_is_refused(blank_project: Path, content: str) -> N
     Path("served").mkdir()
     Path("served/CURRENT").write_text(content)
     with pytest.raises(BundleError, match="names"):
-        champion()
+        champion_path()
 
 
 @pytest.mark.parametrize("task", ["regression", "multiclass"])

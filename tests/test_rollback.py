@@ -19,10 +19,10 @@ from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, StoreError, UserError
 from nbs_lib.features.online.lookup import open_store
 from nbs_lib.registry import history as history_module
-from nbs_lib.registry.history import champions, history
+from nbs_lib.registry.history import read_history, rollback_chain
 from nbs_lib.registry.mlflow_client import tracking_uri
 from nbs_lib.registry.model_registry import register
-from nbs_lib.registry.pointers import champion
+from nbs_lib.registry.pointers import champion_path
 from nbs_lib.registry.rollback import rollback
 
 BUNDLE = Path("models/bundle")
@@ -42,7 +42,7 @@ def command(
 
 def test_under_load_the_old_one_answers_within_10_s_and_nothing_fails(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
-    good = champion(root).name
+    good = champion_path(root).name
     bad = promote(root, takes_over=True)
     with service(root, **PATIENT) as running, Load(running.port, 8) as load:
         load.wait(500)
@@ -62,7 +62,7 @@ def test_under_load_the_old_one_answers_within_10_s_and_nothing_fails(tmp_path: 
     assert {status for status, _ in load.answers} == {200}
     assert {answer["model"] for _, answer in load.answers[:asked]} == {bad[:12]}
     assert {answer["model"] for _, answer in load.answers[switched + 8 :]} == {good[:12]}
-    (move,) = [move for move in history(root) if move.what == "rollback"]
+    (move,) = [move for move in read_history(root) if move.what == "rollback"]
     assert (move.bundle, move.before, move.why) == (good, bad, "complaints")
 
 
@@ -94,7 +94,7 @@ def tags(version: str) -> dict[str, str]:
 def test_the_registry_follows_and_a_run_does_not_promote_it_again(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = champions()
+    first, second = rollback_chain()
     assert aliases() == {"champion": "2", "previous": "1"}
     rollback(why="it was\ntoo slow")
     assert aliases() == {"champion": "1"}
@@ -110,17 +110,17 @@ def test_the_registry_follows_and_a_run_does_not_promote_it_again(
     assert (done.returncode, done.stdout) == (0, "withdrawn\n"), done.stderr
     assert done.stderr.startswith(f"warning: the bundle {second[:12]} was rolled back at ")
     assert done.stderr.count("\n") == 1
-    assert champion().name == first
+    assert champion_path().name == first
     (Path(".nbs/registered.json")).unlink()  # and not where all is registered anew either
     assert register(BUNDLE, decision()) == "withdrawn"
-    assert (champion().name, aliases()) == (first, {"champion": "1"})
+    assert (champion_path().name, aliases()) == (first, {"champion": "1"})
 
 
 def test_it_is_served_again_by_its_name_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = champions()
+    first, second = rollback_chain()
     rollback()
     rollback(second[:12])
-    assert champions() == [first, second]
+    assert rollback_chain() == [first, second]
     assert aliases() == {"champion": "2", "previous": "1"}
     capsys.readouterr()
     assert register(BUNDLE, decision()) == "unchanged"
@@ -128,7 +128,7 @@ def test_it_is_served_again_by_its_name_alone(here: Path, capsys: pytest.Capture
 
 
 def test_another_machine_does_not_promote_it_again_either(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = champions()
+    first, second = rollback_chain()
     rollback(why="too slow")
     shutil.move("served", "served elsewhere")  # as if this were another clone, with the same registry
     Path(".nbs/registered.json").unlink()
@@ -140,15 +140,15 @@ def test_another_machine_does_not_promote_it_again_either(here: Path, capsys: py
     shutil.move("served elsewhere", "served")
     rollback(second)
     assert "rolled_back" not in tags("2")
-    assert champions() == [first, second]
+    assert rollback_chain() == [first, second]
 
 
 def test_the_next_rollback_goes_further_back_and_not_to_what_was_rolled_back(here: Path) -> None:
-    first, second = champions()
+    first, second = rollback_chain()
     rollback()
     third = make_made(3)
     assert register(BUNDLE, decision()) == "champion"
-    assert champions() == [first, third]
+    assert rollback_chain() == [first, third]
     assert aliases() == {"champion": "3", "previous": "1"}
     assert rollback().bundle == first
     with pytest.raises(
@@ -157,39 +157,39 @@ def test_the_next_rollback_goes_further_back_and_not_to_what_was_rolled_back(her
         rollback()
     assert second[:12] in str(no.value)
     assert third[:12] in str(no.value)
-    assert [(move.what, move.bundle) for move in history()] == [
+    assert [(move.what, move.bundle) for move in read_history()] == [
         ("promotion", first),
         ("promotion", second),
         ("rollback", first),
         ("promotion", third),
         ("rollback", first),
     ]
-    assert history()[0].why == "it is number 1."
+    assert read_history()[0].why == "it is number 1."
 
 
 def test_where_mlflow_is_down_the_aliases_follow_with_the_next_run(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _ = champions()
+    first, _ = rollback_chain()
     monkeypatch.setenv("NBS_TRACKING_URI", "http://127.0.0.1:9")
     start = time.monotonic()
     rollback()
     assert time.monotonic() - start < 5
     said = capsys.readouterr().err
     assert said == "warning: MLflow at http://127.0.0.1:9 does not answer; its aliases follow with the next run.\n"
-    assert champion().name == first
+    assert champion_path().name == first
     assert aliases() == {"champion": "2", "previous": "1"}
     assert register(BUNDLE, decision()) == "withdrawn"
     assert aliases() == {"champion": "1"}
 
 
 def test_a_challenger_that_is_held_leaves_the_way_back_alone(here: Path) -> None:
-    first, second = champions()
+    first, second = rollback_chain()
     make_made(3)
     assert register(BUNDLE, decision("HOLD")) == "challenger"
     assert aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
     assert rollback().before == second
-    assert champion().name == first
+    assert champion_path().name == first
     assert aliases() == {"champion": "1", "challenger": "3"}
 
 
@@ -198,7 +198,7 @@ def test_a_challenger_that_is_held_leaves_the_way_back_alone(here: Path) -> None
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_killed_in_the_middle_it_can_be_done_again(here: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = champions()
+    first, second = rollback_chain()
     whole, written = history_module.write_text, []
 
     def killed(text: str, path: Path) -> None:
@@ -211,25 +211,25 @@ def test_killed_in_the_middle_it_can_be_done_again(here: Path, at: int, monkeypa
         broken.setattr(history_module, "write_text", killed)
         with pytest.raises(SystemExit):
             rollback()
-    assert champion().name == second
-    assert champions() == [first, second]
+    assert champion_path().name == second
+    assert rollback_chain() == [first, second]
     assert rollback().bundle == first
-    assert champions() == [first]
+    assert rollback_chain() == [first]
 
 
 TWICE = "from nbs_lib.registry.rollback import rollback; rollback()"
 
 
 def test_two_at_once_go_back_two_steps(here: Path) -> None:
-    first = champions()[0]
+    first = rollback_chain()[0]
     make_made(3)
     register(BUNDLE, decision())
     started = [subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in started:
         process.communicate(timeout=120)
     assert [process.returncode for process in started] == [0, 0]
-    assert champions() == [first]
-    assert Bundle.open(champion()).id == first
+    assert rollback_chain() == [first]
+    assert Bundle.open(champion_path()).id == first
     assert aliases() == {"champion": "1"}
 
 
@@ -250,7 +250,7 @@ def untouched(root: Path) -> dict[str, bytes]:
 )
 def test_what_can_not_serve_changes_nothing(tmp_path: Path, damage: str, problem: str) -> None:
     root = make_project(tmp_path / "p")
-    first, second = champion(root).name, promote(root, takes_over=True)
+    first, second = champion_path(root).name, promote(root, takes_over=True)
     arguments = []
     if damage == "byte":
         (root / "served" / first / "model.onnx").write_bytes(b"other")
@@ -273,7 +273,7 @@ def test_what_can_not_serve_changes_nothing(tmp_path: Path, damage: str, problem
 
 def test_views_that_the_store_has_no_more_keep_it_from_serving(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
-    first, _ = champion(root).name, promote(root, takes_over=True)
+    first, _ = champion_path(root).name, promote(root, takes_over=True)
     store, before = open_store(root=root), untouched(root)
     store.drop([f"spot@{VERSION}"])
     with pytest.raises(StoreError, match="view spot is not in the online store"):
@@ -296,7 +296,7 @@ def test_a_store_that_is_down_keeps_nobody_from_going_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_project(tmp_path / "p")
-    first, _ = champion(root).name, promote(root, takes_over=True)
+    first, _ = champion_path(root).name, promote(root, takes_over=True)
     monkeypatch.setenv("NBS_STORE_URL", "redis://127.0.0.1:9/0")
     assert rollback(root=root).bundle == first
     assert "warning: whether the store has its feature views is not known" in capsys.readouterr().err
@@ -309,12 +309,12 @@ def test_without_a_champion_there_is_nothing_to_go_back_to(blank_project: Path) 
 
 
 def test_a_damaged_history_keeps_a_bundle_from_being_delivered_half(here: Path) -> None:
-    second = champion().name
+    second = champion_path().name
     Path("served/HISTORY").write_text("{}\n")
     make_made(3)
     with pytest.raises(BundleError, match="HISTORY, line 1 is damaged"):
         register(BUNDLE, decision())
-    assert champion().name == second
+    assert champion_path().name == second
 
 
 def test_a_disk_that_is_full_changes_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from conftest import ROOT
 from services import make_empty, until
 
 from nbs_lib.retrain import schedule as module
-from nbs_lib.retrain.schedule import OUTCOMES, RECORD, missed, next_run
+from nbs_lib.retrain.schedule import EXIT_CODE_TEXTS, SCHEDULE_RECORD, missed_run, next_run
 
 CYCLE = """
 import pathlib, sys, time
@@ -31,7 +31,7 @@ except KeyboardInterrupt:
     sys.exit(1)
 sys.exit(int(pathlib.Path("code").read_text()))
 """
-SCHEDULE = "import sys; from nbs_lib.retrain.schedule import schedule; schedule([sys.executable, 'cycle.py'])"
+SCHEDULE = "import sys; from nbs_lib.retrain.schedule import run_scheduler; schedule([sys.executable, 'cycle.py'])"
 
 
 class Scheduler:
@@ -75,13 +75,13 @@ class Scheduler:
         return path.read_text().split() if path.exists() else []
 
     def record(self) -> dict[str, str]:
-        return json.loads((self.root / RECORD).read_text())
+        return json.loads((self.root / SCHEDULE_RECORD).read_text())
 
     def days_pass(self, days: float) -> None:
         """As if the last cycle had been so long ago."""
         record = self.record()
         last = datetime.datetime.fromisoformat(record["last"]) - datetime.timedelta(days=days)
-        (self.root / RECORD).write_text(json.dumps(record | {"last": last.isoformat()}))
+        (self.root / SCHEDULE_RECORD).write_text(json.dumps(record | {"last": last.isoformat()}))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_signal_ends_it_at_once_and_interrupts_the_cycle(scheduler: Scheduler,
     assert scheduler.record() == before
 
 
-@pytest.mark.parametrize("code", [*OUTCOMES, 7])
+@pytest.mark.parametrize("code", [*EXIT_CODE_TEXTS, 7])
 def test_it_says_what_came_of_it_and_when_the_next_is_due(scheduler: Scheduler, code: int) -> None:
     scheduler.set(code=code)
     scheduler.start()
@@ -153,12 +153,12 @@ def test_it_says_what_came_of_it_and_when_the_next_is_due(scheduler: Scheduler, 
     scheduler.days_pass(1)
     scheduler.start()
     until(lambda: scheduler.said().count("next: ") == 2)
-    assert f"cycle: {OUTCOMES.get(code, OUTCOMES[1])} (exit code {code}, 0 s)\n" in scheduler.said()
+    assert f"cycle: {EXIT_CODE_TEXTS.get(code, EXIT_CODE_TEXTS[1])} (exit code {code}, 0 s)\n" in scheduler.said()
 
 
 def test_a_cycle_that_can_not_be_started_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended: list[Any] = []
-    module._Cycles(["/nothing/there"], tmp_path, ended.append).run()
+    module._CycleRunner(["/nothing/there"], tmp_path, ended.append).run()
     assert not ended
     assert "the cycle could not be run: " in capsys.readouterr().out
 
@@ -176,7 +176,7 @@ def test_one_that_is_still_at_work_is_not_joined_by_another(tmp_path: Path, caps
 
     command = [sys.executable, "-c", "import time; print(end='.', file=open('cycles', 'a')); time.sleep(2.5)"]
     ended: list[datetime.datetime] = []
-    cycles = module._Cycles(command, tmp_path, ended.append)
+    cycles = module._CycleRunner(command, tmp_path, ended.append)
     every_second = module._scheduler(cycles, CronTrigger(second="*", timezone="UTC"), module._now())
     every_second.start()
     until(lambda: len(ended) == 2, 20)
@@ -195,7 +195,7 @@ def test_next_says_when(scheduler: Scheduler) -> None:
     said = scheduler.nbs("schedule", "--next", NBS_SCHEDULE_CRON="30 2 * * *", NBS_SCHEDULE_TIMEZONE="Asia/Tokyo")
     assert said.stdout.startswith("next: ")
     assert said.stdout.endswith(" 02:30 JST\n")
-    assert not (scheduler.root / RECORD).exists()
+    assert not (scheduler.root / SCHEDULE_RECORD).exists()
 
 
 @pytest.mark.parametrize(
@@ -237,6 +237,6 @@ def test_the_clocks_are_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_damaged_record_is_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     root = make_empty(tmp_path)
     monkeypatch.setenv("NBS_SCHEDULE_CRON", "0 0 * * *")
-    (root / RECORD).parent.mkdir()
-    (root / RECORD).write_text(content)
-    assert missed(root) is None
+    (root / SCHEDULE_RECORD).parent.mkdir()
+    (root / SCHEDULE_RECORD).write_text(content)
+    assert missed_run(root) is None

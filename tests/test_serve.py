@@ -28,16 +28,16 @@ from ship_fixtures import INPUTS, MARGINS, ROWS, SCHEMA, make_bundle, manifest, 
 from test_bundle import REFUSE
 from test_ladder import SENT
 
-from nbs_lib.bundle.bundle import Bundle, run, session, write_bundle
-from nbs_lib.bundle.fallback import Ladder
-from nbs_lib.bundle.predictor import Answering
-from nbs_lib.bundle.request import Payload
+from nbs_lib.bundle.bundle import Bundle, inference_session, run_graph, write_bundle
+from nbs_lib.bundle.fallback import FallbackLadder
+from nbs_lib.bundle.predictor import Predictor
+from nbs_lib.bundle.request import RequestParser
 from nbs_lib.core.errors import StoreError
 from nbs_lib.core.server_process import free_port, serving
-from nbs_lib.features.online.base import Reading
-from nbs_lib.features.online.lookup import REST, TROUBLE, Lookup, open_lookup
-from nbs_lib.registry.model_registry import deliver
-from nbs_lib.registry.pointers import champion
+from nbs_lib.features.online.base import StoreReadResult
+from nbs_lib.features.online.lookup import FAILURE_THRESHOLD, RETRY_AFTER_S, Lookup, open_lookup
+from nbs_lib.registry.model_registry import deploy_bundle
+from nbs_lib.registry.pointers import champion_path
 
 MAKERS, PLACES = ["m1", "old", "none", "", None], [7, 8, None]
 MANY = [ROW | {"maker": maker, "place": place} for maker in MAKERS for place in PLACES]
@@ -55,9 +55,9 @@ def running(root: Path) -> Iterator[Running]:
         yield found
 
 
-def ladder_of(root: Path) -> Ladder:
-    bundle = Bundle.open(champion(root))
-    return Ladder(bundle, open_lookup(bundle.views, root))
+def ladder_of(root: Path) -> FallbackLadder:
+    bundle = Bundle.open(champion_path(root))
+    return FallbackLadder(bundle, open_lookup(bundle.views, root))
 
 
 # What is answered
@@ -79,10 +79,10 @@ def test_it_answers_as_the_ladder_does(root: Path, running: Running) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_the_fast_way_reads_as_the_ladder_does(root: Path, size: int) -> None:
-    bundle = Bundle.open(champion(root))
-    payload, lookup = Payload(bundle), open_lookup(bundle.views, root)
-    answering, rows = Answering(bundle, payload, lookup), payload.read(json.dumps(MANY).encode())
-    expected = Ladder(bundle, lookup).answer(MANY)
+    bundle = Bundle.open(champion_path(root))
+    payload, lookup = RequestParser(bundle), open_lookup(bundle.views, root)
+    answering, rows = Predictor(bundle, payload, lookup), payload.read(json.dumps(MANY).encode())
+    expected = FallbackLadder(bundle, lookup).answer(MANY)
     for _ in range(2):  # from the store, then from what was kept
         found = [answering.answer(rows[start : start + size]) for start in range(0, len(rows), size)]
         np.testing.assert_equal(np.concatenate([each.margin for each in found])[:, 0], expected["margin"])
@@ -126,7 +126,7 @@ def test_what_training_did_not_see_is_flagged_and_counted(tmp_path: Path) -> Non
     root = make_project(tmp_path / "p")
     made = tmp_path / "bundle"
     make_bundle(made, schema=SCHEMA | {"inputs": inputs}, reference=seen)
-    deliver(made, root)
+    deploy_bundle(made, root)
     row = {"width": 1, "new": True, "kind": "a", "made": "1970-01-02"}
     with service(root) as running:
         assert all("flags" not in running.ask(row | {"kind": kind})[1] for kind in ("a", "rare"))
@@ -183,7 +183,7 @@ def test_an_answer_given_while_something_failed_is_not_given_again(tmp_path: Pat
         os.utime(store, ns=(1, 1))
         assert [running.ask(ROW)[1]["rung"] for _ in range(3)] == ["partial"] * 3
         assert running.metric("nbs_cache_total", result="hit") == 0
-        time.sleep(REST)
+        time.sleep(RETRY_AFTER_S)
         store.write_bytes(full)
         until(lambda: running.ask(ROW)[1]["rung"] == "model")
 
@@ -253,7 +253,7 @@ def test_a_store_that_hangs_costs_little_and_is_left_alone(tmp_path: Path) -> No
                 status, answer = kept.ask(ROW)
                 took.append(time.perf_counter() - start)
                 assert (status, answer["rung"], answer["degraded"]) == (200, "partial", True)
-            assert sum(each > 0.04 for each in took) <= TROUBLE + 3  # then it is asked once a second
+            assert sum(each > 0.04 for each in took) <= FAILURE_THRESHOLD + 3  # then it is asked once a second
             assert running.metric("nbs_failures_total", what="maker") >= 60
     print(f"store silent: worst {max(took) * 1e3:.0f} ms, median {np.median(took) * 1e3:.1f} ms")
 
@@ -262,19 +262,19 @@ def test_a_store_that_recovers_is_asked_again(root: Path) -> None:
     class Failing:
         calls, well = 0, False
 
-        def read(self, keys: Any) -> Reading:
+        def read(self, keys: Any) -> StoreReadResult:
             self.calls += 1
             if not self.well:
                 raise StoreError("it is down.")
-            return Reading(1, {}, [None] * len(keys))
+            return StoreReadResult(1, {}, [None] * len(keys))
 
-    bundle, store = Bundle.open(champion(root)), Failing()
+    bundle, store = Bundle.open(champion_path(root)), Failing()
     lookup = Lookup(bundle.views, store)  # type: ignore[arg-type]
     for _ in range(20):
         assert "failed" in lookup.lookup({"maker": ["m1"]}).status["maker"]
-    assert store.calls == TROUBLE
+    assert store.calls == FAILURE_THRESHOLD
     store.well = True
-    time.sleep(REST + 0.05)
+    time.sleep(RETRY_AFTER_S + 0.05)
     lookup.lookup({"maker": ["m1"]})
     assert lookup.lookup({"maker": ["m1"]}).now_us == 1
 
@@ -307,12 +307,12 @@ HOW = ["truncated", "flipped", "empty", "manifest", "pickle", "gone"]
 
 def test_a_bad_champion_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
-    good = champion(root).name
+    good = champion_path(root).name
     with service(root) as running, Load(running.port, 2) as load:
         for number, how in enumerate(HOW, 1):
             made = make_project(tmp_path / how, takes_over=True, metrics={"number": number})
-            bad = champion(made).name
-            shutil.copytree(champion(made), root / "served" / bad)
+            bad = champion_path(made).name
+            shutil.copytree(champion_path(made), root / "served" / bad)
             damaged(root / "served" / bad, how)
             point_to(root, bad)
             until(lambda n=number: running.metric("nbs_model_load_failures_total") == n)
@@ -329,7 +329,7 @@ def test_a_bad_champion_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> No
 @pytest.mark.parametrize("how", ["truncated", "gone"])
 def test_without_a_good_champion_it_is_alive_but_not_ready(tmp_path: Path, how: str) -> None:
     root = make_project(tmp_path / "p")
-    damaged(champion(root), how)
+    damaged(champion_path(root), how)
     with service(root, ready="/livez") as running:
         status, why = running.get("/readyz")
         assert status == 503
@@ -361,7 +361,7 @@ def test_without_a_champion_it_may_answer_from_the_prior(tmp_path: Path) -> None
 
 def test_twenty_champions_under_load_lose_nothing_and_mix_nothing(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
-    ids = [champion(root).name, promote(root, takes_over=True)]
+    ids = [champion_path(root).name, promote(root, takes_over=True)]
     rows = [ROW] * 7
     with service(root, **PATIENT) as running, Load(running.port, 6, rows) as load:
         for turn in range(20):
@@ -403,8 +403,8 @@ def slow_graph(turns: int) -> bytes:
 def graph_of(seconds: float) -> bytes:
     "A model that takes about so long on this machine, as busy as it is."
     row, few = {"numeric": np.ones((1, 1), np.float32)}, 5000
-    trial = session(slow_graph(few))
-    took = min(timeit.repeat(lambda: run(trial, row), number=1, repeat=5))
+    trial = inference_session(slow_graph(few))
+    took = min(timeit.repeat(lambda: run_graph(trial, row), number=1, repeat=5))
     return slow_graph(int(few * seconds / took))
 
 
@@ -413,7 +413,7 @@ def test_a_slow_model_gets_a_thread_and_the_deadline_is_kept(tmp_path: Path) -> 
     schema = SCHEMA | {"inputs": [INPUTS[0]], "others": []}
     rest = {"metrics": {}, "fallback": {"prior": {"output": 0.3, "margin": -0.85}}, "reference": {}, "lineage": {}}
     write_bundle(tmp_path / "slow", graph_of(0.08), schema=schema, **rest)
-    deliver(tmp_path / "slow", root)
+    deploy_bundle(tmp_path / "slow", root)
     with service(root, SERVE_DEADLINE_MS="50", SERVE_CACHE="0") as running:
         running.ask({"width": 1})  # it turns out to be slow
         with Load(running.port, 6, {"width": 2}) as load:
@@ -520,7 +520,7 @@ def test_all_workers_killed_at_once_are_replaced(tmp_path: Path) -> None:
 def test_workers_that_all_end_end_the_service(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     env = os.environ | {"NBS_SERVE_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
-    program = "import sys, nbs_lib.serve.supervisor as w; sys.executable = '/bin/false'; w.serve('.')"
+    program = "import sys, nbs_lib.serve.supervisor as w; sys.executable = '/bin/false'; w.run_service('.')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, env=env, capture_output=True, text=True, timeout=60
     )
@@ -554,7 +554,7 @@ def test_connections_are_shared_evenly(tmp_path: Path) -> None:
 def lone_worker(folder: Path, change: str) -> Iterator[Running]:
     "A worker without a parent, some of whose limits are others."
     program = f"import socket, sys; import nbs_lib.serve.supervisor as w, nbs_lib.serve.protocol as p; {change}\n"
-    program += "w.work(socket.create_server(('127.0.0.1', int(sys.argv[1]))))"
+    program += "w._run_worker(socket.create_server(('127.0.0.1', int(sys.argv[1]))))"
     root, port = make_project(folder / "p"), free_port()
     env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
     with serving([sys.executable, "-c", program, str(port)], port, cwd=root, environment=env) as server:
@@ -562,7 +562,11 @@ def lone_worker(folder: Path, change: str) -> Iterator[Running]:
 
 
 def test_only_who_is_idle_for_long_is_closed(tmp_path: Path) -> None:
-    with lone_worker(tmp_path, "w.KEEP_S = 1") as running, client(running.port) as busy, client(running.port) as idle:
+    with (
+        lone_worker(tmp_path, "w._KEEP_ALIVE_S = 1") as running,
+        client(running.port) as busy,
+        client(running.port) as idle,
+    ):
         assert idle.ask(ROW)[0] == 200
         began = time.monotonic()
         idle.connection.sock.settimeout(0.01)
@@ -574,7 +578,7 @@ def test_only_who_is_idle_for_long_is_closed(tmp_path: Path) -> None:
 
 
 def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
-    with lone_worker(tmp_path, "p.PATIENCE_S = 2.0") as running:
+    with lone_worker(tmp_path, "p._REQUEST_TIMEOUT_S = 2.0") as running:
         port = running.port
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 20_000), hard))

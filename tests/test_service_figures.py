@@ -13,7 +13,7 @@ from services import ROW, TOLD, Running, make_project, service, until
 from test_deploy import program, prometheus
 
 from nbs_lib.core.settings import Serve
-from nbs_lib.monitor.service_metrics import address, of_prometheus, service_figures
+from nbs_lib.monitor.service_metrics import query_prometheus, read_service_metrics, service_url
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -25,7 +25,7 @@ def asked(running: Running) -> None:
     for _ in range(2):
         assert running.ask([ROW | {"maker": "nobody"}] * 20)[0] == 200
     assert running.ask([ROW | {"width": 99}] * 10)[0] == 200
-    for wrong in (ROW | {"width": "wide"}, {"colour": 1}, b"nothing"):
+    for wrong in (ROW | {"width": "wide"}, {"color": 1}, b"nothing"):
         assert running.ask(wrong)[0] in (400, 422)
     assert running.ask([ROW] * 1001)[0] == 413
 
@@ -33,18 +33,18 @@ def asked(running: Running) -> None:
 def test_a_service_is_asked_itself(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p", TOLD)
     with service(root, SERVE_WORKERS="2", TOKEN="secret") as running:
-        empty = service_figures(running.url, token="secret")
+        empty = read_service_metrics(running.url, token="secret")
         assert empty["sentence"] == "Since it was started nobody asked the service for a prediction."
-        refused = service_figures(running.url)
+        refused = read_service_metrics(running.url)
         assert refused["source"] == "none"
         assert "401" in refused["sentence"]
     with service(root, SERVE_WORKERS="2") as running:
         asked(running)
-        assert address(Serve(port=running.port)) == running.url
+        assert service_url(Serve(port=running.port)) == running.url
         until(
-            lambda: service_figures(running.url)["requests"] == 17
+            lambda: read_service_metrics(running.url)["requests"] == 17
         )  # a worker hands over what it counted now and then
-        found = service_figures(running.url, NOWHERE)
+        found = read_service_metrics(running.url, NOWHERE)
     assert found["source"] == "service"
     assert "Connection refused" in found["sentence"]
     assert "answered 60 rows, 0.0% of them without the model" in found["sentence"]
@@ -65,20 +65,20 @@ def test_prometheus_still_knows_it_when_the_service_has_ended(tmp_path: Path) ->
     with service(root) as running:
         port = running.port
         with prometheus(tmp_path / "prometheus", port) as url:
-            until(lambda: of_prometheus(url, 1))
+            until(lambda: query_prometheus(url, 1))
             asked(running)
-            until(lambda: service_figures(NOWHERE, url, 1).get("requests", 0) >= 17)
+            until(lambda: read_service_metrics(NOWHERE, url, 1).get("requests", 0) >= 17)
             time.sleep(4)  # Prometheus extends what it saw by up to a look on each side: twenty looks make that little
             running.server.process.terminate()
             running.server.process.wait(20)
-            found = service_figures(running.url, url, 1)
+            found = read_service_metrics(running.url, url, 1)
             assert found["source"] == "prometheus"
             assert found["sentence"].startswith("In the last day the service answered")
             assert found["rows"] == pytest.approx(60, rel=0.2)
             assert found["schema_violations"] == pytest.approx(4, abs=1)
             assert set(found["rungs"]) == {"model", "partial"}
             assert 0 < found["p99_ms"] < 2500
-    assert service_figures(running.url, url, 1)["source"] == "none"
+    assert read_service_metrics(running.url, url, 1)["source"] == "none"
 
 
 @contextmanager
@@ -105,6 +105,6 @@ def answering(body: bytes) -> Iterator[str]:
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"null", b'{"data": null}', b'{"data": {"result": [{}]}}', b"\xff"])
 def test_who_is_no_prometheus_is_said_so(body: bytes) -> None:
     with answering(body) as url:
-        found = service_figures(url, url)
+        found = read_service_metrics(url, url)
     assert found["source"] in ("none", "service")
     assert f"Prometheus at {url} can't be asked" in found["sentence"]

@@ -11,7 +11,7 @@ from services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promo
 from services import service as serve
 from ship_fixtures import ladder_cases
 
-from nbs_lib.pages.theme import COLOURS
+from nbs_lib.pages.theme import COLORS
 
 OPEN = "!document.querySelector('#form').hidden"
 ANSWER = "document.querySelector('#answer .facts')"
@@ -184,7 +184,7 @@ def test_a_phone_shows_it_in_light_and_dark(dark: bool, service: Running, browse
     ask(browser)
     browser.see("document.querySelector('details').open = true")
     assert browser.see("document.documentElement.scrollWidth") == 360
-    red, green, blue = bytes.fromhex(COLOURS["paper"][dark][1:])
+    red, green, blue = bytes.fromhex(COLORS["paper"][dark][1:])
     assert browser.see("getComputedStyle(document.body).backgroundColor") == f"rgb({red}, {green}, {blue})"
 
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from nbs_lib.bench.store import NO_REDIS, bench_store, redis_server
 from nbs_lib.core.errors import SettingsError, StoreError
-from nbs_lib.features.online.base import decode, encode, entity_key
-from nbs_lib.features.online.lookup import REST, TROUBLE, Lookup, open_lookup, open_store
+from nbs_lib.features.online.base import decode_values, encode_values, entity_key
+from nbs_lib.features.online.lookup import FAILURE_THRESHOLD, RETRY_AFTER_S, Lookup, open_lookup, open_store
 from nbs_lib.features.online.redis import RedisStore
 from nbs_lib.features.online.sqlite import SqliteStore
 
@@ -63,10 +63,10 @@ def key(town: str, shop: Any) -> str:
 
 def filled(store: Any) -> Any:
     rows = [
-        (key("Köln", 7), encode([NOW - 30_000_000, 0.1, "ü"])),
-        (key("Köln", 8), encode([NOW - 60_000_001, 1.0, None])),
+        (key("Köln", 7), encode_values([NOW - 30_000_000, 0.1, "ü"])),
+        (key("Köln", 8), encode_values([NOW - 60_000_001, 1.0, None])),
     ]
-    store.write(NOW, {"shop@1": rows, "day@1": [("", encode([5, 3.5]))]})
+    store.write(NOW, {"shop@1": rows, "day@1": [("", encode_values([5, 3.5]))]})
     return store
 
 
@@ -85,7 +85,7 @@ def test_present_expired_and_missing_are_three_things(store: Any) -> None:
 
 def test_the_edges_of_time(store: Any) -> None:
     known = [("old", NOW - 60_000_000), ("older", NOW - 60_000_001), ("now", NOW), ("later", NOW + 1)]
-    store.write(NOW, {"shop@1": [(name, encode([at, 1.0, "x"])) for name, at in known]})
+    store.write(NOW, {"shop@1": [(name, encode_values([at, 1.0, "x"])) for name, at in known]})
     found = Lookup([SHOP | {"entity": ["shop"]}], store).lookup({"shop": [name for name, _ in known]})
     assert found.status["shop"] == ["present", "expired", "missing", "missing"], (
         "what becomes known just now is not known before"
@@ -95,7 +95,7 @@ def test_the_edges_of_time(store: Any) -> None:
 
 def test_the_clock_on_the_wall(store: Any) -> None:
     assert Lookup([SHOP, DAY], filled(store), "wall").lookup(ROW).status == {"shop": ["expired"], "day": ["present"]}
-    with pytest.raises(SettingsError, match="materialised or wall, but is 'sundial'"):
+    with pytest.raises(SettingsError, match="materialized or wall, but is 'sundial'"):
         Lookup([], store, "sundial")
 
 
@@ -110,7 +110,7 @@ def test_an_empty_store(store: Any) -> None:
         store.path.touch()
     found = Lookup([SHOP, DAY], store).lookup(ROW)
     assert found.status == {"shop": ["failed"], "day": ["failed"]}
-    assert found.reason["day"] == "the online store is empty: `nbs materialise` fills it."
+    assert found.reason["day"] == "the online store is empty: `nbs materialize` fills it."
     assert (store.tables(), found.columns["shop_sold"]) == ({}, [None])
 
 
@@ -119,23 +119,23 @@ def test_a_model_is_never_fed_with_another_version(store: Any) -> None:
     found = lookup.lookup(ROW)
     assert found.status == {"shop": ["failed"], "day": ["present"], "week": ["failed"]}
     assert found.reason["shop"] == "view shop changed: the model was trained on 2, and the online store holds 1."
-    assert found.reason["week"] == "view week is not in the online store: `nbs materialise` fills it."
+    assert found.reason["week"] == "view week is not in the online store: `nbs materialize` fills it."
     assert lookup.failures == {"shop": 1, "week": 1}
 
 
-@pytest.mark.parametrize("clock", ["materialised", "wall"])
+@pytest.mark.parametrize("clock", ["materialized", "wall"])
 def test_a_version_that_was_left_behind_is_not_used(store: Any, clock: str) -> None:
-    filled(store).write(NOW + 3_600_000_000, {"shop@2": [], "day@1": [("", encode([5, 4.0]))]})
+    filled(store).write(NOW + 3_600_000_000, {"shop@2": [], "day@1": [("", encode_values([5, 4.0]))]})
     found = Lookup([SHOP, DAY], store, clock).lookup(ROW)
     assert (found.status, found.columns["shop_sold"]) == ({"shop": ["failed"], "day": ["present"]}, [None])
     then, now = "1970-01-01T00:16:40+00:00", "1970-01-01T01:16:40+00:00"
     assert found.reason["shop"].startswith(
-        f"view shop@1 in the online store is as of {then}, and the store as of {now}: `nbs materialise` fills"
+        f"view shop@1 in the online store is as of {then}, and the store as of {now}: `nbs materialize` fills"
     )
 
 
 def test_two_versions_at_once(again: Callable[[], Any]) -> None:
-    filled(again()).write(NOW, {"shop@2": [(key("Köln", 7), encode([NOW - 1, 2.0, "new"]))]})
+    filled(again()).write(NOW, {"shop@2": [(key("Köln", 7), encode_values([NOW - 1, 2.0, "new"]))]})
     old, new = (Lookup([SHOP | {"version": version}], again()).lookup(ROW) for version in ("1", "2"))
     assert (old.columns["shop_sold"], new.columns["shop_sold"]) == ([0.1], [2.0])
     again().drop(["shop@1", "not there"])
@@ -166,7 +166,7 @@ HOSTILE = [
 
 def test_hostile_keys_do_not_meet(again: Callable[[], Any]) -> None:
     pairs = [(town, shop) for town in HOSTILE for shop in HOSTILE]
-    entries = [(key(*pair), encode([NOW - 1, float(i), None])) for i, pair in enumerate(pairs)]
+    entries = [(key(*pair), encode_values([NOW - 1, float(i), None])) for i, pair in enumerate(pairs)]
     again().write(NOW, {"shop@1": entries})
     assert again().tables()["shop@1"]["rows"] == len(pairs)
     lookup = Lookup([SHOP], again())
@@ -183,12 +183,12 @@ def test_keys_are_as_different_as_entities(one: list[str], data: st.DataObject) 
 
 @given(st.lists(st.none() | st.text() | st.floats(allow_nan=False)))
 def test_values_survive_to_the_bit(values: list[Any]) -> None:
-    assert [(type(v), v) for v in decode(encode(values))] == [(type(v), v) for v in values]
+    assert [(type(v), v) for v in decode_values(encode_values(values))] == [(type(v), v) for v in values]
 
 
 def test_readers_see_old_or_new_never_half(again: Callable[[], Any]) -> None:
     def rows(value: float) -> list[tuple[str, bytes]]:
-        return [(str(i), encode([NOW, value])) for i in range(300)]
+        return [(str(i), encode_values([NOW, value])) for i in range(300)]
 
     def write(value: float, writer: Any = None) -> None:
         (writer or again()).write(int(value), {"a@1": rows(value), "b@1": rows(value)})
@@ -200,7 +200,7 @@ def test_readers_see_old_or_new_never_half(again: Callable[[], Any]) -> None:
         reader = again()
         while not done.is_set():
             reading = reader.read([("a@1", "1"), ("b@1", "299"), ("a@1", "298"), ("b@1", "0")])
-            values = {decode(value)[1] if value else None for value in reading.values} | {reading.now_us}
+            values = {decode_values(value)[1] if value else None for value in reading.values} | {reading.now_us}
             seen.update(values)
             if len(values) > 1:
                 problems.append(values)
@@ -219,11 +219,11 @@ def test_readers_see_old_or_new_never_half(again: Callable[[], Any]) -> None:
 
 KILLED = """
 import sys, time
-from nbs_lib.features.online.lookup import encode
+from nbs_lib.features.online.base import encode_values
 {opened}
 def rows():
     for i in range(5000):
-        yield str(i), encode([1, 2.0])
+        yield str(i), encode_values([1, 2.0])
     print("half", flush=True)
     time.sleep(60)
 store.write(2, {{"shop@1": rows()}})
@@ -259,13 +259,13 @@ def test_a_failed_write_leaves_the_old_content(store: Any) -> None:
 
     filled(store)
     with pytest.raises(StoreError, match="no more"):
-        store.write(NOW + 1, {"day@1": [("", encode([5, 9.0]))], "shop@1": rows()})
+        store.write(NOW + 1, {"day@1": [("", encode_values([5, 9.0]))], "shop@1": rows()})
     found = Lookup([SHOP, DAY], store).lookup(ROW)
     assert (found.now_us, found.columns["day_rain"], found.columns["shop_sold"]) == (NOW, [3.5], [0.1])
 
 
 def test_a_damaged_row_fails_its_view_alone(store: Any) -> None:
-    filled(store).write(NOW, {"shop@1": [(key("Köln", 7), b"\xc1"), (key("Köln", 8), encode([NOW, 1.0]))]})
+    filled(store).write(NOW, {"shop@1": [(key("Köln", 7), b"\xc1"), (key("Köln", 8), encode_values([NOW, 1.0]))]})
     for shop, why in [(7, "damaged"), (8, "2 values instead of 3")]:
         found = Lookup([SHOP, DAY], store).lookup({"town": ["Köln"], "shop": [shop]})
         assert found.status == {"shop": ["failed"], "day": ["present"]}
@@ -374,8 +374,8 @@ def test_a_server_that_hangs_for_two_seconds() -> None:
             assert "gave no answer within 50 ms" in found.reason["shop"] or "it is asked again" in found.reason["shop"]
         os.kill(pid, signal.SIGCONT)
         assert max(spans) < 0.5
-        assert sum(span > 0.04 for span in spans) <= TROUBLE + 3  # then it is asked once a second
-        time.sleep(REST + 0.1)
+        assert sum(span > 0.04 for span in spans) <= FAILURE_THRESHOLD + 3  # then it is asked once a second
+        time.sleep(RETRY_AFTER_S + 0.1)
         for shop, sold in [(7, 0.1), (9, None), (7, 0.1)]:  # no answer of a question asked before
             assert lookup.lookup({"town": ["Köln"], "shop": [shop]}).columns["shop_sold"] == [sold]
 
@@ -417,11 +417,11 @@ def test_a_large_read_is_of_one_moment_too(redis_url: str) -> None:
     store.clear()
 
 
-def test_a_damaged_catalogue(redis_url: str) -> None:
+def test_a_damaged_catalog(redis_url: str) -> None:
     store = RedisStore(redis_url, 5000, prefix="damaged")
     store._writer.set("damaged", '{"now_us": 1}')
     found = Lookup([SHOP], store).lookup(ROW)
-    assert found.reason["shop"].startswith("the catalogue of the online store is damaged")
+    assert found.reason["shop"].startswith("the catalog of the online store is damaged")
 
 
 def test_no_message_holds_the_password() -> None:
@@ -439,7 +439,7 @@ def test_the_settings_say_which_store(tmp_path: Path) -> None:
     (tmp_path / "settings.ini").write_text("[store]\nurl =\nclock = wall\n")
     lookup = open_lookup([SHOP], tmp_path)
     assert (lookup.store.path, lookup.clock) == (tmp_path / "served/features.sqlite", "wall")  # type: ignore[attr-defined]
-    assert lookup.lookup(ROW).reason["shop"].endswith("features.sqlite is missing: `nbs materialise` fills it.")
+    assert lookup.lookup(ROW).reason["shop"].endswith("features.sqlite is missing: `nbs materialize` fills it.")
     for url in ("memcached://x", "redis.example"):
         with pytest.raises(StoreError, match="must be empty or begin with redis://"):
             open_store(url)

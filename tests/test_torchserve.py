@@ -13,7 +13,7 @@ from ship_fixtures import graph, make_bundle
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.server_process import ServerProcess
-from nbs_lib.serve.clients.torchserve import ENVIRONMENT, NAME, authorization, torchserve
+from nbs_lib.serve.clients.torchserve import ENVIRONMENT_FOLDER, MODEL_NAME, authorization_header, torchserve_process
 
 WORDS = ["a", "b", "unseen", None]
 
@@ -28,7 +28,7 @@ def rows(count: int = 100) -> list[dict[str, Any]]:
 
 def ask(server: ServerProcess, body: str, key: dict[str, str]) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=60)
-    connection.request("POST", f"/predictions/{NAME}", body, {"Content-Type": "application/json"} | key)
+    connection.request("POST", f"/predictions/{MODEL_NAME}", body, {"Content-Type": "application/json"} | key)
     answer = connection.getresponse()
     told = json.loads(answer.read())
     connection.close()
@@ -39,17 +39,17 @@ def ask(server: ServerProcess, body: str, key: dict[str, str]) -> tuple[int, Any
 def test_torchserve_answers_like_the_bundle(tmp_path: Path) -> None:
     if not shutil.which("java"):
         lacking("apt-get install openjdk-17-jre-headless (or `.ci/apt openjdk-17-jre-headless`)")
-    if not (ROOT / ENVIRONMENT / ".ready").exists():
+    if not (ROOT / ENVIRONMENT_FOLDER / ".ready").exists():
         lacking("`.ci/env torchserve`")
     root = tmp_path / "project"
     make_bundle(root / "models/bundle")
     (root / "models/candidates").mkdir()
-    (root / f"models/candidates/{NAME}.onnx").write_bytes(graph())
-    (root / ENVIRONMENT.parent).mkdir(parents=True)
-    (root / ENVIRONMENT).symlink_to(ROOT / ENVIRONMENT)
+    (root / f"models/candidates/{MODEL_NAME}.onnx").write_bytes(graph())
+    (root / ENVIRONMENT_FOLDER.parent).mkdir(parents=True)
+    (root / ENVIRONMENT_FOLDER).symlink_to(ROOT / ENVIRONMENT_FOLDER)
     expected = Bundle.open(root / "models/bundle").predict(rows())
-    with torchserve(tmp_path / "serving", root) as server:
-        key = authorization(tmp_path / "serving")
+    with torchserve_process(tmp_path / "serving", root) as server:
+        key = authorization_header(tmp_path / "serving")
         status, many = ask(server, json.dumps(rows()), key)
         one = ask(server, json.dumps(rows(1)[0]), key)
         refused = ask(server, json.dumps({"width": "wide", "kind": "a", "new": True, "made": None}), key)

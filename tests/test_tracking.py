@@ -18,7 +18,7 @@ from nbs_lib.core.settings import Tracking
 from nbs_lib.core.stages import Stage
 from nbs_lib.registry import tracking
 from nbs_lib.registry.mlflow_client import connect, tracking_uri
-from nbs_lib.registry.tracking import WAITING, end_pipeline, find_runs, log_stage
+from nbs_lib.registry.tracking import PENDING_RUNS, end_pipeline, find_runs, log_stage
 
 PAGE = "reports/train.html"
 NOTEBOOKS = Path("notebooks/pipeline")
@@ -63,7 +63,7 @@ def test_a_pipeline_is_a_parent_with_a_child_per_stage(here: Path, monkeypatch: 
     assert len(train.data.tags["dvc.md5/params.yaml"]) == 32
     assert (here / "mlruns").is_dir()
     assert evaluate.data.metrics == {}
-    assert not list(WAITING.iterdir())
+    assert not list(PENDING_RUNS.iterdir())
 
 
 def test_a_bare_stage_is_a_run_of_its_own(here: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_server_that_is_down_costs_seconds_and_a_sentence(
     assert seconds < 5
     assert said.startswith("warning: MLflow")
     assert said.count("\n") == 1
-    assert [folder.name for folder in WAITING.iterdir()] == ["p1"]
+    assert [folder.name for folder in PENDING_RUNS.iterdir()] == ["p1"]
     monkeypatch.setenv("NBS_PIPELINE", "p2")
     end_pipeline("FINISHED", Tracking())  # it is up again
     assert [run.info.status for run in runs("p1")] == ["FINISHED", "FINISHED"]
@@ -243,6 +243,6 @@ def test_a_damaged_database_is_a_warning(here: Path, capsys: pytest.CaptureFixtu
 def test_the_record_is_plain(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NBS_PIPELINE", "p1")
     log_stage(TRAIN, {"train.lr": 0.1}, "FINISHED", time.time())
-    record = json.loads((WAITING / "p1/train.json").read_text())
+    record = json.loads((PENDING_RUNS / "p1/train.json").read_text())
     assert record["params"] == {"train.lr": 0.1}
     assert record["notebook"] == "notebooks/pipeline/30_train.ipynb"

@@ -12,11 +12,11 @@ from conftest import ROOT
 from nbs_lib.core.errors import ViewError
 from nbs_lib.core.files import write_table
 from nbs_lib.data.roles import Roles
-from nbs_lib.features import catalog as catalogue
+from nbs_lib.features import catalog as catalog
 from nbs_lib.features import join as features
-from nbs_lib.features.default_views import defaults
-from nbs_lib.features.join import attach, build, declared
-from nbs_lib.features.views import Measure, View, ordered, rolling, versions
+from nbs_lib.features.default_views import build_default_views
+from nbs_lib.features.join import attach_views, build_views, declared_views
+from nbs_lib.features.views import Measure, View, order_views, rolling_features, view_versions
 
 HOUR = pd.Timedelta("1h")
 START = pd.Timestamp("2024-03-01", tz="UTC")
@@ -60,7 +60,10 @@ def week(timestamp: str = "ended", delay: str = "30min") -> View:
     windows = {"1d": "1 day", "7d": "7 days"}
     measures = {"failed": Measure("avg(_target)", "share of failed jobs"), "jobs": Measure("count(*)", "jobs")}
     return View(
-        "week", **rolling("snapshot", ["worker"], timestamp, windows, measures, days="7d"), delay=delay, ttl="7d"
+        "week",
+        **rolling_features("snapshot", ["worker"], timestamp, windows, measures, days="7d"),
+        delay=delay,
+        ttl="7d",
     )
 
 
@@ -82,8 +85,8 @@ def moved(join: Joined, before: pd.DataFrame, after: pd.DataFrame, moment: pd.Ti
 
 def joined_by(view: View, place: Path) -> Joined:
     def join(table: pd.DataFrame) -> pd.DataFrame:
-        roles, _ = build(table, replace(roles_of(table), as_of="2030-01-01"), [view], place, place / "none")
-        return attach(table, roles, place)
+        roles, _ = build_views(table, replace(roles_of(table), as_of="2030-01-01"), [view], place, place / "none")
+        return attach_views(table, roles, place)
 
     return join
 
@@ -117,7 +120,7 @@ def test_default_views_are_honest_about_labels(tmp_path: Path) -> None:
     moment = START + 500 * HOUR
     unknown = table["began"] + pd.Timedelta("1d") > moment
     planted = table.assign(failed=table["failed"].where(~unknown, "yes"))
-    past, beat = defaults(roles_of(table))
+    past, beat = build_default_views(roles_of(table))
     assert moved(joined_by(past, tmp_path), table, planted, moment) == []
     assert moved(joined_by(replace(past, delay="0s"), tmp_path), table, planted, moment)
     fewer = table[~((table["began"] > moment) & (table.index % 2 == 0))]
@@ -132,8 +135,8 @@ def test_without_any_delay_no_row_learns_its_own_label(when: str, tmp_path: Path
     table["day"] = table["began"].dt.floor("D")
     roles = replace(roles_of(table), timestamp=when, horizon="0s", label_delay="0s", as_of="2030-01-01")
     roles.columns["day"] = {"role": "time"}
-    built, _ = build(table, roles, defaults(roles), tmp_path, tmp_path / "none")
-    found = attach(table, built, tmp_path)
+    built, _ = build_views(table, roles, build_default_views(roles), tmp_path, tmp_path / "none")
+    found = attach_views(table, built, tmp_path)
     shown = found["worker_history_share_1"].notna()
     assert shown.mean() > 0.9
     failed = (table["failed"] == "yes")[shown]
@@ -166,11 +169,11 @@ def test_the_join_is_what_a_loop_would_find(tmp_path: Path) -> None:
 
 def test_rows_come_back_in_their_order_and_each_once(tmp_path: Path) -> None:
     table = jobs(500).sample(frac=1, random_state=1)
-    roles, _ = build(table, roles_of(table), [week()], tmp_path, tmp_path / "none")
-    found = attach(table, roles, tmp_path, status=True)
+    roles, _ = build_views(table, roles_of(table), [week()], tmp_path, tmp_path / "none")
+    found = attach_views(table, roles, tmp_path, status=True)
     assert found.index.equals(table.index)
     assert len(found) == len(table)
-    assert set(found["week_status"]) <= set(features.STATUS)
+    assert set(found["week_status"]) <= set(features.VIEW_STATUSES)
     pd.testing.assert_frame_equal(found[table.columns.tolist()], table)
 
 
@@ -188,8 +191,8 @@ def test_the_flights_see_no_future(tmp_path: Path) -> None:
     def joined(tables: dict[str, pd.DataFrame], chosen: list[View], place: Path) -> pd.DataFrame:
         for name, table in tables.items():
             write_table(table, place / "tables" / f"{name}.parquet")
-        built, _ = build(rows, replace(roles, as_of="2014-01-02"), chosen, place, place / "tables")
-        return attach(rows, built, place)
+        built, _ = build_views(rows, replace(roles, as_of="2014-01-02"), chosen, place, place / "tables")
+        return attach_views(rows, built, place)
 
     def tables(planted: bool, delays: dict[str, str]) -> dict[str, pd.DataFrame]:
         changed = {}
@@ -220,33 +223,33 @@ def test_one_more_view_is_one_more_declaration(tmp_path: Path, monkeypatch: pyte
     counted = "SELECT began, count(*) OVER (ORDER BY began) AS n FROM snapshot"
     sql = f"SELECT began, max(n) AS jobs FROM ({counted}) GROUP BY ALL"
     own = View("site", (), sql, "began", {"jobs": {"description": "jobs so far"}})
-    monkeypatch.setattr(features, "OWN", [own])
-    views = declared(roles_of(table))
+    monkeypatch.setattr("nbs_lib.own.views.VIEWS", [own])
+    views = declared_views(roles_of(table))
     assert [view.name for view in views] == ["worker_history", "worker_rhythm", "site"]
-    roles, found = build(table, roles_of(table), views, tmp_path, tmp_path / "none")
+    roles, found = build_views(table, roles_of(table), views, tmp_path, tmp_path / "none")
     assert roles.columns["site_jobs"] == {
         "role": "numeric",
         "why": "feature view site",
         "description": "jobs so far",
         "from": f"site@{roles.views[-1]['version']}",
     }
-    joined = attach(table, roles, tmp_path)
+    joined = attach_views(table, roles, tmp_path)
     assert joined["site_jobs"].iloc[-1] > 2900, "a view without entity is the same for all"
-    assert "site" in catalogue.listed(roles, found)["view"].tolist()
+    assert "site" in catalog.views_table(roles, found)["view"].tolist()
 
 
 def test_a_table_without_timestamp_has_no_views(tmp_path: Path) -> None:
     plain = Roles("t.csv", "y", "regression", [], columns={"y": {"role": "target"}, "x": {"role": "numeric"}})
     table = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0]})
-    assert declared(plain) == []
-    roles, found = build(table, plain, [], tmp_path, tmp_path / "none")
+    assert declared_views(plain) == []
+    roles, found = build_views(table, plain, [], tmp_path, tmp_path / "none")
     assert (roles, found) == (plain, {})
-    assert attach(table, roles, tmp_path) is table
+    assert attach_views(table, roles, tmp_path) is table
 
 
 def refused(table: pd.DataFrame, place: Path, *views: View) -> str:
     with pytest.raises(ViewError) as error:
-        build(table, roles_of(table), views, place, place / "none")
+        build_views(table, roles_of(table), views, place, place / "none")
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -284,7 +287,7 @@ def test_bad_views_are_refused_in_one_sentence(tmp_path: Path) -> None:
     roles = roles_of(table)
     roles.columns["failed_n"] = {"role": "numeric"}
     with pytest.raises(ViewError, match="'failed_n' is also a column of the table"):
-        build(named, roles, [clash], tmp_path, tmp_path / "none")
+        build_views(named, roles, [clash], tmp_path, tmp_path / "none")
 
 
 def test_versions_follow_meaning_through_views_that_are_read() -> None:
@@ -298,7 +301,7 @@ def test_versions_follow_meaning_through_views_that_are_read() -> None:
     )
 
     def both(one: View) -> list[str]:
-        return list(versions(ordered([second, one], ["snapshot"])).values())
+        return list(view_versions(order_views([second, one], ["snapshot"])).values())
 
     before = both(first)
     assert (
@@ -319,20 +322,20 @@ def test_another_target_or_order_of_columns_is_another_version() -> None:
     columns = {"low": {"description": "."}, "high": {"description": "."}}
     view = View("range", ("worker",), "SELECT worker, ended, low, high FROM snapshot", "ended", columns)
     turned = replace(view, columns=dict(reversed(columns.items())))
-    assert versions([view]) != versions([turned]), "the store keeps values in this order"
-    assert versions([view], ["failed"]) == versions([view], ["late"]), "it does not see the target"
-    assert versions([week()], ["failed"]) != versions([week()], ["late"])
+    assert view_versions([view]) != view_versions([turned]), "the store keeps values in this order"
+    assert view_versions([view], ["failed"]) == view_versions([view], ["late"]), "it does not see the target"
+    assert view_versions([week()], ["failed"]) != view_versions([week()], ["late"])
 
 
 def test_an_integer_entity_with_gaps_has_views_too(tmp_path: Path) -> None:
     table = jobs(500).assign(worker=lambda t: t["worker"].map(ord).astype(float).where(t.index % 9 > 0))
     roles = roles_of(table)
     roles.columns["worker"] = {"role": "entity", "feature": False}
-    built, _ = build(table, roles, declared(roles, table), tmp_path, tmp_path / "none")
-    found = attach(table, built, tmp_path, status=True)
+    built, _ = build_views(table, roles, declared_views(roles, table), tmp_path, tmp_path / "none")
+    found = attach_views(table, built, tmp_path, status=True)
     assert (found["worker_history_status"] == "present").mean() > 0.5
     assert (found.loc[table["worker"].isna(), "worker_history_status"] == "missing").all()
-    assert declared(roles, table.assign(worker=0.5)) == [], "fractions name nobody"
+    assert declared_views(roles, table.assign(worker=0.5)) == [], "fractions name nobody"
 
 
 @pytest.mark.parametrize("what", ["random()", "epoch(now())", "epoch(current_timestamp)"])
@@ -356,9 +359,11 @@ def test_any_column_name_can_be_rolled(tmp_path: Path) -> None:
     roles.columns |= {"the worker": {"role": "entity", "feature": True}, "at": {"role": "later"}}
     roles = replace(roles, entity=["the worker"], as_of="2030-01-01")
     measures = {"failed": Measure("avg(_target)", "share of failed jobs")}
-    view = View("week", **rolling("snapshot", ["the worker"], "at", {"7d": "7 days"}, measures, days="7d"), ttl="7d")
-    built, _ = build(table, roles, [view, *defaults(roles)], tmp_path, tmp_path / "none")
-    assert attach(table, built, tmp_path)["week_failed_7d"].notna().mean() > 0.5
+    view = View(
+        "week", **rolling_features("snapshot", ["the worker"], "at", {"7d": "7 days"}, measures, days="7d"), ttl="7d"
+    )
+    built, _ = build_views(table, roles, [view, *build_default_views(roles)], tmp_path, tmp_path / "none")
+    assert attach_views(table, built, tmp_path)["week_failed_7d"].notna().mean() > 0.5
 
 
 def test_the_committed_contract_is_that_of_the_code() -> None:
@@ -367,6 +372,6 @@ def test_the_committed_contract_is_that_of_the_code() -> None:
         pytest.skip("the table is not the demo")
     from nbs_lib.demos.flights.source import read
 
-    views = ordered(declared(roles), ["snapshot", *read().companions])
+    views = order_views(declared_views(roles), ["snapshot", *read().companions])
     told = [roles.target, roles.task, roles.classes]
-    assert {view["name"]: view["version"] for view in roles.views} == versions(views, told)
+    assert {view["name"]: view["version"] for view in roles.views} == view_versions(views, told)

@@ -9,10 +9,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from nbs_lib.bundle.bundle import write_bundle
-from nbs_lib.bundle.loaded import Served, load
+from nbs_lib.bundle.loaded import ServedModel, load_served_model
 from nbs_lib.core.files import write_text
-from nbs_lib.explain.counterfactual import NONE, UNANSWERED, UNMARKED, UNREAD, what_if
-from nbs_lib.features.online.base import encode
+from nbs_lib.explain.counterfactual import (
+    NO_CHANGE_FOUND,
+    NO_MODEL_ANSWERED,
+    NOTHING_ACTIONABLE,
+    VIEWS_NOT_READABLE,
+    find_counterfactuals,
+)
+from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import open_store
 
 DAY_US = 86_400_000_000
@@ -51,7 +57,7 @@ def graph(weights: list[list[float]], task: str) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def served(root: Path, weights: list[Any], marked: dict[str, list[str]], task: str = "binary") -> Served:
+def served(root: Path, weights: list[Any], marked: dict[str, list[str]], task: str = "binary") -> ServedModel:
     """A champion and its store: the north is busy, the south is quiet, and of the west nothing is known."""
     told = [("hour", "numeric", "number", 0), ("shop_busy", "numeric", "number", 1), ("shop", "categorical", "text", 0)]
     inputs: list[dict[str, Any]] = [
@@ -78,21 +84,21 @@ def served(root: Path, weights: list[Any], marked: dict[str, list[str]], task: s
         reference={"inputs": {"hour": HOURS, "shop": shops}},
     )
     made.rename(made.with_name(id))
-    known = [("north", encode([9 * DAY_US, 5.0])), ("south", encode([9 * DAY_US, 0.0]))]
+    known = [("north", encode_values([9 * DAY_US, 5.0])), ("south", encode_values([9 * DAY_US, 0.0]))]
     open_store(root=root).write(10 * DAY_US, {"shop@1": known})
-    return load(made.with_name(id), root)
+    return load_served_model(made.with_name(id), root)
 
 
-def asked(champion: Served, hour: float | None = 18, shop: str = "north", **more: Any) -> dict[str, Any]:
+def asked(champion: ServedModel, hour: float | None = 18, shop: str = "north", **more: Any) -> dict[str, Any]:
     row = {"hour": hour, "shop": shop, "opens": "1970-01-11T18:00:00Z"} | more
-    return what_if(champion, champion.payload.read(msgspec.json.encode(row))[0])
+    return find_counterfactuals(champion, champion.request_parser.read(msgspec.json.encode(row))[0])
 
 
 def test_what_a_view_knows_is_read_again_for_another_entity(tmp_path: Path) -> None:
     champion = served(tmp_path, [-2, 0, 0, 0, 1], {"shop": []})
-    row = champion.payload.read(b'{"hour": 18, "shop": "north", "opens": 0}')[0]
+    row = champion.request_parser.read(b'{"hour": 18, "shop": "north", "opens": 0}')[0]
     naive = [(*row[:1], shop, *row[2:], 5.0) for shop in ("north", "south", "west")]  # all as busy as the north
-    assert (champion.answering.answer(naive).output > 0.5).all(), "keeping what was known finds nothing"
+    assert (champion.predictor.answer(naive).output > 0.5).all(), "keeping what was known finds nothing"
     change = asked(champion)["changes"][0]
     assert change["values"] == ["south", "west"]
     assert change["text"] == "Shop south or west would: 12 % instead of 95 %."
@@ -108,11 +114,11 @@ def test_another_moment_is_offered_only_where_it_would_do_whatever_is_known_then
     tmp_path: Path, weights: list[float], what: str
 ) -> None:
     champion = served(tmp_path, weights, {"hour": ["opens"]})
-    row = champion.payload.read(b'{"hour": 18, "shop": "north", "opens": 0}')[0]
+    row = champion.request_parser.read(b'{"hour": 18, "shop": "north", "opens": 0}')[0]
     known = 5.0 if "keeping" in what else None
-    naive = champion.answering.answer([row, (8.0, *row[1:], known)])
+    naive = champion.predictor.answer([row, (8.0, *row[1:], known)])
     assert (naive.output[:, 0] > 0.5).tolist() == [True, False], f"{what} finds a change"
-    assert asked(champion) == {"text": NONE, "changes": []}
+    assert asked(champion) == {"text": NO_CHANGE_FOUND, "changes": []}
 
 
 def test_another_moment_that_would_do_is_a_range_of_what_training_saw(tmp_path: Path) -> None:
@@ -125,17 +131,19 @@ def test_another_moment_that_would_do_is_a_range_of_what_training_saw(tmp_path: 
     assert found["text"] == f"{told}, with what is known now and without it."
     assert change["along"] == ["opens"]
     assert asked(champion, hour=7)["changes"][0]["low"] == 13, "from there on where nothing is known"
-    assert asked(champion, hour=None)["text"] == UNANSWERED
+    assert asked(champion, hour=None)["text"] == NO_MODEL_ANSWERED
 
 
 def test_what_only_forgetting_brings_about_is_no_change(tmp_path: Path) -> None:
     champion = served(tmp_path, [3, -0.25, 8, -0.5, 0], {"hour": ["opens"]})
-    row = champion.payload.read(b'{"hour": 14, "shop": "north", "opens": 0}')[0]
-    naive = champion.answering.answer([row, (16.0, *row[1:], 5.0), (16.0, *row[1:], None), (14.0, *row[1:], None)])
+    row = champion.request_parser.read(b'{"hour": 14, "shop": "north", "opens": 0}')[0]
+    naive = champion.predictor.answer([row, (16.0, *row[1:], 5.0), (16.0, *row[1:], None), (14.0, *row[1:], None)])
     assert (naive.output[:, 0] > 0.5).tolist() == [True, False, False, False], "then it is decided otherwise here too"
     assert asked(champion, hour=14)["changes"], "but another hour speaks more for it"
     champion = served(tmp_path / "other", [-3, 0.05, 12, -0.9, 0], {"hour": ["opens"]})
-    assert asked(champion, hour=9)["text"] == NONE, "and here less: a later hour is worse when nothing is known"
+    assert asked(champion, hour=9)["text"] == NO_CHANGE_FOUND, (
+        "and here less: a later hour is worse when nothing is known"
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +161,9 @@ def test_of_classes_another_one_and_of_numbers_the_usual_one(
 
 
 def test_where_nothing_is_marked_or_nothing_can_be_read_it_says_so(tmp_path: Path) -> None:
-    assert asked(served(tmp_path, [-2, 0, 0, 0, 1], {}))["text"] == UNMARKED
+    assert asked(served(tmp_path, [-2, 0, 0, 0, 1], {}))["text"] == NOTHING_ACTIONABLE
     champion = served(tmp_path / "other", [-2, 0, 0, 0, 1], {"shop": []})
-    champion.answering.lookup = champion.answering.ladder.looking.lookup = None
-    assert asked(champion, shop_busy=5.0)["text"] == UNREAD, "a view that can't be read makes nobody less busy"
+    champion.predictor.lookup = champion.predictor.ladder.view_inputs.lookup = None
+    assert asked(champion, shop_busy=5.0)["text"] == VIEWS_NOT_READABLE, (
+        "a view that can't be read makes nobody less busy"
+    )

@@ -46,7 +46,7 @@ class Store:
 
     url: str = ""  # redis://HOST:PORT/NUMBER; empty: the file served/features.sqlite
     timeout_ms: int = 50  # after which a read fails, and a lower rung answers
-    clock: str = "materialised"  # what *now* is: the moment that the store was filled as of, or `wall`
+    clock: str = "materialized"  # what *now* is: the moment that the store was filled as of, or `wall`
 
 
 @dataclass(frozen=True)

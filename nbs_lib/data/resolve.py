@@ -138,7 +138,7 @@ def check_task(
 def class_names(
     values: pd.Series,  # the target, where it is not missing
 ) -> tuple[list[str], dict[str, int]]:  # the classes by id, and the rows of those that are too rare
-    "The classes that can be learnt; raises `DataError` where fewer than two can."
+    "The classes that can be learned; raises `DataError` where fewer than two can."
     counts = labels(values).value_counts()
     names = [str(name) for name in labels(pd.Series(sorted(values.unique())))]
     classes = [name for name in names if counts[name] >= MIN_CLASS_ROWS]
@@ -246,7 +246,7 @@ def settled(
         raise DataError(f"The target {target.name!r} has a single value, {value!r}: there is nothing to learn.")
     if len(values) < len(target):
         without = len(target) - len(values)
-        notes.append(f"{without:,} of {len(target):,} known rows have no target: nothing is learnt from them.")
+        notes.append(f"{without:,} of {len(target):,} known rows have no target: nothing is learned from them.")
     inferred, why = fitting_task(values)
     task = task or inferred
     check_task(task, values)
@@ -291,7 +291,7 @@ def resolve(
     source: Source,  # as read
     given: Mapping[str, Any],  # the values of `data` in `params.yaml`, `auto` where unset
 ) -> tuple[pd.DataFrame, Roles]:  # the rows known at `as_of`, by time (the index counts the source's); the roles
-    "Decide what is learnt from what; raises `DataError` where nothing can be."
+    "Decide what is learned from what; raises `DataError` where nothing can be."
     notes = list(source.notes)
     names = named(source.table, given, source)
     table, as_of = rows_known(source, names, given, notes)

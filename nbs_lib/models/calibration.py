@@ -49,19 +49,19 @@ def _platt(margin: Floats, target: NDArray[Any]) -> tuple[float, float]:
     high, low = (positive + 1) / (positive + 2), 1 / (len(target) - positive + 2)
     share = np.where(target == 1, high, low)
     base = float(np.log(share.mean() / (1 - share.mean())))
-    centre, width = float(margin.mean()), float(margin.std())
+    center, width = float(margin.mean()), float(margin.std())
     if width < 1e-9:
-        return 1.0, base - centre
+        return 1.0, base - center
 
     def loss(rule: Floats) -> tuple[float, Floats]:
         odds = rule[0] * scaled + rule[1]
         error = expit(odds) - share
         return float(np.mean(np.logaddexp(0, odds) - share * odds)), np.array([np.mean(error * scaled), np.mean(error)])
 
-    scaled = (margin - centre) / width
+    scaled = (margin - center) / width
     bounds = [(0, None), (None, None)]
     slope, shift = minimize(loss, [1.0, base], jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-12).x
-    return float(slope / width), float(shift - slope * centre / width)
+    return float(slope / width), float(shift - slope * center / width)
 
 
 def _temperature(margins: Floats, target: NDArray[Any]) -> float:

@@ -6,6 +6,6 @@
 __all__ = ['VIEWS']
 
 # %% ../../notebooks/own/01_views.ipynb #b95270da
-from ..features.views import Measure, View, rolling
+from ..features.views import Measure, View, rolling_features
 
 VIEWS: list[View] = []

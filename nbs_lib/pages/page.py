@@ -14,7 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .sanitize import sanitise
+from .sanitize import sanitize
 from .theme import STYLE_SHEET
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _exporter() -> Any:
         template_name="basic",
         template_file="notebook.html.j2",
         extra_loaders=[PackageLoader("nbs_lib.pages")],
-        filters={"clean_html": sanitise},
+        filters={"clean_html": sanitize},
         sanitize_html=True,
         exclude_anchor_links=True,
         exclude_input_prompt=True,
@@ -167,7 +167,7 @@ def render(
     stage: str,  # the stage's name, as in `dvc.yaml`
     folder: str | Path = "notebooks/pipeline",  # the stage notebooks, for the links between pages
 ) -> str:  # one HTML document
-    "A notebook as a self-contained, sanitised page; the same notebook gives the same bytes."
+    "A notebook as a self-contained, sanitized page; the same notebook gives the same bytes."
     from jinja2 import Environment, PackageLoader
 
     body, _ = _exporter().from_notebook_node(canonical(notebook))

@@ -21,12 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from .theme import COLOURS, FONTS, SERIES, css_variables
+from .theme import COLORS, FONTS, SERIES, css_variables
 
 # %% ../../notebooks/lib/pages/02_plots.ipynb #ff70d2e5
 WIDE, NARROW = 7.5, 3.6  # inches at 72 points: a page's column, and a phone's
-INK, MUTED, PAPER, LINE = (COLOURS[name][0] for name in ("ink", "muted", "paper", "line"))
-PALETTE = {name: COLOURS[name][0] for name in SERIES}  # what to draw with, by name
+INK, MUTED, PAPER, LINE = (COLORS[name][0] for name in ("ink", "muted", "paper", "line"))
+PALETTE = {name: COLORS[name][0] for name in SERIES}  # what to draw with, by name
 
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -72,7 +72,7 @@ def figure(
 def svg(
     fig: Figure,  # drawn
 ) -> str:  # an `<svg>` element
-    "A figure as SVG text: no dates, no random ids, colours that follow the reader's screen."
+    "A figure as SVG text: no dates, no random ids, colors that follow the reader's screen."
     text = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has it
@@ -80,9 +80,9 @@ def svg(
     code = text.getvalue()
     code = code[code.index("<svg") :]
     code = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "", code)  # not allowed in XML
-    names = {light: name for name, (light, _) in COLOURS.items()}
-    colour = re.compile(rf"(?<=(?:fill|roke): )({'|'.join(names)})\b")
-    code = colour.sub(lambda match: f"var(--{names[match[0]]})", code)
+    names = {light: name for name, (light, _) in COLORS.items()}
+    color = re.compile(rf"(?<=(?:fill|roke): )({'|'.join(names)})\b")
+    code = color.sub(lambda match: f"var(--{names[match[0]]})", code)
     style = f"<style>{css_variables()}text{{font-family:{FONTS}!important}}</style>"
     return code.replace(">", f">{style}", 1)
 
@@ -147,7 +147,7 @@ def interval_plot(
     lo: Sequence[float | None],  # lower ends of the intervals
     hi: Sequence[float | None],  # upper ends
     unit: str = "",  # what is measured, below the axis
-    highlight: object = None,  # the name in colour; all rows are when none is given
+    highlight: object = None,  # the name in color; all rows are when none is given
     reference: float | None = None,  # a value to compare with: a dotted line
     digits: int = 3,  # of the numbers beside the dots
 ) -> Figure:  # to `show`
@@ -157,13 +157,13 @@ def interval_plot(
         ax.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
     for row, (name, value, low, high) in enumerate(zip(names, values, lo, hi, strict=True)):
         chosen = highlight is None or name == highlight
-        colour = PALETTE["blue" if chosen else "grey"]
+        color = PALETTE["blue" if chosen else "gray"]
         if value is None or math.isnan(value):
             continue
         if low is None or high is None or math.isnan(low) or math.isnan(high):
             low = high = value
-        ax.plot([low, high], [row, row], color=colour, linewidth=2.2 if chosen else 1.6)
-        ax.plot([value], [row], "o", color=colour, markersize=7 if chosen else 5.5)
+        ax.plot([low, high], [row, row], color=color, linewidth=2.2 if chosen else 1.6)
+        ax.plot([value], [row], "o", color=color, markersize=7 if chosen else 5.5)
         weight = "bold" if name == highlight else "normal"
         ax.get_yticklabels()[row].set_fontweight(weight)
         number = f"{value:,.{digits}f}"
@@ -177,13 +177,13 @@ def bars(
     names: Sequence[object],  # one per row
     values: Sequence[float],  # the lengths
     unit: str = "",  # what is measured, below the axis
-    highlight: object = None,  # the name in colour; all rows are when none is given
+    highlight: object = None,  # the name in color; all rows are when none is given
     digits: int = 0,  # of the numbers beside the bars
 ) -> Figure:  # to `show`
     "Horizontal bars."
     fig, ax = _rows(names, unit)
-    colours = [PALETTE["blue" if highlight is None or name == highlight else "grey"] for name in names]
-    drawn = ax.barh(range(len(names)), values, height=0.62, color=colours)
+    colors = [PALETTE["blue" if highlight is None or name == highlight else "gray"] for name in names]
+    drawn = ax.barh(range(len(names)), values, height=0.62, color=colors)
     ax.bar_label(drawn, [f"{value:,.{digits}f}" for value in values], padding=4, color=INK)
     ax.axvline(0, color=LINE, linewidth=1)
     ax.margins(x=0.12)
@@ -192,7 +192,7 @@ def bars(
 # %% ../../notebooks/lib/pages/02_plots.ipynb #4cbbe5a0
 def reliability_plot(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],  # name: (mean prediction, observed share) per bin
-    highlight: object = None,  # the name in blue; the others are grey
+    highlight: object = None,  # the name in blue; the others are gray
     names: tuple[str, str] = ("predicted", "observed"),  # of the axes
 ) -> Figure:  # to `show`
     "Predicted probability against observed share."
@@ -203,9 +203,9 @@ def reliability_plot(
     others = iter([PALETTE[name] for name in SERIES if name != "blue"] * len(curves))
     for name, (predicted, observed) in curves.items():
         first = name == highlight or (highlight is None and len(curves) == 1)
-        colour = PALETTE["blue"] if first else next(others)
+        color = PALETTE["blue"] if first else next(others)
         width, size = (2.2, 6) if first else (1.3, 4)
-        drawn = ax.plot(predicted, observed, "o-", color=colour, label=label(name), linewidth=width, markersize=size)
+        drawn = ax.plot(predicted, observed, "o-", color=color, label=label(name), linewidth=width, markersize=size)
         drawn[0].set_zorder(3 if first else 2)
     ax.set(xlim=(0, top * 1.02), ylim=(0, top * 1.02), xlabel=names[0], ylabel=names[1])
     ax.legend(loc="upper left")

@@ -18,7 +18,7 @@ from ..core.files import sha256
 from ..core.stages import load_stages
 from .clone import clone
 from .run import only_run, reproduce, sampled
-from ..registry.tracking import WAITING
+from ..registry.tracking import PENDING_RUNS
 
 # %% ../../notebooks/lib/pipeline/05_reproducibility.ipynb #5496cd09
 def digests(
@@ -51,7 +51,7 @@ def compare(
 def _reproduce(root: Path) -> dict[str, str]:
     with contextlib.chdir(root):
         reproduce(force=True)
-    shutil.rmtree(root / WAITING / "prove", ignore_errors=True)  # a proof is no run to be recorded
+    shutil.rmtree(root / PENDING_RUNS / "prove", ignore_errors=True)  # a proof is no run to be recorded
     return digests(root)
 
 

@@ -189,12 +189,12 @@ def run(
 def fill_store(
     settings: Settings,
 ) -> None:
-    "Let the local store of features follow the run; one that machines share is filled by `nbs materialise` alone."
+    "Let the local store of features follow the run; one that machines share is filled by `nbs materialize` alone."
     views, store = Path("data/features/views.json"), Path("served/features.sqlite")
     if not settings.store.url and (not store.exists() or store.stat().st_mtime < views.stat().st_mtime):
-        from nbs_lib.features.materialize import materialise
+        from nbs_lib.features.materialize import materialize_views
 
-        materialise(quiet=True)
+        materialize_views(quiet=True)
 
 
 def study(

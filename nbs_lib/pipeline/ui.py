@@ -39,12 +39,12 @@ class _Pages(http.server.SimpleHTTPRequestHandler):
 def serve() -> None:
     "Serve reports/ and MLflow's own pages until interrupted; raises `UserError` without a report or a free port."
     from nbs_lib.registry.mlflow_client import tracking_uri
-    from nbs_lib.registry.tracking import deliver_waiting
+    from nbs_lib.registry.tracking import log_pending_runs
 
     if not Path("reports/index.html").exists():
         raise UserError("reports/index.html is missing: `make run` writes it.")
     settings = load_settings()
-    deliver_waiting()
+    log_pending_runs()
     host, port = settings.ui.host, settings.ui.reports_port
     try:
         server = http.server.ThreadingHTTPServer((host, port), partial(_Pages, directory="reports"))

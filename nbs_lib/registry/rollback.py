@@ -12,33 +12,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundle.loaded import load
+from ..bundle.loaded import load_served_model
 from ..core.errors import BundleError, StoreError, UserError, did_you_mean
 from ..core.paths import SERVED
 from ..core.settings import Settings, load_settings
 from ..features.online.lookup import open_lookup, open_store
-from .history import HISTORY, LOCK, PROMOTION, ROLLBACK, Move, champions, point, rolled_back
-from .mlflow_client import locked
-from .model_registry import follow
-from .pointers import unshadow
+from nbs_lib.registry.history import (
+    CHAMPION_LOCK,
+    HISTORY_FILE,
+    PROMOTION,
+    ROLLBACK,
+    ChampionChange,
+    rollback_chain,
+    rolled_back,
+    set_champion,
+)
+from .mlflow_client import file_lock
+from .model_registry import sync_aliases
+from .pointers import stop_shadow
 
 # %% ../../notebooks/lib/registry/07_rollback.ipynb #01c875d7
-def _instead(ids: Sequence[str]) -> str:
+def _other_bundles(ids: Sequence[str]) -> str:
     "What else could be served."
     shown = ", ".join(id[:12] for id in ids)
     return f"`nbs rollback --to ID` serves another one ({shown})" if ids else "there is no other bundle"
 
 
-def _chosen(to: str | None, root: Path) -> str:
+def _resolve_target(to: str | None, root: Path) -> str:
     "The id to go back to; raises `UserError` where there is none."
-    way = champions(root)
+    way = rollback_chain(root)
     there = sorted(p.name for p in (root / SERVED).glob("*") if p.is_dir() and re.fullmatch("[0-9a-f]{64}", p.name))
     others = [id for id in there if id not in way[-1:]]
     if to is None:
         if len(way) < 2:
-            raise UserError(f"{root / HISTORY} knows of no champion before this one: {_instead(others)}.")
+            raise UserError(f"{root / HISTORY_FILE} knows of no champion before this one: {_other_bundles(others)}.")
         if way[-2] not in there:
-            raise UserError(f"the previous champion {way[-2][:12]} is not in {root / SERVED}: {_instead(others)}.")
+            raise UserError(
+                f"the previous champion {way[-2][:12]} is not in {root / SERVED}: {_other_bundles(others)}."
+            )
         return way[-2]
     found = [id for id in there if id.startswith(to.lower())]
     if len(found) != 1:
@@ -49,7 +60,7 @@ def _chosen(to: str | None, root: Path) -> str:
     return found[0]
 
 # %% ../../notebooks/lib/registry/07_rollback.ipynb #ef442c0c
-def _lacking(views: Sequence[dict[str, Any]], root: Path, settings: Settings) -> str:
+def _unreadable_view(views: Sequence[dict[str, Any]], root: Path, settings: Settings) -> str:
     "Why a view can't be read from a store that answers; empty: all can."
     if not views:
         return ""
@@ -62,13 +73,13 @@ def _lacking(views: Sequence[dict[str, Any]], root: Path, settings: Settings) ->
     return next((reason for reason in reasons.values() if reason), "")
 
 
-def _tried(id: str, degraded: bool, root: Path, settings: Settings) -> None:
+def _check_servable(id: str, degraded: bool, root: Path, settings: Settings) -> None:
     "Refuse a bundle that can't serve as it did; raises `BundleError` or `StoreError`."
     try:
-        views = load(root / SERVED / id, root, settings.serve.max_rows).bundle.views
+        views = load_served_model(root / SERVED / id, root, settings.serve.max_rows).bundle.views
     except BundleError as error:
         raise BundleError(f"{error} Nothing was changed; `nbs rollback --to ID` serves another one.") from None
-    if not degraded and (reason := _lacking(views, root, settings)):
+    if not degraded and (reason := _unreadable_view(views, root, settings)):
         raise StoreError(
             f"{id[:12]} would answer without some of its feature views, so nothing was changed: {reason} "
             "With --degraded it serves in spite of that, on a lower rung."
@@ -80,18 +91,18 @@ def rollback(
     why: str = "",  # for the record
     degraded: bool = False,  # also where feature views of it are not in the online store any more
     root: str | Path = ".",  # the project
-) -> Move:  # as it was recorded
+) -> ChampionChange:  # as it was recorded
     "Serve the previous champion again; raises `UserError` where that can't be, and nothing was changed."
     root = Path(root)
     settings = load_settings(root / "settings.ini")
-    with locked(root / LOCK):
-        id = _chosen(to, root)
-        _tried(id, degraded, root, settings)
-        move = point(id, root, PROMOTION if id in rolled_back(root) else ROLLBACK, why)
-        unshadow(root, champion=id)
+    with file_lock(root / CHAMPION_LOCK):
+        id = _resolve_target(to, root)
+        _check_servable(id, degraded, root, settings)
+        move = set_champion(id, root, PROMOTION if id in rolled_back(root) else ROLLBACK, why)
+        stop_shadow(root, champion=id)
     old = move.before[:12] or "none"
     print(f"the champion is {id[:12]} again, instead of {old}; a running service follows in {settings.serve.poll_s} s")
     if move.before in rolled_back(root):
         print(f"a run does not promote {old} again; `nbs rollback --to {old}` does", flush=True)
-    follow(settings.tracking, root)
+    sync_aliases(settings.tracking, root)
     return move

@@ -196,10 +196,10 @@ def notes(
     diverted = (pc.sum(pc.is_null(flights["arr_delay"])).as_py() or 0) - cancelled
     return [
         f"{cancelled:,} cancelled and {diverted:,} diverted flights of {flights.num_rows:,} have no arrival: "
-        "they stay in the snapshot without a target, and nothing is learnt from them.",
+        "they stay in the snapshot without a target, and nothing is learned from them.",
         "A wind speed of 200 mph or more is an error of the record and read as missing.",
         "The tail number is that of the plane that flew; two hours before, another may have been planned, "
-        "so what is learnt from planes may be hindsight.",
+        "so what is learned from planes may be hindsight.",
     ]
 
 

@@ -9,7 +9,7 @@ __all__ = ['TEAM', 'DEPARTED', 'ORIGIN', 'ARRIVED', 'HOURS', 'DAYS', 'CARRIER', 
 # %% ../../../notebooks/lib/demos/flights/02_views.ipynb #d627a95a
 from dataclasses import replace
 
-from ...features.views import CONTEXT, Measure, View, rolling
+from ...features.views import CONTEXT_MODEL_ONLY, Measure, View, rolling_features
 
 # %% ../../../notebooks/lib/demos/flights/02_views.ipynb #2ee91bc7
 TEAM = "flights demo"
@@ -22,7 +22,9 @@ DEPARTED = {
 
 ORIGIN = View(
     name="origin",
-    **rolling("departures", ["origin"], "departed_at", {"1h": "1 hour", "3h": "3 hours", "24h": "24 hours"}, DEPARTED),
+    **rolling_features(
+        "departures", ["origin"], "departed_at", {"1h": "1 hour", "3h": "3 hours", "24h": "24 hours"}, DEPARTED
+    ),
     delay="5min",
     ttl="12h",
     description="how the airport of departure has been doing in the last hours",
@@ -38,14 +40,14 @@ DAYS = {"7d": "7 days", "28d": "28 days"}
 def arrivals(
     name: str,  # of the view
     entity: list[str],  # columns of the flights
-    windows: dict[str, str],  # as `rolling` takes them
+    windows: dict[str, str],  # as `rolling_features` takes them
     ttl: str,  # how long the last arrival is worth anything
     whose: str,  # for people
 ) -> View:
     "A view of what became of the flights of an entity."
     return View(
         name=name,
-        **rolling("arrivals", entity, "arrived_at", windows, ARRIVED, days=list(windows)[-1]),
+        **rolling_features("arrivals", entity, "arrived_at", windows, ARRIVED, days=list(windows)[-1]),
         delay="15min",
         ttl=ttl,
         description=f"how late the arrivals of {whose} have been",
@@ -60,7 +62,7 @@ AIRCRAFT = arrivals("aircraft", ["tailnum"], {"12h": "12 hours"} | DAYS, "28d", 
 NUMBER = arrivals("number", ["carrier", "flight"], DAYS, "28d", "the flight number")
 
 # %% ../../../notebooks/lib/demos/flights/02_views.ipynb #eae4bccc
-MARKET = replace(arrivals("market", [], HOURS, "2d", "all flights"), use=CONTEXT)
+MARKET = replace(arrivals("market", [], HOURS, "2d", "all flights"), use=CONTEXT_MODEL_ONLY)
 
 # %% ../../../notebooks/lib/demos/flights/02_views.ipynb #386123fb
 SINCE_EVER = "TIMESTAMPTZ '1970-01-01 00:00:00+00' AS registered_at"

@@ -19,11 +19,11 @@ from typing import Any
 
 from ...core.errors import StoreError
 from ...core.files import replacing
-from .base import FILL, Reading, entry
+from .base import FILL_HINT, StoreReadResult, catalog_entry
 
 # %% ../../../notebooks/lib/features/online/02_sqlite.ipynb #8d0f20f7
 @dataclass
-class _Held:
+class _OpenFile:
     "One thread's view of one file."
 
     signature: tuple[int, int, int]  # of the file
@@ -33,13 +33,15 @@ class _Held:
     statements: dict[tuple[str, ...], str] = field(default_factory=dict)
 
 
-def _quoted(table: str) -> str:
+def _quote_table(table: str) -> str:
     return '"' + table.replace('"', '""') + '"'
 
 
-def _statement(tables: Iterable[str], known: Mapping[str, Any]) -> str:
+def _select_sql(tables: Iterable[str], known: Mapping[str, Any]) -> str:
     "One row with one value for each table; a table that is not there has none."
-    parts = (f"(SELECT value FROM {_quoted(t)} WHERE key = ?)" if t in known else "iif(?, NULL, NULL)" for t in tables)
+    parts = (
+        f"(SELECT value FROM {_quote_table(t)} WHERE key = ?)" if t in known else "iif(?, NULL, NULL)" for t in tables
+    )
     return f"SELECT {', '.join(parts)}"
 
 
@@ -62,19 +64,19 @@ class SqliteStore:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
-    def _open(self, signature: tuple[int, int, int]) -> _Held:
+    def _open(self, signature: tuple[int, int, int]) -> _OpenFile:
         db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
         db.execute("PRAGMA cache_size = -16384")
         if not db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'catalogue'").fetchone()[0]:
-            return _Held(signature, db, None, {})
+            return _OpenFile(signature, db, None, {})
         now, tables = db.execute("SELECT now, tables FROM catalogue").fetchone()
-        return _Held(signature, db, now, json.loads(tables))
+        return _OpenFile(signature, db, now, json.loads(tables))
 
-    def _held(self) -> _Held:
+    def _current_file(self) -> _OpenFile:
         signature = self.state()
         if signature is None:
             raise FileNotFoundError
-        held: _Held | None = getattr(self._local, "held", None)
+        held: _OpenFile | None = getattr(self._local, "held", None)
         if held is None or held.signature != signature:
             held = self._local.held = self._open(signature)
         return held
@@ -85,13 +87,13 @@ class SqliteStore:
         try:
             yield
         except FileNotFoundError:
-            raise StoreError(f"{self.path} is missing: {FILL}.") from None
+            raise StoreError(f"{self.path} is missing: {FILL_HINT}.") from None
         except (OSError, sqlite3.Error, ValueError, TypeError) as error:
             self._local.held = None
-            raise StoreError(f"{self.path} can't be read ({error}): delete it, {FILL} again.") from None
+            raise StoreError(f"{self.path} can't be read ({error}): delete it, {FILL_HINT} again.") from None
 
     @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.IntegrityError as error:
@@ -104,26 +106,26 @@ class SqliteStore:
     def read(
         self,
         keys: Sequence[tuple[str, str]],  # table and key
-    ) -> Reading:
+    ) -> StoreReadResult:
         "The values, all of one moment; raises `StoreError`."
         with self._errors():
-            held = self._held()
+            held = self._current_file()
             tables = tuple([table for table, _ in keys])
             statement = held.statements.get(tables)
             if statement is None and len(set(tables)) < len(tables):
-                return Reading(held.now_us, held.tables, self._one_by_one(held, keys))
+                return StoreReadResult(held.now_us, held.tables, self._one_by_one(held, keys))
             if statement is None:
-                statement = held.statements[tables] = _statement(tables, held.tables) if tables else "SELECT NULL"
+                statement = held.statements[tables] = _select_sql(tables, held.tables) if tables else "SELECT NULL"
             values = held.db.execute(statement, [key for _, key in keys]).fetchone()
-        return Reading(held.now_us, held.tables, values[: len(keys)])
+        return StoreReadResult(held.now_us, held.tables, values[: len(keys)])
 
-    def _one_by_one(self, held: _Held, keys: Sequence[tuple[str, str]]) -> list[bytes | None]:
+    def _one_by_one(self, held: _OpenFile, keys: Sequence[tuple[str, str]]) -> list[bytes | None]:
         "Many keys of few tables; the file does not change, so they are of one moment too."
-        statements = {table: _statement([table], held.tables) for table in {table for table, _ in keys}}
+        statements = {table: _select_sql([table], held.tables) for table in {table for table, _ in keys}}
         return [held.db.execute(statements[table], (key,)).fetchone()[0] for table, key in keys]
 
-    def tables(self) -> dict[str, dict[str, Any]]:  # rows and materialised (ISO 8601), by table
-        "The catalogue; nothing where the file is not there yet."
+    def tables(self) -> dict[str, dict[str, Any]]:  # rows and materialized (ISO 8601), by table
+        "The catalog; nothing where the file is not there yet."
         return dict(self.read(()).tables) if self.path.exists() else {}
 
     def write(
@@ -145,11 +147,11 @@ class SqliteStore:
     def _replace(
         self, now_us: int | None, tables: Mapping[str, Iterable[tuple[str, bytes]]], drop: Iterable[str]
     ) -> None:
-        with self._alone():
-            old = self.read(()) if self.path.exists() else Reading(None, {}, ())
+        with self._exclusive():
+            old = self.read(()) if self.path.exists() else StoreReadResult(None, {}, ())
             now = old.now_us if now_us is None else now_us
             kept = {t: about for t, about in old.tables.items() if t not in tables and t not in drop}
-            with self._written(), replacing(self.path) as temporary:
+            with self._write_errors(), replacing(self.path) as temporary:
                 db = sqlite3.connect(f"{temporary.as_uri()}?mode=rwc", uri=True, isolation_level=None)
                 with contextlib.closing(db):
                     self._fill(db, now, kept, tables)
@@ -159,22 +161,22 @@ class SqliteStore:
         if kept:
             db.execute("ATTACH ? AS old", (f"{self.path.as_uri()}?mode=ro&immutable=1",))
         db.execute("BEGIN")
-        catalogue = dict(kept)
+        catalog = dict(kept)
         for table in [*kept, *tables]:
-            name = _quoted(table)
+            name = _quote_table(table)
             db.execute(f"CREATE TABLE main.{name} (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
             if table in kept:
                 db.execute(f"INSERT INTO main.{name} SELECT key, value FROM old.{name} ORDER BY key")
                 continue
             before = db.total_changes
             db.executemany(f"INSERT INTO main.{name} VALUES (?, ?)", tables[table])
-            catalogue[table] = entry(db.total_changes - before, now or 0)
+            catalog[table] = catalog_entry(db.total_changes - before, now or 0)
         db.execute("CREATE TABLE catalogue (now INTEGER, tables TEXT)")
-        db.execute("INSERT INTO catalogue VALUES (?, ?)", (now, json.dumps(catalogue)))
+        db.execute("INSERT INTO catalogue VALUES (?, ?)", (now, json.dumps(catalog)))
         db.execute("COMMIT")
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         "One writer at a time; what a killed one left is removed."
         self.path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(self.path.parent, os.O_RDONLY)
