@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CASE_UNCHANGED', 'CASE_UNKNOWN_IDENTITIES', 'CASE_ALL_NEW', 'MAX_TEST_ROWS', 'CASE_CONTEXT', 'CASE_PRIOR',
-           'NOTHING_TO_DO', 'add_identities', 'entity_columns', 'newcomer_mask', 'calendar_periods', 'newcomer_shares',
+           'add_identities', 'entity_columns', 'newcomer_mask', 'calendar_periods', 'newcomer_shares',
            'newcomer_missing_features', 'missing_data_cases', 'bundle_outputs', 'row_losses', 'loss_metric',
            'compare_losses', 'cold_start_report', 'cold_start_summary', 'check_encoding_leak']
 
@@ -277,7 +277,7 @@ def cold_start_report(
     return {"metric": loss_metric(roles.task), "rows": len(test), "rungs": rungs, "newcomers": arrivals}
 
 # %% ../../notebooks/lib/evaluation/08_cold_start.ipynb #e80eedc9
-NOTHING_TO_DO = "There is nothing to do: a table without timestamp, entity and views has nobody who could be new."
+_NOTHING_TO_DO = "There is nothing to do: a table without timestamp, entity and views has nobody who could be new."
 
 
 def cold_start_summary(
@@ -306,7 +306,7 @@ def cold_start_summary(
         )
     if CASE_CONTEXT in loss:
         told.append(f"The prior, the answer of last resort, has {loss[CASE_PRIOR]:.3f}.")
-    return " ".join(told) or NOTHING_TO_DO
+    return " ".join(told) or _NOTHING_TO_DO
 
 # %% ../../notebooks/lib/evaluation/08_cold_start.ipynb #b9b7a92c
 _MAX_LEAK_MARGIN = 0.05  # of a correlation with the target: an honest encoding stays below it

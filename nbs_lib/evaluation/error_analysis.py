@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MistakeCosts', 'read_mistake_costs', 'predicted_targets', 'mistake_losses', 'mistake_summary', 'losses_by_level',
-           'surprise', 'typical_and_surprising_rows']
+           'typical_and_surprising_rows']
 
 # %% ../../notebooks/lib/evaluation/09_error_analysis.ipynb #a0b9abbe
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ def losses_by_level(
     return sorted(found, key=lambda each: (-each["loss"], each["column"], each["level"]))
 
 # %% ../../notebooks/lib/evaluation/09_error_analysis.ipynb #82647a06
-def surprise(
+def _surprise(
     task: str,  # binary, multiclass or regression
     target: Array,  # class ids, or values [N]
     output: Floats,  # [N], or [N, K]
@@ -162,7 +162,7 @@ def typical_and_surprising_rows(
     threshold: float | None,  # of two classes
 ) -> tuple[list[int], list[int]]:  # places of typical and of surprising rows, at most three of each
     "Cases that show what a model is like."
-    answer, far = predicted_targets(task, output, threshold), surprise(task, target, output)
+    answer, far = predicted_targets(task, output, threshold), _surprise(task, target, output)
     right = far <= np.median(far) if task == "regression" else target == answer
     typical = _typical_rows(answer, far, np.flatnonzero(right), task)
     side = np.sign(target - output) if task == "regression" else answer if task == "binary" else np.zeros(len(target))

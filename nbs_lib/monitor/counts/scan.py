@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCAN_BATCH_ROWS', 'table_files', 'open_scan', 'fetch_row', 'type_family', 'quote_identifier', 'timestamp_sql',
-           'number_sql', 'number_or_nan_sql', 'text_sql']
+           'number_or_nan_sql', 'text_sql']
 
 # %% ../../../notebooks/lib/monitor/counts/02_scan.ipynb #64b4a88a
 import contextlib
@@ -105,7 +105,7 @@ def timestamp_sql(
     return value if kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE") else f"{value}::TIMESTAMPTZ"
 
 
-def number_sql(
+def _number_sql(
     name: str,  # of a column
     kind: str,  # its type
 ) -> str:
@@ -123,7 +123,7 @@ def number_or_nan_sql(
     kind: str,  # its type
 ) -> str:
     "The same with NaN where it is missing."
-    return f"coalesce({number_sql(name, kind)}, 'NaN'::{'FLOAT' if kind == 'FLOAT' else 'DOUBLE'})"
+    return f"coalesce({_number_sql(name, kind)}, 'NaN'::{'FLOAT' if kind == 'FLOAT' else 'DOUBLE'})"
 
 
 def text_sql(
