@@ -50,10 +50,10 @@ def run_verb(
     force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,
 ) -> None:
     "Reproduce what changed, register the bundle, say what matters."
-    from nbs_lib.pipeline.run import run
+    from nbs_lib.pipeline.run import run_pipeline
 
     chdir_root()
-    run(sample, force)
+    run_pipeline(sample, force)
 
 
 @app.command("predict")
@@ -93,10 +93,10 @@ def prove_verb(
     sample: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the rows, to be quick.")] = None,
 ) -> None:
     "Run twice by force and once from a fresh clone, and compare every output."
-    from nbs_lib.pipeline.reproducibility import prove
+    from nbs_lib.pipeline.reproducibility import prove_reproducibility
 
     chdir_root()
-    prove(sample)
+    prove_reproducibility(sample)
 
 
 @app.command("bench")
@@ -343,19 +343,19 @@ def torchserve_verb(
 @app.command("ui")
 def ui_verb() -> None:
     "Serve the reports and MLflow's own pages."
-    from nbs_lib.pipeline.ui import serve
+    from nbs_lib.pipeline.ui import serve_reports
 
     chdir_root()
-    serve()
+    serve_reports()
 
 
 @app.command("lab")
 def lab_verb() -> None:
     "Open JupyterLab, set up so that saving a stage notebook keeps no outputs."
-    from nbs_lib.pipeline.ui import lab
+    from nbs_lib.pipeline.ui import open_lab
 
     chdir_root()
-    lab()
+    open_lab()
 
 
 @app.command("study")
@@ -363,19 +363,19 @@ def study_verb(
     name: Annotated[str | None, typer.Argument(help="One study; all by default.")] = None,
 ) -> None:
     "Run the longer experiments of notebooks/studies."
-    from nbs_lib.pipeline.run import study
+    from nbs_lib.pipeline.run import run_studies
 
     chdir_root()
-    study(name)
+    run_studies(name)
 
 
 @app.command("deps")
 def deps_verb() -> None:
     "Write into dvc.yaml which modules each stage depends on."
-    from nbs_lib.core.stages import FOLDERS, write_deps
+    from nbs_lib.core.stages import STAGE_FOLDERS, write_deps
 
     chdir_root()
-    for folder in FOLDERS:
+    for folder in STAGE_FOLDERS:
         for name in write_deps(folder=folder):
             print(f"dvc.yaml: {name}")
 

@@ -10,10 +10,12 @@ from typing import NoReturn
 
 import pytest
 
-from nbs_lib.pipeline.clone import clone
-from nbs_lib.pipeline.runner import PINNED
+from nbs_lib.pipeline.clone import clone_project
+from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
 
-os.environ.update(PINNED)  # before numpy is imported: two test processes with two threads each get in each other's way
+os.environ.update(
+    PINNED_ENVIRONMENT
+)  # before numpy is imported: two test processes with two threads each get in each other's way
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -89,7 +91,7 @@ def penguins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, penguins: Path) -> Project:
     """A project whose first run has ended: copy it, don't change it."""
-    project = Project(clone(tmp_path_factory.mktemp("finished") / "project", ROOT))
+    project = Project(clone_project(tmp_path_factory.mktemp("finished") / "project", ROOT))
     shutil.copy(penguins, project.root / "penguins.csv")
     small(project, "penguins.csv", "species")
     done = project.nbs("run")

@@ -18,8 +18,8 @@ from conftest import ROOT
 from ship_fixtures import make_ladder_bundle, store_of
 
 from nbs_lib.core.files import write_text
-from nbs_lib.core.paths import CURRENT
-from nbs_lib.core.server_process import ServerProcess, free_port, serving
+from nbs_lib.core.paths import CURRENT_FILE
+from nbs_lib.core.server_process import ServerProcess, free_port, running_server
 from nbs_lib.registry.model_registry import deploy_bundle
 
 ROW: dict[str, Any] = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01"}
@@ -60,11 +60,11 @@ def promote(root: Path, told: Told | None = None, **bundle: Any) -> str:
         make_ladder_bundle(made, **bundle, schema=schema)
     deploy_bundle(made, root)
     shutil.rmtree(made)
-    return (root / CURRENT).read_text().strip()
+    return (root / CURRENT_FILE).read_text().strip()
 
 
 def point_to(root: Path, id: str) -> None:
-    write_text(f"{id}\n", root / CURRENT)
+    write_text(f"{id}\n", root / CURRENT_FILE)
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def service(
     env = {k: v for k, v in os.environ.items() if not k.startswith(("NBS_", "COV_", "PROMETHEUS_"))}
     env |= {"PYTHONPATH": str(ROOT), "NBS_SERVE_PORT": str(port)} | {f"NBS_{key}": value for key, value in more.items()}
     command = [sys.executable, "-m", "nbs_lib.cli", "serve"]
-    with serving(command, port, ready, cwd=root, environment=env, wait_s=wait_s) as server:
+    with running_server(command, port, ready, cwd=root, environment=env, wait_s=wait_s) as server:
         yield Running(server, port, more.get("TOKEN", ""))
 
 

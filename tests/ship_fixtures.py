@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from nbs_lib.bundle.bundle import write_bundle
 from nbs_lib.bundle.explanation_data import draw_explanation_data
-from nbs_lib.core.settings import Tracking
+from nbs_lib.core.settings import TrackingSettings
 from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import open_store
 from nbs_lib.registry.mlflow_client import connect
@@ -183,7 +183,7 @@ def blank_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "An empty MLflow database: creating one takes two seconds, copying it none."
     root = tmp_path_factory.mktemp("template")
-    connect(Tracking(), root)
+    connect(TrackingSettings(), root)
     return root / "mlflow.db"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nbs_lib.bundle.loaded import ServedModel, load_served_model
-from nbs_lib.core.settings import Serve
+from nbs_lib.core.settings import ServeSettings
 from nbs_lib.serve.batching import SLOW_SHARE, RequestBatcher
 from nbs_lib.serve.log.audit import AnswerRecorder
 from nbs_lib.serve.metrics import METRICS_DIR_ENV, WorkerMetrics
@@ -28,7 +28,7 @@ class Worker:
         self.served = self.load()
         self.worker_metrics = WorkerMetrics()
         self.records = AnswerRecorder(self.worker_metrics, "9f3c2a17")
-        self.batcher = RequestBatcher(Serve(), self.worker_metrics, self.records, lambda: self.served)
+        self.batcher = RequestBatcher(ServeSettings(), self.worker_metrics, self.records, lambda: self.served)
 
     def load(self, **schema: Any) -> ServedModel:
         return load_served_model(self.root / "served" / write_example_project(self.root, **schema), self.root)

@@ -20,7 +20,7 @@ from ship_fixtures import MARGINS, ROWS, SCHEMA, graph, make_bundle, make_ladder
 
 from nbs_lib.bundle.bundle import CONTEXT_FILE, REQUIRED_FILES, Bundle, bundle_id, write_bundle
 from nbs_lib.core.errors import BundleError, DataError
-from nbs_lib.data.arrays import MISSING_TIME, numbers, texts, times
+from nbs_lib.data.arrays import MISSING_TIME, number_array, text_array, time_array
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_missing_values_in_every_form(bundle: Bundle) -> None:
         rows = [full | {name: value} for value in (None, "", float("nan"), np.nan, pd.NA, pd.NaT)]
         rows.append({key: value for key, value in full.items() if key != name})
         assert len(set(bundle.predict(rows)["output"].tolist())) == 1
-    assert np.isnan(numbers([None, "", float("nan"), pd.NA, np.float32("nan"), decimal.Decimal("nan")], "x")).all()
+    assert np.isnan(number_array([None, "", float("nan"), pd.NA, np.float32("nan"), decimal.Decimal("nan")], "x")).all()
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ ANY_NUMBER = st.one_of(st.none(), st.floats(width=32, allow_infinity=False), st.
 @given(st.lists(ANY_NUMBER.filter(_fits)))
 def test_numbers_of_any_kind_become_float32(values: list[Any]) -> None:
     expected = [np.nan if value is None else value for value in values]
-    np.testing.assert_array_equal(numbers(values, "x"), np.array(expected, dtype=np.float64).astype(np.float32))
-    np.testing.assert_array_equal(numbers(np.array(values, dtype=object), "x"), numbers(values, "x"))
+    np.testing.assert_array_equal(number_array(values, "x"), np.array(expected, dtype=np.float64).astype(np.float32))
+    np.testing.assert_array_equal(number_array(np.array(values, dtype=object), "x"), number_array(values, "x"))
 
 
 @given(st.lists(st.datetimes(timezones=st.just(datetime.UTC)), max_size=5))
@@ -285,17 +285,17 @@ def test_times_in_every_form_are_the_same_second(values: list[datetime.datetime]
     whole = [value.replace(microsecond=0) for value in values]
     epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     seconds = [(value - epoch) // datetime.timedelta(seconds=1) for value in whole]
-    assert times(values, "at").tolist() == seconds
-    assert times([value.isoformat() for value in values], "at").tolist() == seconds
-    assert times(seconds, "at").tolist() == seconds
+    assert time_array(values, "at").tolist() == seconds
+    assert time_array([value.isoformat() for value in values], "at").tolist() == seconds
+    assert time_array(seconds, "at").tolist() == seconds
     naive = np.array([value.replace(tzinfo=None) for value in values], dtype="datetime64[us]")
-    assert times(naive, "at").tolist() == seconds
-    assert times(np.array(["NaT"], dtype="datetime64[us]"), "at").tolist() == [MISSING_TIME]
+    assert time_array(naive, "at").tolist() == seconds
+    assert time_array(np.array(["NaT"], dtype="datetime64[us]"), "at").tolist() == [MISSING_TIME]
 
 
 @given(st.lists(st.one_of(st.none(), st.text())))
 def test_text_stays_as_it_is(values: list[str | None]) -> None:
-    assert texts(values, "x").tolist() == [value or "" for value in values]
+    assert text_array(values, "x").tolist() == [value or "" for value in values]
 
 
 # Other tasks

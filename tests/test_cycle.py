@@ -14,7 +14,7 @@ from conftest import ROOT, Project, small
 from services import Running, service, until
 
 from nbs_lib.core.server_process import free_port
-from nbs_lib.pipeline.clone import clone
+from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.registry.pointers import champion_path
 
 DAYS, HOURLY = 240, 20
@@ -43,7 +43,7 @@ def git(root: Path, *arguments: str) -> str:
 @pytest.fixture(scope="session")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose champion knows the first four months: copy it, don't change it."""
-    project = Project(clone(tmp_path_factory.mktemp("cycle") / "project", ROOT))
+    project = Project(clone_project(tmp_path_factory.mktemp("cycle") / "project", ROOT))
     shop().to_csv(project.root / "shop.csv", index=False)
     more = {"timestamp": "at", "key": "[number]", "label_delay": "1d", "as_of": "'2020-05-01'", "labels": "200"}
     small(project, "shop.csv", "sold", **more)

@@ -20,8 +20,8 @@ from services import PATIENT, ROW, Load, Running, make_project, point_to, promot
 from typer.testing import CliRunner
 
 from nbs_lib.cli import app
-from nbs_lib.core.server_process import free_port, get, serving
-from nbs_lib.core.settings import Schedule, Serve
+from nbs_lib.core.server_process import free_port, http_get, running_server
+from nbs_lib.core.settings import ScheduleSettings, ServeSettings
 from nbs_lib.retrain.schedule import EXIT_CODE_TEXTS
 from nbs_lib.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
@@ -68,12 +68,12 @@ def prometheus(folder: Path, target: int) -> Iterator[str]:
     config = (folder / "prometheus.yml").read_text().replace("15s", "200ms").replace(":8000", f":{target}")
     (folder / "prometheus.yml").write_text(config)
     options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}"]
-    with serving([server, *options], port, "/-/ready", folder) as found:
+    with running_server([server, *options], port, "/-/ready", folder) as found:
         yield found.url
 
 
 def asked(url: str, path: str) -> Any:
-    return json.loads(get(f"{url}/api/v1/{path}")[1])["data"]
+    return json.loads(http_get(f"{url}/api/v1/{path}")[1])["data"]
 
 
 @pytest.mark.xdist_group("deploy")
@@ -110,7 +110,7 @@ def nginx(folder: Path, *ports: int) -> Iterator[int]:
     folder.mkdir()
     (folder / "nginx.conf").write_text(config)
     command = [server, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
-    with serving(command, port, "/livez"):
+    with running_server(command, port, "/livez"):
         yield port
 
 
@@ -119,7 +119,7 @@ def test_nginx_takes_its_configuration_and_the_limit_is_that_of_the_service(tmp_
     config = DEPLOY / "nginx.conf"
     done = subprocess.run([server, "-t", "-p", tmp_path, "-c", config], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"client_max_body_size {Serve().max_kb}k;" in config.read_text()
+    assert f"client_max_body_size {ServeSettings().max_kb}k;" in config.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +173,10 @@ def test_an_instance_that_is_killed_loses_what_it_had_in_flight_at_most(project:
 @pytest.mark.xdist_group("deploy")
 def test_nginx_shows_no_counts_and_takes_no_giants(project: Path, tmp_path: Path) -> None:
     with service(project) as one, nginx(tmp_path / "nginx", one.port, free_port()) as port:
-        assert get(f"http://127.0.0.1:{port}/metrics")[0] == 404
+        assert http_get(f"http://127.0.0.1:{port}/metrics")[0] == 404
         assert Running(one.server, port).ask([ROW] * 3)[0] == 200
         with pytest.raises(json.JSONDecodeError):  # nginx's own page
-            Running(one.server, port).ask(b" " * (Serve().max_kb * 1024 + 1))
+            Running(one.server, port).ask(b" " * (ServeSettings().max_kb * 1024 + 1))
 
 
 # Schedulers of the cycle
@@ -258,7 +258,7 @@ def test_schedulers_mean_the_moments_that_they_write() -> None:
     crons = [github["cron"], kubernetes["schedule"], " ".join(cron_line().split()[:5]), f"{minute} {hour} * * *"]
     for cron in crons:
         CronTrigger.from_crontab(cron, "UTC")
-    assert crons[1:] == [Schedule().cron] * 3
+    assert crons[1:] == [ScheduleSettings().cron] * 3
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -173,7 +173,7 @@ def test_only_new_and_changed_files_are_read(folder: Path, monkeypatch: pytest.M
 
     read: list[str] = []
     real = module.profile_table
-    monkeypatch.setattr(module, "profile", lambda path, *rest: (read.append(path.name), real(path, *rest))[1])
+    monkeypatch.setattr(module, "profile_table", lambda path, *rest: (read.append(path.name), real(path, *rest))[1])
     once = profile_files(folder, COLUMNS, folder / "kept", "at")
     assert len(read) == 10
     days(2).to_parquet(folder / "2020-01-04.parquet")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nbs_lib.core.errors import StageError
-from nbs_lib.core.stages import all_deps, all_stages, load_stages, parameters
+from nbs_lib.core.stages import expected_deps, load_all_stages, load_stages, stage_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -118,7 +118,7 @@ def long_stages(root: Path) -> list[str]:
 def untrue_dependencies(root: Path) -> list[str]:
     """Stages whose `deps` are not what their code imports."""
     try:
-        return [name for name, stage in all_stages(root).items() if list(stage.deps) != all_deps(stage, root)]
+        return [name for name, stage in load_all_stages(root).items() if list(stage.deps) != expected_deps(stage, root)]
     except StageError as error:
         return [str(error)]
 
@@ -137,9 +137,11 @@ def undocumented(root: Path) -> list[str]:
 
 def knowing_the_demo(root: Path) -> list[str]:
     """Places outside `demos` that name a column of the demo's table."""
-    from nbs_lib.demos.flights.source import read
+    from nbs_lib.demos.flights.source import read_source
 
-    names = {c for c in read().table.columns if len(c) > 4 and ("_" in c or c in ("carrier", "tailnum", "origin"))}
+    names = {
+        c for c in read_source().table.columns if len(c) > 4 and ("_" in c or c in ("carrier", "tailnum", "origin"))
+    }
     places = [p for p in [*modules(root), *notebooks(root)] if not {"demos", "explore"} & set(p.parts)]
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
     return sorted({f"{p.relative_to(root)}: {name}" for p in places for name in pattern.findall(p.read_text())})
@@ -271,7 +273,7 @@ def test_a_planted_fault_is_found(rule: Rule, plant: Callable[[Path], object], n
 @pytest.mark.parametrize("name", list(load_stages(ROOT)))
 def test_a_stage_lists_the_parameters_that_it_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert parameters(load_stages(ROOT)[name]) is not None
+    assert stage_parameters(load_stages(ROOT)[name]) is not None
 
 
 def test_nbdev_test() -> None:

@@ -135,10 +135,10 @@ def test_a_run_fills_the_store_before_it_promotes(here: Path, monkeypatch: pytes
     held = []
     for part in ("clean_stage_notebooks", "reproduce", "_end_pipeline"):  # the stages have run
         monkeypatch.setattr(run, part, lambda *_, **__: None)
-    monkeypatch.setattr(run, "check", load_settings)
-    monkeypatch.setattr(run, "headline", lambda *_: [])
+    monkeypatch.setattr(run, "check_configuration", load_settings)
+    monkeypatch.setattr(run, "_summary_lines", lambda *_: [])
     monkeypatch.setattr(run, "_register", lambda *_: held.append(len(SqliteStore("served/features.sqlite").tables())))
-    run.run()
+    run.run_pipeline()
     assert held == [3 if decision == "PROMOTE" else 0]
 
 

@@ -23,7 +23,7 @@ from nbs_lib.evaluation import report_page as report
 from nbs_lib.evaluation import run_results as findings
 from nbs_lib.evaluation.gate import decide_gate
 from nbs_lib.pages import blocks, plots
-from nbs_lib.pages.page import POLICY, escape_md, render
+from nbs_lib.pages.page import CONTENT_SECURITY_POLICY, escape_markdown, render_page
 from nbs_lib.pages.theme import COLORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def notebook(*outputs: NotebookNode, prose: str = "# Title\n\n> Summary.") -> No
 
 
 def figure_of(fig: Any, caption: str = "") -> NotebookNode:
-    return output(plots.drawings(fig), caption=caption)
+    return output(plots.mime_bundle(fig), caption=caption)
 
 
 def hostile_notebook() -> NotebookNode:
@@ -72,9 +72,9 @@ def hostile_notebook() -> NotebookNode:
         *[output({"text/html": value}) for value in HOSTILE],
         *[output({"text/markdown": value}) for value in HOSTILE],
         *[output({"text/latex": value}) for value in HOSTILE],
-        output({"text/html": blocks.table(HOSTILE, [HOSTILE]).code}),
-        output({"text/html": blocks.verdict(blocks.BAD, HOSTILE[0], HOSTILE[1], [HOSTILE], HOSTILE).code}),
-        output({"text/html": blocks.tiles([(HOSTILE[0], HOSTILE[1], HOSTILE[2])]).code}),
+        output({"text/html": blocks.table_block(HOSTILE, [HOSTILE]).code}),
+        output({"text/html": blocks.callout(blocks.BAD, HOSTILE[0], HOSTILE[1], [HOSTILE], HOSTILE).code}),
+        output({"text/html": blocks.metric_tiles([(HOSTILE[0], HOSTILE[1], HOSTILE[2])]).code}),
         output({"image/svg+xml": foreign}, caption=HOSTILE[2]),
         output({"image/png": f'"><script>{MARK}</script>'}),
         output({"application/javascript": MARK, "text/plain": HOSTILE[0]}),
@@ -115,7 +115,7 @@ def live(page: str, parser: str = "html.parser") -> list[str]:
 
 
 def test_nothing_in_a_hostile_notebook_is_live() -> None:
-    page = render(hostile_notebook(), "train", ROOT / "notebooks/pipeline")
+    page = render_page(hostile_notebook(), "train", ROOT / "notebooks/pipeline")
     assert live(page) == []
     assert page.count("http-equiv") == 1
     assert BeautifulSoup(page, "html.parser").title.string == HOSTILE[0]  # shown as text
@@ -128,7 +128,9 @@ def test_the_sanitizer_finds_what_is_live() -> None:
 def test_a_value_in_markdown_is_only_words() -> None:
     plain = {"h1", "blockquote", "p", "strong", "details", "summary", "div", "pre", "span"}
     for value in HOSTILE:
-        page = render(notebook(output({"text/markdown": f"The value **{escape_md(value)}** is text."})), "train")
+        page = render_page(
+            notebook(output({"text/markdown": f"The value **{escape_markdown(value)}** is text."})), "train"
+        )
         body = BeautifulSoup(page, "html.parser").main
         assert {tag.name for tag in body.find_all(True)} <= plain
         words = body.find_all("p")[-1].get_text()
@@ -139,7 +141,7 @@ def test_a_value_in_markdown_is_only_words() -> None:
 def test_a_large_table_is_cut_with_a_sentence() -> None:
     table = pd.DataFrame({"x": np.arange(5000), "text": "a"})
     with pd.option_context("display.max_rows", None):
-        page = render(notebook(output({"text/html": table._repr_html_()})), "train")
+        page = render_page(notebook(output({"text/html": table._repr_html_()})), "train")
     assert "The first 30 of 5,000 rows." in page
     assert page.count("<tr>") == 31
 
@@ -154,7 +156,7 @@ def test_no_trace_of_the_run() -> None:
     node = notebook(*noisy)
     node.metadata["papermill"] = {"start_time": "2026-11-22T10:00:00", "duration": 12.5}
     node.cells[1].metadata["execution"] = {"iopub.status.busy": "2026-11-22T10:00:00"}
-    page = render(node, "train")
+    page = render_page(node, "train")
     for trace in ("0x7f", "00:12", "2026", "12.5", "T_ab12c", str(Path.cwd()), str(Path.home()), "Out[", "papermill"):
         assert trace not in page, trace
 
@@ -177,7 +179,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
 def test_pages_link_to_each_other_and_nowhere_else(tmp_path: Path) -> None:
     for name in ("10_first", "20_second_one", "60_report"):
         (tmp_path / f"{name}.ipynb").touch()
-    soup = BeautifulSoup(render(notebook(), "second_one", tmp_path), "html.parser")
+    soup = BeautifulSoup(render_page(notebook(), "second_one", tmp_path), "html.parser")
     links = [(a["href"], a.get_text(), a.get("aria-current")) for a in soup.header("a")]
     assert links == [
         ("index.html", "Overview", None),
@@ -186,7 +188,7 @@ def test_pages_link_to_each_other_and_nowhere_else(tmp_path: Path) -> None:
     ]
     assert [a["href"] for a in soup.footer("a")] == ["first.html"]
     policy = soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
-    assert policy == POLICY
+    assert policy == CONTENT_SECURITY_POLICY
 
 
 # The first page
@@ -240,7 +242,7 @@ def overview(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     def collect(fig: Any, caption: str = "") -> None:
         shown.append(figure_of(fig, caption))
 
-    monkeypatch.setattr(plots, "show", collect)
+    monkeypatch.setattr(plots, "show_figure", collect)
     cells = json.loads((ROOT / "notebooks/pipeline/60_report.ipynb").read_text())["cells"]
     executed = []
     names: dict[str, Any] = {"found": findings.load_run_results(folder), "report": report, "plots": plots}
@@ -254,7 +256,7 @@ def overview(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             if value is not None:
                 shown.append(output({"text/html": value._repr_html_()}))
             executed.append(v4.new_code_cell(source, outputs=list(shown)))
-    return render(v4.new_notebook(cells=executed), "report", ROOT / "notebooks/pipeline")
+    return render_page(v4.new_notebook(cells=executed), "report", ROOT / "notebooks/pipeline")
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -350,7 +352,7 @@ def test_a_browser_runs_and_fetches_nothing(
     guarded: bool, tmp_path: Path, chromium: Callable[..., str], requests: tuple[int, list[str]]
 ) -> None:
     port, seen = requests
-    page = render(hostile_notebook(), "train", ROOT / "notebooks/pipeline").replace(
+    page = render_page(hostile_notebook(), "train", ROOT / "notebooks/pipeline").replace(
         "127.0.0.1:1/", f"127.0.0.1:{port}/"
     )
     if not guarded:
@@ -381,7 +383,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(
 ) -> None:
     pages = {
         "report.html": overview(write_run(tmp_path, "binary"), monkeypatch),
-        "hostile.html": render(hostile_notebook(), "train", ROOT / "notebooks/pipeline"),
+        "hostile.html": render_page(hostile_notebook(), "train", ROOT / "notebooks/pipeline"),
     }
     for name, page in pages.items():
         (tmp_path / name).write_text(page)
@@ -399,7 +401,7 @@ def test_light_and_dark_reach_the_figures(mode: int, tmp_path: Path, chromium: C
     from PIL import Image
 
     path = tmp_path / "page.html"
-    path.write_text(render(notebook(figure_of(plots.bars(["a", "b"], [1, 2]))), "train"))
+    path.write_text(render_page(notebook(figure_of(plots.bar_plot(["a", "b"], [1, 2]))), "train"))
     picture = tmp_path / "page.png"
     chromium(
         path, f"--blink-settings=preferredColorScheme={1 - mode}", "--window-size=900,700", f"--screenshot={picture}"

@@ -8,15 +8,15 @@ import subprocess
 import pytest
 from conftest import ROOT, Project
 
-from nbs_lib.core.params import load_params, read_yaml
-from nbs_lib.pipeline.clone import clone
+from nbs_lib.core.params import load_params, read_config
+from nbs_lib.pipeline.clone import clone_project
 
 pytestmark = pytest.mark.xdist_group("demo")  # one process, one run of the demo
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(clone(tmp_path_factory.mktemp("demo") / "project", ROOT))
+    project = Project(clone_project(tmp_path_factory.mktemp("demo") / "project", ROOT))
     project.set(epochs="1", trials="1", resamples="50")
     done = project.nbs("run", "--sample", "0.02")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -57,7 +57,7 @@ def test_a_forced_run_changes_no_byte(demo: Project) -> None:
 
 def test_dvc_lock_is_of_this_code() -> None:
     """The committed dvc.lock belongs to the committed code, parameters and contract, as a run would find them."""
-    lock, params = read_yaml(ROOT / "dvc.lock")["stages"], load_params(ROOT / "params.yaml").tree
+    lock, params = read_config(ROOT / "dvc.lock")["stages"], load_params(ROOT / "params.yaml").tree
     stale = []
     for name, stage in lock.items():
         hashes = {dep["path"]: dep["md5"] for dep in [*stage.get("deps", []), *stage["outs"]]}

@@ -19,10 +19,10 @@ from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.core.errors import BundleError, DataError, UserError
 from nbs_lib.data import source
-from nbs_lib.data.arrays import wide
-from nbs_lib.data.resolve import resolve
-from nbs_lib.data.roles import Roles, kind
-from nbs_lib.data.split import features
+from nbs_lib.data.arrays import input_arrays
+from nbs_lib.data.resolve import resolve_roles
+from nbs_lib.data.roles import Roles, column_kind
+from nbs_lib.data.split import feature_table
 from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import Lookup, open_store
 from nbs_lib.registry.model_registry import deploy_bundle
@@ -96,20 +96,20 @@ SPELLINGS = {
 def test_training_and_production_read_the_same(tmp_path: Path, values: list[str]) -> None:
     path = tmp_path / "t.csv"
     path.write_text("x,y\n" + "".join(f"{value},{i}\n" for i, value in enumerate(values)))
-    agree(path, source.read(str(path)).table)
+    agree(path, source.read_source(str(path)).table)
 
 
 def agree(path: Path, table: pd.DataFrame, form: str | None = None) -> None:
     """What training encodes of column `x` of a file is what production encodes."""
-    role = {"text": "categorical", "time": "time"}.get(kind(table["x"]), "numeric")
+    role = {"text": "categorical", "time": "time"}.get(column_kind(table["x"]), "numeric")
     roles = Roles("t", "y", "regression", [], columns={"x": {"role": role}, "y": {"role": "target"}})
-    learned = features(table, roles)["x"].to_numpy()
-    entry = {"name": "x", "input": role, "type": kind(table["x"]), "format": form}
+    learned = feature_table(table, roles)["x"].to_numpy()
+    entry = {"name": "x", "input": role, "type": column_kind(table["x"]), "format": form}
     names = {kind: ["x"] if kind == role else [] for kind in ("numeric", "categorical", "time")}
     schema = {"inputs": [entry], "key": []}
     bundle = SimpleNamespace(schema=schema, names=names, context_names={}, views=[])
     asked = [scoring._values(batch["x"], form) for batch in scoring.read_batches(bundle, path)]  # type: ignore[arg-type]
-    np.testing.assert_array_equal(wide({"x": np.concatenate(asked)}, {role: ["x"]})[role][:, 0], learned)
+    np.testing.assert_array_equal(input_arrays({"x": np.concatenate(asked)}, {role: ["x"]})[role][:, 0], learned)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def agree(path: Path, table: pd.DataFrame, form: str | None = None) -> None:
 def test_production_reads_times_in_the_form_that_training_read(tmp_path: Path, values: list[str], form: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text("x,y\n" + "".join(f"{value},{i}\n" for i, value in enumerate(values * 20)))
-    found = source.read(str(path))
-    rows, roles = resolve(found, {"source": "t.csv", "target": "y", "timestamp": "x"})
+    found = source.read_source(str(path))
+    rows, roles = resolve_roles(found, {"source": "t.csv", "target": "y", "timestamp": "x"})
     assert roles.columns["x"]["format"] == form
     promised = contents.build_schema(roles, rows, {"inputs": {"x": {"nulls": 0.0}}}, None)
     assert promised["inputs"][0]["format"] == form
@@ -136,7 +136,7 @@ def test_parquet_with_times_of_day(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     times = pa.array([datetime.time(8), None, datetime.time(9, 30)], pa.time32("s"))
     pq.write_table(pa.table({"x": times, "y": [1, 2, 3]}), path)
-    agree(path, source.read(str(path)).table)
+    agree(path, source.read_source(str(path)).table)
 
 
 def test_standard_output(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

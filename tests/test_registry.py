@@ -24,7 +24,7 @@ from ship_fixtures import (  # noqa: F401
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, UserError
-from nbs_lib.core.settings import Tracking
+from nbs_lib.core.settings import TrackingSettings
 from nbs_lib.registry import model_registry as registry
 from nbs_lib.registry.mlflow_client import REGISTERED_FILE, connect, tracking_uri
 from nbs_lib.registry.model_registry import register
@@ -215,7 +215,7 @@ def test_a_moved_project_registers_in_its_new_database(here: Path, monkeypatch: 
     here.rename(moved)
     monkeypatch.chdir(moved)
     assert register(BUNDLE, decision()) == "unchanged"
-    connect(Tracking())  # a run is logged: the old database is put aside
+    connect(TrackingSettings())  # a run is logged: the old database is put aside
     assert register(BUNDLE, decision()) == "champion"
     assert len(versions()) == 1
 

@@ -11,9 +11,9 @@ from conftest import Project
 
 from nbs_lib.core.errors import DataError
 from nbs_lib.core.files import write_table
-from nbs_lib.data.resolve import resolve
+from nbs_lib.data.resolve import resolve_roles
 from nbs_lib.data.roles import Roles
-from nbs_lib.data.source import read
+from nbs_lib.data.source import read_source
 from nbs_lib.data.split import training_set
 from nbs_lib.evaluation.paired_test import ChallengeRules
 from nbs_lib.features.default_views import build_default_views
@@ -219,7 +219,7 @@ def test_the_whole_table_is_the_pipelines_where_that_ends(tmp_path: Path) -> Non
     source = tmp_path / "visits.parquet"
     write_table(visits, source)
     given = {"source": str(source), "target": "late", "timestamp": "at", "entity": ["shop"], "label_delay": "1d"}
-    rows, plain = resolve(read(str(source)), given | {"as_of": "2011-04-01"})
+    rows, plain = resolve_roles(read_source(str(source)), given | {"as_of": "2011-04-01"})
     rows = rows.reset_index(drop=True)
     roles, _ = build_views(rows, plain, build_default_views(plain), tmp_path / "views", tmp_path / "none")
     then = training_set(attach_views(rows, roles, tmp_path / "views"), roles, 0.2, 0.2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
-from nbs_lib.core.stages import load_stages, module_files
+from nbs_lib.core.stages import load_stages, stage_modules
 
 
 def would_run(project: Project) -> list[str]:
@@ -72,7 +72,7 @@ def test_code_of_a_library_notebook_reruns_the_stages_that_import_it(project: Pr
     importing = [
         s.name
         for s in load_stages(project.root).values()
-        if "nbs_lib/evaluation/gate.py" in module_files(s.notebook, project.root)
+        if "nbs_lib/evaluation/gate.py" in stage_modules(s.notebook, project.root)
     ]
     assert importing
     assert would_run(project)[0] == importing[0]

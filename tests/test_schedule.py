@@ -31,7 +31,7 @@ except KeyboardInterrupt:
     sys.exit(1)
 sys.exit(int(pathlib.Path("code").read_text()))
 """
-SCHEDULE = "import sys; from nbs_lib.retrain.schedule import run_scheduler; schedule([sys.executable, 'cycle.py'])"
+SCHEDULE = "import sys; from nbs_lib.retrain.schedule import run_scheduler; run_scheduler([sys.executable, 'cycle.py'])"
 
 
 class Scheduler:

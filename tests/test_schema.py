@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nbs_lib.core.errors import SchemaError
 from nbs_lib.data import schema
-from nbs_lib.data.resolve import resolve
+from nbs_lib.data.resolve import resolve_roles
 from nbs_lib.data.roles import Roles
 from nbs_lib.data.table import Source
 
@@ -34,15 +34,15 @@ def tables(draw: st.DrawFn) -> pd.DataFrame:
 @settings(max_examples=60, deadline=None)
 def test_a_table_keeps_its_own_promises(table: pd.DataFrame) -> None:
     roles = roles_of(table)
-    inferred = schema.infer(table, roles, {})
-    schema.validate(table, inferred, roles, {})
+    inferred = schema.infer_schema(table, roles, {})
+    schema.validate_table(table, inferred, roles, {})
 
 
 @given(tables(), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_planted_violation_is_found(table: pd.DataFrame, data: st.DataObject) -> None:
     roles = roles_of(table)
-    inferred = schema.infer(table, roles, {})
+    inferred = schema.infer_schema(table, roles, {})
     row = data.draw(st.integers(0, len(table) - 1))
     planted = table.copy()
     if data.draw(st.booleans()) and inferred["columns"]["number"]["type"] == "number":
@@ -56,8 +56,8 @@ def test_a_planted_violation_is_found(table: pd.DataFrame, data: st.DataObject) 
     else:
         return
     with pytest.raises(SchemaError) as error:
-        schema.validate(planted, inferred, roles, {})
-    for word in [f"row {row + 1},", schema.PATH, *words]:
+        schema.validate_table(planted, inferred, roles, {})
+    for word in [f"row {row + 1},", schema.SCHEMA_PATH, *words]:
         assert word in str(error.value)
 
 
@@ -66,13 +66,13 @@ def test_a_planted_violation_is_found(table: pd.DataFrame, data: st.DataObject) 
 def test_the_file_says_the_same(tmp_path_factory: pytest.TempPathFactory, table: pd.DataFrame) -> None:
     roles = roles_of(table)
     path = tmp_path_factory.mktemp("contract") / "schema.yaml"
-    first = schema.contract(table, roles, {}, {}, path)
+    first = schema.enforce_schema(table, roles, {}, {}, path)
     path.write_text(first)
-    assert schema.contract(table, roles, {}, {}, path) == first
+    assert schema.enforce_schema(table, roles, {}, {}, path) == first
 
 
 def resolved(table: pd.DataFrame, **data: object) -> tuple[pd.DataFrame, Roles]:
-    return resolve(Source(table), {"source": "t.csv", **data})
+    return resolve_roles(Source(table), {"source": "t.csv", **data})
 
 
 def test_rows_are_counted_as_in_the_source() -> None:
@@ -80,21 +80,21 @@ def test_rows_are_counted_as_in_the_source() -> None:
         {"at": pd.date_range("2024-01-31", periods=30, freq="-1D", tz="UTC"), "x": range(30), "y": ["a", "b"] * 15}
     )
     rows, roles = resolved(table, target="y", timestamp="at")
-    inferred = schema.infer(rows, roles, {})
+    inferred = schema.infer_schema(rows, roles, {})
     bad, roles = resolved(table.assign(x=[*range(29), 999]), target="y", timestamp="at")
     assert bad.index[0] == 29
     with pytest.raises(SchemaError, match="row 30, column 'x': 999 is above max"):
-        schema.validate(bad, inferred, roles, {})
+        schema.validate_table(bad, inferred, roles, {})
 
 
 def test_duplicate_keys() -> None:
     table = pd.DataFrame({"a": [1, 1, 2, 2] * 10, "b": range(40), "y": ["a", "b"] * 20})
     rows, roles = resolved(table, target="y", key=["a", "b"])
-    inferred = schema.infer(rows, roles, {})
-    schema.validate(rows, inferred, roles, {})
+    inferred = schema.infer_schema(rows, roles, {})
+    schema.validate_table(rows, inferred, roles, {})
     again = rows.assign(b=[0, 1, 2, 3, 0, *range(5, 40)])
     with pytest.raises(SchemaError, match=r"row 5 has the key of an earlier row \(a='1', b='0'\)"):
-        schema.validate(again, inferred, roles, {})
+        schema.validate_table(again, inferred, roles, {})
 
 
 def days(*months: int) -> pd.DataFrame:
@@ -105,14 +105,14 @@ def days(*months: int) -> pd.DataFrame:
 def test_an_empty_month() -> None:
     rows, roles = resolved(days(1, 2, 4, 5), target="y", timestamp="at")
     with pytest.raises(SchemaError, match="2020-03 has no row"):
-        schema.contract(rows, roles, {}, {}, "none.yaml")
-    schema.contract(rows, roles, {}, {"at": {"every_month": False}}, "none.yaml")
+        schema.enforce_schema(rows, roles, {}, {}, "none.yaml")
+    schema.enforce_schema(rows, roles, {}, {"at": {"every_month": False}}, "none.yaml")
 
 
 def test_the_month_that_has_not_come_yet() -> None:
     rows, roles = resolved(days(1, 2, 3), target="y", timestamp="at", as_of="2020-05-02")
     with pytest.raises(SchemaError, match="2020-04 has no row"):
-        schema.contract(rows, roles, {}, {}, "none.yaml")
+        schema.enforce_schema(rows, roles, {}, {}, "none.yaml")
 
 
 def test_a_sparse_table_may_have_empty_months() -> None:
@@ -120,15 +120,15 @@ def test_a_sparse_table_may_have_empty_months() -> None:
         at=lambda t: t["at"].str[5:7].map({"01": "1970", "02": "1980", "03": "1990"}) + "-01-01"
     )
     rows, roles = resolved(table, target="y", timestamp="at")
-    schema.contract(rows, roles, {}, {}, "none.yaml")
+    schema.enforce_schema(rows, roles, {}, {}, "none.yaml")
 
 
 def test_what_is_dropped_is_not_checked(tmp_path: Path) -> None:
     table = pd.DataFrame({"x": np.arange(40) / 2, "z": [0.5] * 39 + [1.0], "y": ["a", "b"] * 20})
     rows, roles = resolved(table, target="y")
     path = tmp_path / "schema.yaml"
-    path.write_text(schema.contract(rows, roles, {}, {}, path))
+    path.write_text(schema.enforce_schema(rows, roles, {}, {}, path))
     rows, roles = resolved(table.assign(z=["text"] * 40, new=1), target="y", drop=["z", "new"])
-    schema.contract(rows, roles, {}, {}, path)
+    schema.enforce_schema(rows, roles, {}, {}, path)
     rows, roles = resolved(table, target="x")
-    assert "target: x" in schema.contract(rows, roles, {}, {}, path)
+    assert "target: x" in schema.enforce_schema(rows, roles, {}, {}, path)

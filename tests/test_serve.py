@@ -33,7 +33,7 @@ from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.bundle.predictor import Predictor
 from nbs_lib.bundle.request import RequestParser
 from nbs_lib.core.errors import StoreError
-from nbs_lib.core.server_process import free_port, serving
+from nbs_lib.core.server_process import free_port, running_server
 from nbs_lib.features.online.base import StoreReadResult
 from nbs_lib.features.online.lookup import FAILURE_THRESHOLD, RETRY_AFTER_S, Lookup, open_lookup
 from nbs_lib.registry.model_registry import deploy_bundle
@@ -464,7 +464,7 @@ def test_sigterm_loses_nothing_of_kept_connections(tmp_path: Path) -> None:
         load.wait(200)
         running.server.process.terminate()
         assert running.server.process.wait(15) == 0
-        assert not running.server.left()
+        assert not running.server.alive_pids()
     assert not load.lost
     assert load.late <= 1  # which came between the last look at the port and its end
     assert {status for status, _ in load.answers} == {200}
@@ -557,7 +557,7 @@ def lone_worker(folder: Path, change: str) -> Iterator[Running]:
     program += "w._run_worker(socket.create_server(('127.0.0.1', int(sys.argv[1]))))"
     root, port = make_project(folder / "p"), free_port()
     env = os.environ | {"PYTHONPATH": str(ROOT), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
-    with serving([sys.executable, "-c", program, str(port)], port, cwd=root, environment=env) as server:
+    with running_server([sys.executable, "-c", program, str(port)], port, cwd=root, environment=env) as server:
         yield Running(server, port)
 
 

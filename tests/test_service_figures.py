@@ -12,7 +12,7 @@ import pytest
 from services import ROW, TOLD, Running, make_project, service, until
 from test_deploy import program, prometheus
 
-from nbs_lib.core.settings import Serve
+from nbs_lib.core.settings import ServeSettings
 from nbs_lib.monitor.service_metrics import query_prometheus, read_service_metrics, service_url
 
 NOWHERE = "http://127.0.0.1:9"
@@ -40,7 +40,7 @@ def test_a_service_is_asked_itself(tmp_path: Path) -> None:
         assert "401" in refused["sentence"]
     with service(root, SERVE_WORKERS="2") as running:
         asked(running)
-        assert service_url(Serve(port=running.port)) == running.url
+        assert service_url(ServeSettings(port=running.port)) == running.url
         until(
             lambda: read_service_metrics(running.url)["requests"] == 17
         )  # a worker hands over what it counted now and then

@@ -27,7 +27,7 @@ from nbs_lib.bundle.bundle import Bundle, write_bundle
 from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.bundle.loaded import load_served_model
 from nbs_lib.core.errors import BundleError
-from nbs_lib.core.settings import Serve
+from nbs_lib.core.settings import ServeSettings
 from nbs_lib.features.online.lookup import open_lookup
 from nbs_lib.registry.model_registry import deploy_bundle, start_shadow
 from nbs_lib.registry.pointers import (
@@ -345,7 +345,7 @@ def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Sh
     monkeypatch.setenv(METRICS_DIR_ENV, str(tmp_path))
     root = make_project(tmp_path / "p")
     bundle = load_served_model(champion_path(root), root)
-    shadow = ShadowScorer(bundle, Serve(shadow=1.0), WorkerMetrics(), root)
+    shadow = ShadowScorer(bundle, ServeSettings(shadow=1.0), WorkerMetrics(), root)
     for result in ("scored", "dropped"):  # the library keeps counts by process where it was imported for several
         shadow.worker_metrics._child("nbs_shadow_rows", (result,))._value.set(0)
     records = AnswerRecorder(

@@ -19,7 +19,7 @@ from ship_fixtures import make_bundle, make_ladder_bundle, store_of
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import DataError, UserError
 from nbs_lib.core.files import write_table
-from nbs_lib.core.server_process import ServerProcess, free_port, get
+from nbs_lib.core.server_process import ServerProcess, free_port, http_get
 from nbs_lib.data.roles import Roles
 from nbs_lib.registry.pointers import champion_path
 from nbs_lib.serve.clients.load_client import LoadClient, ScheduledRequest
@@ -229,7 +229,7 @@ def test_a_log_that_can_t_be_written_costs_no_answer(shop: Path, service: Server
     log.write_text("a file where the folder would be")
 
     def counted() -> dict[str, float]:
-        lines = get(f"{service.url}/metrics")[1].decode().splitlines()
+        lines = http_get(f"{service.url}/metrics")[1].decode().splitlines()
         found = [line.split('result="')[1].split('"} ') for line in lines if line.startswith("nbs_log_rows_total{")]
         return {result: float(count) for result, count in found if float(count)}
 

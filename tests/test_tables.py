@@ -11,12 +11,12 @@ from conftest import ROOT, Project, small
 from ruamel.yaml import YAML
 from test_page import HOSTILE, live
 
-from nbs_lib.pipeline.clone import clone
+from nbs_lib.pipeline.clone import clone_project
 
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Project:
-    return Project(clone(tmp_path / "project", ROOT))
+    return Project(clone_project(tmp_path / "project", ROOT))
 
 
 def results(project: Project) -> tuple[dict, dict, dict]:
@@ -105,7 +105,7 @@ YES, PAID = HOSTILE[1], f"paid {HOSTILE[0]}"
 @pytest.fixture(scope="session")
 def leaky(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A run on people who come again and again, with hostile words and a column that was written down afterwards."""
-    project = Project(clone(tmp_path_factory.mktemp("leaky") / "project", ROOT))
+    project = Project(clone_project(tmp_path_factory.mktemp("leaky") / "project", ROOT))
     rows = range(2000)
     frame = pd.DataFrame({"who": [f"person {i % 40}" for i in rows], "x": [i % 7 for i in rows]})
     frame["kind"] = [HOSTILE[i % len(HOSTILE)] for i in rows]

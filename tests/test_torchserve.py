@@ -56,7 +56,7 @@ def test_torchserve_answers_like_the_bundle(tmp_path: Path) -> None:
         broken = ask(server, "[]", key)
         forbidden = ask(server, json.dumps(rows(1)[0]), {})
         listening = {c.laddr.ip for p in server.tree() for c in p.net_connections("inet") if c.status == "LISTEN"}
-        processes = server.left()
+        processes = server.alive_pids()
     assert status == 200
     assert np.abs([each["probability"] for each in many] - expected["output"]).max() <= 1e-6
     assert [each["class"] for each in many] == list(expected["class"])
@@ -67,4 +67,4 @@ def test_torchserve_answers_like_the_bundle(tmp_path: Path) -> None:
     assert forbidden[0] == 400  # TorchServe's word for a wrong token
     assert listening <= {"127.0.0.1", "::ffff:127.0.0.1"}
     assert len(processes) >= 2
-    assert server.left() == []
+    assert server.alive_pids() == []

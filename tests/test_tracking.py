@@ -14,7 +14,7 @@ import pytest
 from ship_fixtures import blank_project, mlflow_project, mlflow_template  # noqa: F401
 
 from nbs_lib.core.files import write_json
-from nbs_lib.core.settings import Tracking
+from nbs_lib.core.settings import TrackingSettings
 from nbs_lib.core.stages import Stage
 from nbs_lib.registry import tracking
 from nbs_lib.registry.mlflow_client import connect, tracking_uri
@@ -36,7 +36,7 @@ def here(mlflow_project: Path) -> Path:  # noqa: F811
 
 
 def runs(name: str) -> list:
-    return find_runs(*connect(Tracking()), name)
+    return find_runs(*connect(TrackingSettings()), name)
 
 
 def test_a_pipeline_is_a_parent_with_a_child_per_stage(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_pipeline_is_a_parent_with_a_child_per_stage(here: Path, monkeypatch: 
 
 def test_a_bare_stage_is_a_run_of_its_own(here: Path) -> None:
     log_stage(TRAIN, {"train.lr": 0.1}, "FINISHED", time.time() - 1)
-    client, experiment = connect(Tracking())
+    client, experiment = connect(TrackingSettings())
     (run,) = client.search_runs([experiment])
     assert "mlflow.parentRunId" not in run.data.tags
     assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["train.html"]
@@ -80,7 +80,7 @@ def test_the_page_is_the_one_of_its_own_run(here: Path, monkeypatch: pytest.Monk
     log_stage(TRAIN, {}, "FINISHED", time.time())
     (here / PAGE).write_text("<p>later")
     end_pipeline("FINISHED")
-    client, _ = connect(Tracking())
+    client, _ = connect(TrackingSettings())
     assert Path(client.download_artifacts(runs("p1")[1].info.run_id, "train.html")).read_text() == "<p>page"
 
 
@@ -126,8 +126,8 @@ def test_many_parameters_and_odd_names(here: Path, monkeypatch: pytest.MonkeyPat
 FIRST_START = """
 import sys
 from nbs_lib.registry.mlflow_client import connect
-from nbs_lib.core.settings import Tracking
-client, experiment = connect(Tracking(), sys.argv[1])
+from nbs_lib.core.settings import TrackingSettings
+client, experiment = connect(TrackingSettings(), sys.argv[1])
 run = client.create_run(experiment).info.run_id
 client.set_terminated(run)
 """
@@ -139,7 +139,7 @@ def test_three_processes_at_the_first_start(blank_project: Path) -> None:  # noq
     for process in started:
         _, said = process.communicate(timeout=120)
         assert (process.returncode, said) == (0, "")
-    client, experiment = connect(Tracking())
+    client, experiment = connect(TrackingSettings())
     assert len(client.search_runs([experiment])) == 3
     assert [each.name for each in client.search_experiments()].count("nbs") == 1
 
@@ -157,14 +157,14 @@ def test_a_copied_project_does_not_write_into_the_original(
 ) -> None:
     copy = tmp_path / "copy"
     here.rename(copy)
-    client, experiment = connect(Tracking(), copy)
+    client, experiment = connect(TrackingSettings(), copy)
     assert client.get_experiment(experiment).artifact_location == (copy / "mlruns").as_uri()
     assert (copy / "mlflow.db.moved").exists()
     assert "was made for a project at another place" in capsys.readouterr().err
 
 
 def test_a_deleted_experiment_comes_back(here: Path) -> None:
-    client, experiment = connect(Tracking())
+    client, experiment = connect(TrackingSettings())
     client.delete_experiment(experiment)
     log_stage(TRAIN, {}, "FINISHED", time.time())
     assert len(client.search_runs([experiment])) == 1
@@ -230,7 +230,7 @@ def test_a_server_that_is_down_costs_seconds_and_a_sentence(
     assert said.count("\n") == 1
     assert [folder.name for folder in PENDING_RUNS.iterdir()] == ["p1"]
     monkeypatch.setenv("NBS_PIPELINE", "p2")
-    end_pipeline("FINISHED", Tracking())  # it is up again
+    end_pipeline("FINISHED", TrackingSettings())  # it is up again
     assert [run.info.status for run in runs("p1")] == ["FINISHED", "FINISHED"]
 
 

@@ -117,6 +117,6 @@ def test_neither_times_nor_places_are_in_a_page(project: Project) -> None:
 
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "PYTHONHASHSEED", "OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY"])
 def test_threads_seed_and_instructions_are_pinned(variable: str) -> None:
-    from nbs_lib.pipeline.runner import PINNED
+    from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
 
-    assert variable in PINNED
+    assert variable in PINNED_ENVIRONMENT

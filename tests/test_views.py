@@ -178,11 +178,11 @@ def test_rows_come_back_in_their_order_and_each_once(tmp_path: Path) -> None:
 
 
 def test_the_flights_see_no_future(tmp_path: Path) -> None:
-    from nbs_lib.data.resolve import resolve
+    from nbs_lib.data.resolve import resolve_roles
     from nbs_lib.demos.flights import source, views
 
-    found = source.read()
-    rows, roles = resolve(found, {"source": "flights", "as_of": "2013-01-12"})
+    found = source.read_source()
+    rows, roles = resolve_roles(found, {"source": "flights", "as_of": "2013-01-12"})
     rows = rows.reset_index(drop=True)
     moment = pd.Timestamp("2013-01-08T17:20", tz="UTC")
     times = {view.name: view for view in views.VIEWS if view.delay != "0s"}
@@ -370,8 +370,8 @@ def test_the_committed_contract_is_that_of_the_code() -> None:
     roles = Roles.load(ROOT / "data/contract/features.yaml")
     if roles.source != "flights":
         pytest.skip("the table is not the demo")
-    from nbs_lib.demos.flights.source import read
+    from nbs_lib.demos.flights.source import read_source
 
-    views = order_views(declared_views(roles), ["snapshot", *read().companions])
+    views = order_views(declared_views(roles), ["snapshot", *read_source().companions])
     told = [roles.target, roles.task, roles.classes]
     assert {view["name"]: view["version"] for view in roles.views} == view_versions(views, told)

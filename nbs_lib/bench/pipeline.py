@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ..core.errors import StageError
 from ..core.stages import load_stages
-from ..pipeline.clone import clone
-from ..pipeline.runner import PINNED
+from ..pipeline.clone import clone_project
+from ..pipeline.runner import PINNED_ENVIRONMENT
 
 # %% ../../notebooks/lib/bench/01_pipeline.ipynb #77d38176
 def _plain_script(
@@ -60,10 +60,10 @@ def bench(
 ) -> None:
     "Print the pipeline's cost, the script's, and their ratio."
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | PINNED | {"PATH": path, "PYTHONPATH": ".", "MPLBACKEND": "agg"}
+    environment = os.environ | PINNED_ENVIRONMENT | {"PATH": path, "PYTHONPATH": ".", "MPLBACKEND": "agg"}
     environment = {key: value for key, value in environment.items() if key not in ("NBS_PIPELINE", "NBS_STAGING")}
     with tempfile.TemporaryDirectory() as folder:
-        root = clone(Path(folder) / "clone")
+        root = clone_project(Path(folder) / "clone")
         (root / "plain.py").write_text(_plain_script(root), encoding="utf-8")
         ratios = []
         for _ in range(rounds):

@@ -32,7 +32,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.layout import InputLayout
 from ..bundle.parity import add_view_columns
 from ..core.errors import UserError
-from ..core.server_process import ServerProcess, free_port, get, serving
+from ..core.server_process import ServerProcess, free_port, http_get, running_server
 from ..data.roles import Roles
 from ..registry.pointers import champion_path
 
@@ -96,7 +96,7 @@ def echo_server(
     "The echo, behind the server that ours uses."
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "nbs_lib.bench.peers:echo", "--port", str(port), *_ECHO_OPTIONS.split()]
-    with serving(command, port, "/", environment=server_environment(), cores=cores) as server:
+    with running_server(command, port, "/", environment=server_environment(), cores=cores) as server:
         yield server
 
 
@@ -113,7 +113,9 @@ def our_server(
         told = {"port": port, "workers": workers, "log": log} | settings
         variables = {f"NBS_SERVE_{key.upper()}": str(value) for key, value in told.items()}
         command = [sys.executable, "-m", "nbs_lib.cli", "serve"]
-        with serving(command, port, cwd=root, environment=server_environment(**variables), cores=cores) as server:
+        with running_server(
+            command, port, cwd=root, environment=server_environment(**variables), cores=cores
+        ) as server:
             yield server
 
 
@@ -132,7 +134,7 @@ def peer_server(
     variables = server_environment(**write_peer_files(peer, folder, ports), BENTOML_DO_NOT_TRACK="True")
     variables["PATH"] = f"{programs}{os.pathsep}{variables['PATH']}"
     program, *options = (part.format(port=ports[0], folder=folder) for part in peer.command)
-    with serving([str(programs / program), *options], ports[0], peer.ready, folder, variables, cores) as server:
+    with running_server([str(programs / program), *options], ports[0], peer.ready, folder, variables, cores) as server:
         yield server
 
 # %% ../../notebooks/lib/bench/09_serve.ipynb #241a3fe9
@@ -264,7 +266,7 @@ def _measure_ours(
             for title, rows in kinds.items():
                 bodies = write_bodies(folder / "ours", rows)
                 shares[title] = compare_with_echo(title, echo, server, (bodies, bodies), "/predict", rounds, seconds)
-            print(f"in the prediction log: {_format_log_counts(get(f'{server.url}/metrics')[1].decode())}")
+            print(f"in the prediction log: {_format_log_counts(http_get(f'{server.url}/metrics')[1].decode())}")
             return shares
     except UserError as error:
         print(f"ours is left out: {error}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import StageError
-from ..core.server_process import pinned
+from ..core.server_process import pin_to_cores
 
 # %% ../../notebooks/lib/bench/08_wrk.ipynb #b2c95ca0
 _NO_WRK = "wrk is not installed: apt-get install wrk"
@@ -105,7 +105,7 @@ def run_wrk(
         script = Path(folder, "bodies.lua")
         script.write_text(_LUA_SCRIPT, encoding="utf-8")
         size = ["-t", str(threads), "-c", str(connections), "-d", f"{round(seconds)}s", "-s", str(script)]
-        command = pinned(
+        command = pin_to_cores(
             [program, *size, url, "--", str(Path(bodies).resolve()), "count" if count else "all", str(pause_ms)], cores
         )
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

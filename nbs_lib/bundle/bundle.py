@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import BundleError
-from ..core.files import replacing, write_json
-from ..data.arrays import Array, wide
+from ..core.files import atomic_write, write_json
+from ..data.arrays import Array, input_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def write_bundle(
     extras = {name: part for name, part in ((CONTEXT_FILE, context), (CASES_FILE, cases)) if part is not None}
     with replacing_folder(folder) as temporary:
         for name, content in ({REQUIRED_FILES[0]: graph} | extras).items():
-            with replacing(temporary / name) as file:
+            with atomic_write(temporary / name) as file:
                 file.write_bytes(content)
         for name, content in contents.items():
             write_json(content, temporary / f"{name}.json")
@@ -229,7 +229,7 @@ class Bundle:
     ) -> dict[str, Array]:  # output, margin and, in a classification, class; [N], or [N, K] for K > 2 classes
         "Answer raw rows; raises `DataError` with column and row."
         others = {*self.schema.get("others", ()), *(name for names in self.context_names.values() for name in names)}
-        return self.decide(*self.ask(wide(rows, self.names, others, first)))
+        return self.decide(*self.ask(input_arrays(rows, self.names, others, first)))
 
     def context(
         self,
@@ -240,7 +240,7 @@ class Bundle:
         if self._context is None:
             raise BundleError(f"bundle {self.id[:12]} has no {CONTEXT_FILE}.")
         others = {*self.schema.get("others", ()), *(each["name"] for each in self.schema["inputs"])}
-        return self.decide(*self.ask(wide(rows, self.context_names, others, first), context=True))
+        return self.decide(*self.ask(input_arrays(rows, self.context_names, others, first), context=True))
 
     def prior(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 from .bundle import CASES_FILE, Bundle
 from .layout import InputLayout
 from ..core.errors import BundleError
-from ..data.arrays import KINDS, Array
+from ..data.arrays import ARRAY_CONVERTERS, Array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ def _graph_arrays(table: Any, names: Mapping[str, Sequence[str]]) -> dict[str, A
     "Rows of a Parquet table as graphs take them."
     found = {}
     for kind, wanted in names.items():
-        none: Array = np.empty((table.num_rows, 0), dtype=KINDS[kind]([], "").dtype)
+        none: Array = np.empty((table.num_rows, 0), dtype=ARRAY_CONVERTERS[kind]([], "").dtype)
         columns = [table[name].to_numpy(zero_copy_only=False).astype(none.dtype)[:, None] for name in wanted]
         found[kind] = np.concatenate([none, *columns], axis=1)
     return found

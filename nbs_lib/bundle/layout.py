@@ -14,7 +14,7 @@ import numpy as np
 
 from .bundle import Bundle
 from ..core.errors import DataError
-from ..data.arrays import KINDS, Array, columns, is_table, texts
+from ..data.arrays import ARRAY_CONVERTERS, Array, is_table, text_array, to_columns
 
 # %% ../../notebooks/lib/bundle/04_layout.ipynb #92d9b7df
 def _whole_number(value: Any, column: str, row: int) -> int | None:
@@ -38,7 +38,7 @@ def _entity_keys(
 ) -> list[Any]:  # text or whole numbers; None = missing
     "A column that says who or what a row is about; raises `DataError` with column and row."
     if kind == "text":
-        return [value or None for value in texts(values, column, first)]
+        return [value or None for value in text_array(values, column, first)]
     return [_whole_number(value, column, row) for row, value in enumerate(values, first)]
 
 # %% ../../notebooks/lib/bundle/04_layout.ipynb #8259f179
@@ -109,13 +109,13 @@ class RowReader(InputLayout):
                 kind = type(rows).__name__
                 raise DataError(f"what is asked is a {kind}: give a row, a list of rows or a table.") from None
         names = self.table_columns(getattr(rows, "columns", rows)) if table else self.columns_to_read
-        found = columns(rows, names, self.known_columns, first)
+        found = to_columns(rows, names, self.known_columns, first)
         n = len(found[names[0]])
         nothing = [None] * n
         arrays = {}
         for kind, wide in self.names.items():
-            each = [KINDS[kind](found.get(name, nothing), name, first) for name in wide]
-            arrays[kind] = np.stack([KINDS[kind](nothing, ""), *each], axis=1)[:, 1:]
+            each = [ARRAY_CONVERTERS[kind](found.get(name, nothing), name, first) for name in wide]
+            arrays[kind] = np.stack([ARRAY_CONVERTERS[kind](nothing, ""), *each], axis=1)[:, 1:]
         entities = {
             name: _entity_keys(found.get(name, nothing), kind, name, first) for name, kind in self.entities.items()
         }

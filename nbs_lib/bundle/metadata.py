@@ -15,7 +15,7 @@ import pandas as pd
 
 from .parity import graph_outputs
 from ..data.arrays import MISSING_TIME, Array
-from ..data.roles import Roles, kind
+from ..data.roles import Roles, column_kind
 from ..models.metrics import bootstrap, bootstrap_interval, metric_gain
 from ..models.metrics import metric_statistics as measures
 
@@ -153,7 +153,7 @@ def build_schema(
         "key": roles.key,
         "others": sorted(set(map(str, snapshot.columns)) - used),
         "inputs": inputs,
-        "entities": {name: kind(snapshot[name]) for view in roles.views for name in view["entity"]},
+        "entities": {name: column_kind(snapshot[name]) for view in roles.views for name in view["entity"]},
         "views": [{key: view.get(key) for key in _VIEW_KEYS} for view in roles.views],
     }
     if about := {
@@ -171,7 +171,7 @@ def _input_source(roles: Roles, snapshot: pd.DataFrame, name: str, group: str) -
     "Where an input comes from, and what callers send."
     told = roles.columns[name]
     view = told.get("from")
-    sent = {"numeric": "number", "categorical": "text"}[group] if view else kind(snapshot[name])
+    sent = {"numeric": "number", "categorical": "text"}[group] if view else column_kind(snapshot[name])
     about = {key: told[key] for key in (*_DESCRIPTION_KEYS, "format") if told.get(key)}
     return {"from": view or "request", "type": sent, **about}
 

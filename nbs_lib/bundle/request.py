@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, UnsetType
 from .bundle import Bundle
 from .layout import InputLayout
 from ..core.errors import DataError, UserError, did_you_mean
-from ..data.arrays import MISSING_TIME, moment
+from ..data.arrays import MISSING_TIME, epoch_seconds
 
 # %% ../../notebooks/lib/bundle/07_request.ipynb #ddfc884f
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ _TIME_LIMITS_S = -62_135_596_800, 253_402_300_799  # years 1 to 9999: what a cal
 
 @lru_cache(65_536)  # rows of one time come together
 def _parse_time(value: Any) -> int:
-    found = moment(value, "")
+    found = epoch_seconds(value, "")
     if found != MISSING_TIME and not _TIME_LIMITS_S[0] <= found <= _TIME_LIMITS_S[1]:
         raise DataError("beyond the calendar")
     return found

@@ -24,7 +24,7 @@ from .run_results import format_interval, format_number, metric_label
 from .scores import format_with_interval
 from ..models.metrics import metric_gain
 from ..pages import blocks, plots
-from ..pages.blocks import Block, note
+from ..pages.blocks import Block, small_note
 
 # %% ../../notebooks/lib/evaluation/06_frontier.ipynb #e7dbe6ec
 def pareto_front(
@@ -92,8 +92,8 @@ def frontier_plot(
     scores = {name: metrics["candidates"][name]["test"][metric] for name in cost}
     shown = {name: (x, scores[name]["value"]) for name, x in cost.items() if scores[name]["value"] is not None}
     line = pareto_front({name: (x, metric_gain(metric, y, 0.0)) for name, (x, y) in shown.items()})
-    fig, ax = plots.figure(height=3.8)
-    ax.plot(*zip(*(shown[name] for name in line), strict=True), color=plots.MUTED, linewidth=1, zorder=1)
+    fig, ax = plots.new_figure(height=3.8)
+    ax.plot(*zip(*(shown[name] for name in line), strict=True), color=plots.MUTED_COLOR, linewidth=1, zorder=1)
     for name, (x, y) in shown.items():
         color = plots.PALETTE["blue" if name == best else "gray"]
         ends = [scores[name][end] if scores[name][end] is not None else y for end in ("lo", "hi")]
@@ -111,8 +111,8 @@ def _draw_names(ax: Axes, shown: Mapping[str, _Point], best: str) -> None:
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     spots = {name: (300 * (x - x0) / (x1 - x0), 200 * (y - y0) / (y1 - y0)) for name, (x, y) in shown.items()}
     for name, up in _place_labels(spots).items():
-        ink, weight = (plots.INK, "bold") if name == best else (plots.MUTED, "normal")
-        text = plots.label(name)
+        ink, weight = (plots.INK_COLOR, "bold") if name == best else (plots.MUTED_COLOR, "normal")
+        text = plots.short_label(name)
         ax.annotate(text, shown[name], (6, up), textcoords="offset points", color=ink, fontweight=weight)
 
 # %% ../../notebooks/lib/evaluation/06_frontier.ipynb #233a47c9
@@ -136,7 +136,7 @@ def frontier_table(
         size = (format_size(told["bytes"]), *opened)
         lines.append([name, *(_score_cell(test[m]) for m in scored), size, *_time_cells(timed)])
     head = ["candidate", *map(metric_label, scored), "size", *_TIME_COLUMNS]
-    return blocks.table(head, lines, names.index(best))
+    return blocks.table_block(head, lines, names.index(best))
 
 
 _LINE_BREAK = Block("<br>")
@@ -145,7 +145,7 @@ _TIME_COLUMNS = tuple(f"{rows} row{'' if rows == '1' else 's'}" for rows in BATC
 
 def _score_cell(found: Mapping[str, Any]) -> object:
     exact = 3 if abs(found["value"] or 0) < 10 else 1
-    return format_number(found["value"], exact), note(format_interval(dict(found), exact))
+    return format_number(found["value"], exact), small_note(format_interval(dict(found), exact))
 
 
 def _time_cells(timed: GraphTiming | None) -> list[object]:
@@ -168,8 +168,10 @@ def alternatives_table(
         if any(is_similar_size(size, each.net_bytes) for size in same):
             apart = "—" if each.batch is None else f"{each.batch:.1g}"
             score = _score_cell(each.score) if each.score else "—"
-            lines.append([(each.name, note(each.why)), score, f"{each.bytes / 1000:,.0f}", *_time_cells(each), apart])
-    return blocks.table(["what", metric_label(metric), "KB", *_TIME_COLUMNS, "moved"], lines) if lines else None
+            lines.append(
+                [(each.name, small_note(each.why)), score, f"{each.bytes / 1000:,.0f}", *_time_cells(each), apart]
+            )
+    return blocks.table_block(["what", metric_label(metric), "KB", *_TIME_COLUMNS, "moved"], lines) if lines else None
 
 
 def budget_sentence(

@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import Any
 
 from ..bundle.parity import PARITY_TOLERANCE, difference_bound
-from ..core.checks import entry
+from ..core.checks import ledger_entry
 from ..core.errors import ParamsError, did_you_mean
 from ..core.params import AUTO
 from .run_results import metric_label
@@ -115,16 +115,18 @@ def _beats_check(metrics: dict[str, Any], name: str, other: str, metric: str, co
     check, needed = f"beats {other}", f"the whole {confidence:.0%} interval above 0"
     if name == other:
         sentence = f"{name} is the best on validation: nothing was learned that is better than always the same answer."
-        return entry(check, False, f"it is {name} itself", needed, sentence)
+        return ledger_entry(check, False, f"it is {name} itself", needed, sentence)
     found = _metric_difference(metrics, name, other, metric, confidence)
     observed = f"{metric_label(metric)} {_difference_text(found)}"
     if found is None:
-        return entry(
+        return ledger_entry(
             check, None, observed, needed, f"{_NO_INTERVAL} whether {name} beats {other} in {metric_label(metric)}."
         )
     passed = found["lo"] > 0
     verdict = "beats" if passed else "does not beat"
-    return entry(check, passed, observed, needed, f"{name} {verdict} {other} in {metric_label(metric)} beyond noise.")
+    return ledger_entry(
+        check, passed, observed, needed, f"{name} {verdict} {other} in {metric_label(metric)} beyond noise."
+    )
 
 
 def _log_loss_check(metrics: dict[str, Any], name: str, confidence: float) -> dict[str, Any]:
@@ -134,11 +136,11 @@ def _log_loss_check(metrics: dict[str, Any], name: str, confidence: float) -> di
         sentence = (
             f"{_NO_INTERVAL} whether the probabilities of {name} are worse than always answering the usual share."
         )
-        return entry("log loss", None, observed, needed, sentence)
+        return ledger_entry("log loss", None, observed, needed, sentence)
     passed = found["hi"] >= 0
     verdict = "are not worse than" if passed else "are worse than"
     sentence = f"the probabilities of {name} {verdict} always answering the usual share, beyond noise."
-    return entry("log loss", passed, observed, needed, sentence)
+    return ledger_entry("log loss", passed, observed, needed, sentence)
 
 
 def _parity_check(name: str, largest: float) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _parity_check(name: str, largest: float) -> dict[str, Any]:
     sentence = f"the graph of {name} answers like the training library on every test row, to {stated}."
     if not passed:
         sentence = f"the graph of {name} answers otherwise than the training library, by up to {stated}."
-    return entry("parity", passed, f"differences up to {stated}", f"at most {PARITY_TOLERANCE:.0e}", sentence)
+    return ledger_entry("parity", passed, f"differences up to {stated}", f"at most {PARITY_TOLERANCE:.0e}", sentence)
 
 
 def _budget_check(name: str, frontier: dict[str, Any]) -> dict[str, Any]:
@@ -156,14 +158,14 @@ def _budget_check(name: str, frontier: dict[str, Any]) -> dict[str, Any]:
         sentence += (
             f" Nothing that was learned is within it: the smallest is {frontier['smallest']} ({smallest['seen']})."
         )
-    return entry("budget", told["within"], told["seen"], frontier["needed"], sentence)
+    return ledger_entry("budget", told["within"], told["seen"], frontier["needed"], sentence)
 
 
 def _all_rows_check(sample: float) -> dict[str, Any]:
     sentence = "all rows were used."
     if sample < 1:
         sentence = f"this run used {sample:.2%} of the rows, and a sampled run is never promoted."
-    return entry("all rows", sample >= 1, f"run.sample {sample:g}", "1", sentence)
+    return ledger_entry("all rows", sample >= 1, f"run.sample {sample:g}", "1", sentence)
 
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #6d090328
 def decide_gate(

@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from ..core.checks import entry
+from ..core.checks import ledger_entry
 from ..data.arrays import Array
 
 # %% ../../notebooks/lib/evaluation/01_leakage.ipynb #6f813c5d
@@ -100,7 +100,7 @@ def check_leaks(
         sentence = (
             f"Too few test rows to tell whether an input tells the answer by itself: {_MIN_CLASS_ROWS} of a class."
         )
-        return entry("leaks", None, "too few rows", needed, sentence, inputs=[])
+        return ledger_entry("leaks", None, "too few rows", needed, sentence, inputs=[])
     best, most = next(iter(told.items()))
     observed, over = (
         f"{_SCORE_NAMES[task]} {most:.4f} of {best} alone",
@@ -115,4 +115,4 @@ def check_leaks(
         sentence = f"The input {best} tells the answer by itself, which gate.leak allows."
     else:
         sentence = "No input tells the answer by itself."
-    return entry("leaks", None if over else True, observed, needed, sentence, inputs=over)
+    return ledger_entry("leaks", None if over else True, observed, needed, sentence, inputs=over)

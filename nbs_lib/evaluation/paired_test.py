@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..core.checks import HOLD, PROMOTE, REJECT, entry
+from ..core.checks import HOLD, PROMOTE, REJECT, ledger_entry
 from ..core.errors import ParamsError
 from .run_results import metric_label
 from .scores import MIN_LEVEL_SHARE
@@ -67,7 +67,7 @@ def _skill_check(task: str, drawn: Floats, rules: ChallengeRules) -> dict[str, A
     observed = f"{metric_label(metric)} above {nothing:g} by {_bounds_text(found)}"
     passed = None if found["lo"] is None else found["lo"] > 0
     verdict = {True: "knows more than chance", False: "knows no more than chance", None: _TOO_FEW_BLOCKS}[passed]
-    return entry(
+    return ledger_entry(
         "beats chance", passed, observed, needed, f"The challenger {verdict} on rows that it has not seen.", hard=True
     )
 
@@ -93,7 +93,7 @@ def _champion_check(
         passed
     ]
     name = "holds its own" if scheduled else "beats champion"
-    return entry(name, passed, observed, needed, f"The challenger {verdict}.", hard=False), found
+    return ledger_entry(name, passed, observed, needed, f"The challenger {verdict}.", hard=False), found
 
 
 def _residuals(task: str, target: NDArray[Any], output: Floats) -> Floats:
@@ -110,7 +110,7 @@ def _calibration_check(task: str, errors: dict[str, Floats], spread: float, rule
     observed = f"off by {off['challenger']:.4f}{unit} on average, the champion by {off['champion']:.4f}"
     verdict = "no further off than" if passed else "further off than"
     sentence = f"On average the challenger is {verdict} the champion allows ({more:+.4f})."
-    return entry("calibration", passed, observed, f"at most {rules.calibration:g} more", sentence, hard=False)
+    return ledger_entry("calibration", passed, observed, f"at most {rules.calibration:g} more", sentence, hard=False)
 
 # %% ../../notebooks/lib/evaluation/10_paired_test.ipynb #f480ff98
 def _iter_slices(slices: pd.DataFrame, rows: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -148,7 +148,7 @@ def _slices_check(
     observed = f"{name}: {most:+.1%} loss (at least {lower:+.1%}); {len(found)} slices"
     sentence = f"No slice is clearly worse than with the champion; the nearest to it is {name}."
     sentence = sentence if passed else f"Rows with {name} are clearly worse off."
-    return entry("slices", passed, observed, needed, sentence, hard=False)
+    return ledger_entry("slices", passed, observed, needed, sentence, hard=False)
 
 # %% ../../notebooks/lib/evaluation/10_paired_test.ipynb #5847944b
 def run_paired_test(
@@ -168,7 +168,7 @@ def run_paired_test(
     told = {"metric": metric, "rows": rows, "blocks": blocks}
     if rows == 0 or (task != "regression" and len(np.unique(target)) < 2):
         ledger = [
-            entry(
+            ledger_entry(
                 "labels",
                 None,
                 f"{rows:,} rows",

@@ -28,17 +28,17 @@ from nbs_lib.evaluation.run_results import (
 from .scores import WITHOUT_VIEWS
 from ..models.metrics import HIGHER_IS_BETTER
 from ..pages import blocks, plots
-from ..pages.blocks import Block, code, note
+from ..pages.blocks import Block, inline_code, small_note
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #ade329eb
 def describe_target(
     found: RunResults,
 ) -> list[object]:  # text and blocks
     "The target in words, such as: how probable it is that late is yes."
-    target, about = code(found.roles.target), found.roles.columns[found.roles.target].get("description")
+    target, about = inline_code(found.roles.target), found.roles.columns[found.roles.target].get("description")
     rest = f" ({about})" if about else ""
     if found.roles.task == "binary":
-        return ["how probable it is that ", target, " is ", code(found.roles.classes[1]), rest]
+        return ["how probable it is that ", target, " is ", inline_code(found.roles.classes[1]), rest]
     if found.roles.task == "multiclass":
         return ["how probable each class of ", target, " is", rest]
     return ["what ", target, " will be", rest]
@@ -89,12 +89,12 @@ def _hold_reason(found: RunResults) -> tuple[str, list[object]]:
     "Why a run is held, and what to do."
     untold = [entry for entry in found.gate["ledger"] if entry["passed"] is None]
     if any(entry.get("inputs") for entry in untold):
-        todo = ["What next: look at that input, take it out or raise ", code("gate.leak"), ", and run again. "]
+        todo = ["What next: look at that input, take it out or raise ", inline_code("gate.leak"), ", and run again. "]
         return "It may know the answer beforehand: nothing is promoted.", todo
     if untold:
-        todo = ["What next: take more rows or days, or raise ", code("evaluate.resamples"), ", and run again. "]
+        todo = ["What next: take more rows or days, or raise ", inline_code("evaluate.resamples"), ", and run again. "]
         return "Too little was measured: nothing is promoted.", todo
-    todo = ["What next: set ", code("run.sample"), " to 1 and run again, with all rows. "]
+    todo = ["What next: set ", inline_code("run.sample"), " to 1 and run again, with all rows. "]
     return "A trial run: nothing is promoted.", todo
 
 
@@ -105,17 +105,17 @@ def decision_banner(
     decision, reason = found.gate["decision"], found.gate["sentence"]
     does = ["For each row it says ", *describe_target(found), ". ", describe_quality(found)]
     if decision == "PROMOTE":
-        todo = ["What next: ", code("nbs predict TABLE"), " answers for the rows of a CSV or Parquet file."]
+        todo = ["What next: ", inline_code("nbs predict TABLE"), " answers for the rows of a CSV or Parquet file."]
         care = calibration_agreement(found)[2]
         reasons = [does, [reason], *([[care]] if care else [])]
-        return blocks.verdict(blocks.GOOD, decision, "The model is ready to use.", reasons, todo)
+        return blocks.callout(blocks.GOOD, decision, "The model is ready to use.", reasons, todo)
     stays = "What is served stays as it is."
     if decision == "HOLD":
         headline, todo = _hold_reason(found)
-        return blocks.verdict(blocks.WARN, decision, headline, [does, [reason]], [*todo, stays])
+        return blocks.callout(blocks.WARN, decision, headline, [does, [reason]], [*todo, stays])
     todo = ["What next: see below which check failed, then try more rows, better columns, or another question. ", stays]
     sought = ["What was sought: for each row, ", *describe_target(found), "."]
-    return blocks.verdict(blocks.BAD, decision, "No model is good enough to use.", [sought, [reason]], todo)
+    return blocks.callout(blocks.BAD, decision, "No model is good enough to use.", [sought, [reason]], todo)
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #14469722
 def _likely_text(ends: dict[str, Any], exact: int, sign: bool = False) -> str:
@@ -140,7 +140,7 @@ def champion_tiles(
     counts = found.rows["_split"].value_counts()
     about = f"and {counts['valid'] + counts['test']:,} more to choose and to test with"
     items.append(("rows learned from", f"{counts['train']:,}", about))
-    return blocks.tiles(items)
+    return blocks.metric_tiles(items)
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #be958a21
 _SPLIT_USES = {"train": "to learn", "valid": "to choose and calibrate", "test": "to test, once"}
@@ -151,13 +151,16 @@ def _target_column(found: RunResults) -> tuple[str, Any]:
     roles = found.roles
     if roles.task == "regression":
         exact = metric_digits(found, "mae")
-        return f"mean {plots.label(roles.target)}", lambda target: format_number(target.mean(), exact)
+        return f"mean {plots.short_label(roles.target)}", lambda target: format_number(target.mean(), exact)
     if roles.task == "binary":
-        return f"{plots.label(roles.target)} = {plots.label(roles.classes[1])}", lambda target: f"{target.mean():.1%}"
+        return (
+            f"{plots.short_label(roles.target)} = {plots.short_label(roles.classes[1])}",
+            lambda target: f"{target.mean():.1%}",
+        )
 
     def most(target: Any) -> str:
         count = np.bincount(target.astype(int))
-        return f"{plots.label(roles.classes[count.argmax()])} ({count.max() / count.sum():.1%})"
+        return f"{plots.short_label(roles.classes[count.argmax()])} ({count.max() / count.sum():.1%})"
 
     return "most frequent class", most
 
@@ -173,7 +176,7 @@ def splits_table(
         rows = found.rows[found.rows["_split"] == part]
         days = [np.datetime64(int(day), "D") for day in (rows["_block"].min(), rows["_block"].max())] if dated else []
         lines.append([use, f"{len(rows):,}", *map(str, days), say(rows["_target"].to_numpy())])
-    return blocks.table(["rows", "number", *(["from", "to"] if dated else []), head], lines)
+    return blocks.table_block(["rows", "number", *(["from", "to"] if dated else []), head], lines)
 
 
 def sources_list(
@@ -182,11 +185,17 @@ def sources_list(
     "The table, its columns, and the rows that were left out."
     roles = found.roles
     used = len(roles.numeric) + len(roles.categorical) + len(roles.time)
-    when = [" before ", code(roles.timestamp)] if roles.timestamp else []
-    ahead = [", as known ", code(roles.horizon), *when] if roles.timestamp and not roles.horizon.startswith("0") else []
-    lines = [["The table is ", code(roles.source), f"; the model learns from {used} of its columns", *ahead, "."]]
+    when = [" before ", inline_code(roles.timestamp)] if roles.timestamp else []
+    ahead = (
+        [", as known ", inline_code(roles.horizon), *when]
+        if roles.timestamp and not roles.horizon.startswith("0")
+        else []
+    )
+    lines = [
+        ["The table is ", inline_code(roles.source), f"; the model learns from {used} of its columns", *ahead, "."]
+    ]
     lines += [[sentence] for sentence in roles.notes]
-    return Block("<ul>" + "".join(f"<li>{blocks.inline(*line)}</li>" for line in lines) + "</ul>")
+    return Block("<ul>" + "".join(f"<li>{blocks.inline_html(*line)}</li>" for line in lines) + "</ul>")
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #1073db27
 def _rank_candidates(
@@ -241,16 +250,16 @@ def candidates_table(
         lead = found.metrics["candidates"][name].get("vs_linear", {}).get(found.primary)
         against: object = "—"
         if lead and name != "linear":
-            against = (format_number(lead["diff"], exact, True), note(format_interval(lead, exact, True)))
+            against = (format_number(lead["diff"], exact, True), small_note(format_interval(lead, exact, True)))
         first = found.on_test(name)
-        quality = (format_number(first["value"], exact), note(format_interval(first, exact)))
+        quality = (format_number(first["value"], exact), small_note(format_interval(first, exact)))
         rest = [
             format_number(found.on_test(name, metric)["value"], metric_digits(found, metric)) for metric in metrics[1:]
         ]
-        lines.append([(name, note(about)), quality, against, *rest])
+        lines.append([(name, small_note(about)), quality, against, *rest])
     heads = [metric_label(metric) for metric in metrics]
     head = ["candidate", heads[0], "better than linear by", *heads[1:]]
-    return blocks.table(head, lines, strong=names.index(found.champion))
+    return blocks.table_block(head, lines, strong=names.index(found.champion))
 
 
 def views_gain_note(
@@ -294,7 +303,7 @@ def _ranked_slices(found: RunResults) -> list[tuple[str, dict[str, float], int]]
     few = found.rows["_split"].eq("test").sum() / 100
     slices = [s for s in found.metrics["slices"] if s[found.primary]["value"] is not None and s["rows"] >= few]
     slices.sort(key=lambda s: sign * s[found.primary]["value"])
-    names = [f"{plots.label(s['column'], 14)} = {plots.label(s['level'], 12)}" for s in slices]
+    names = [f"{plots.short_label(s['column'], 14)} = {plots.short_label(s['level'], 12)}" for s in slices]
     return [(name, s[found.primary], s["rows"]) for name, s in zip(names, slices, strict=True)]
 
 
@@ -315,7 +324,7 @@ def show_weak_spots(
     low, all_rows = format_number(least["value"], exact), format_number(overall, exact)
     who = best if best == found.champion else f"{best} (the best on the validation rows, not the champion)"
     caption = f"{who} is weakest where {name}: {unit} {low} in {rows:,} rows, against {all_rows} over all."
-    plots.show(plots.interval_plot(names, values, lo, hi, unit, name, overall, exact), caption)
+    plots.show_figure(plots.interval_plot(names, values, lo, hi, unit, name, overall, exact), caption)
 
 
 def calibration_note(
@@ -345,7 +354,7 @@ def excluded_columns_table(
     lines = [[name, about.get("why", "")] for name, about in found.roles.columns.items() if _is_excluded(about)]
     if not lines:
         return Block("<p>Every column is learned from.</p>")
-    return blocks.table(["column", "why it is left out"], lines)
+    return blocks.table_block(["column", "why it is left out"], lines)
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #ecfbcc24
 def checks_table(
@@ -358,10 +367,10 @@ def checks_table(
         None: blocks.badge("can't be told", blocks.WARN),
     }
     lines = [
-        [(entry["check"], note(entry["sentence"])), word[entry["passed"]], entry["observed"], entry["needed"]]
+        [(entry["check"], small_note(entry["sentence"])), word[entry["passed"]], entry["observed"], entry["needed"]]
         for entry in entries
     ]
-    return blocks.table(["check", "", "observed", "needed"], lines)
+    return blocks.table_block(["check", "", "observed", "needed"], lines)
 
 
 def gate_ledger_table(
@@ -378,4 +387,6 @@ def lineage_table(
     made = found.lineage
     lines = [("bundle", found.bundle), *made["inputs"].items()]
     lines += [(name, made[name]) for name in ("params", "code", "lock") if made.get(name)]
-    return blocks.table(["what", "SHA-256"], [[code(name), code(digest[:16])] for name, digest in lines])
+    return blocks.table_block(
+        ["what", "SHA-256"], [[inline_code(name), inline_code(digest[:16])] for name, digest in lines]
+    )

@@ -23,7 +23,7 @@ from ..bundle.loaded import ServedModel, load_served_model
 from ..bundle.predictor import Predictions
 from ..bundle.request import RequestError, Row
 from ..core.errors import BundleError, UserError
-from ..core.paths import SERVED
+from ..core.paths import SERVED_FOLDER
 from ..core.settings import load_settings
 from ..data.arrays import MISSING_TIME, Array
 from .counterfactual import find_counterfactuals
@@ -223,7 +223,7 @@ class ExplainService:
 
     def _of_id(self, id: str, change: bool) -> dict[str, Any]:
         logged, answers = self._logged(id)
-        opened = self.opened(self.root / SERVED / logged.model)
+        opened = self.opened(self.root / SERVED_FOLDER / logged.model)
         (found,), output, margin = opened.explain(answers)
         now = opened.bundle.to_columns(opened.bundle.decide(output, margin))
         for name, (said,) in now.items():
@@ -247,14 +247,14 @@ class ExplainService:
         if self.log is None:
             raise RequestError(404, "[serve] log in settings.ini is empty: no answer is written down.", "id")
         try:
-            found = find_prediction(self.log, id, self.root / SERVED)
+            found = find_prediction(self.log, id, self.root / SERVED_FOLDER)
         except BundleError as error:
             raise RequestError(404, str(error), "id") from None
         if found is None:
             raise RequestError(
                 404, f"no answer {id} is known: it was never given, or is not written yet (a second).", "id"
             )
-        opened = self.opened(self.root / SERVED / found.model)
+        opened = self.opened(self.root / SERVED_FOLDER / found.model)
         arrays = _logged_arrays(found.inputs, opened.explainer.layout.names)
         output, margin = _logged_output(opened.bundle, found.answer)
         history = float("nan") if found.history is None else found.history

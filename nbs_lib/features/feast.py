@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.errors import UserError, ViewError
-from ..core.files import replacing, write_text
+from ..core.files import atomic_write, write_text
 from ..data.roles import Roles
 from .join import table_name
 
@@ -185,7 +185,7 @@ def write_feast_repo(
         raise UserError(f"{folder} is a file: name a folder for the Feast repository.")
     for view in views:
         path = files[view["name"]]
-        with replacing(folder / "data" / path.name) as temporary:
+        with atomic_write(folder / "data" / path.name) as temporary:
             pq.write_table(_to_feast_table(pq.read_table(path), view), temporary)
     written = [folder / "data" / path.name for path in files.values()]
     if not (folder / "feature_store.yaml").exists():

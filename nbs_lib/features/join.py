@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import ViewError, did_you_mean
-from ..core.files import replacing
-from ..data.roles import Roles, kind
-from ..data.source import folder as demo_of
+from ..core.files import atomic_write
+from ..data.roles import Roles, column_kind
+from ..data.source import source_module as demo_of
 from ..data.split import target_ids
-from ..data.table import duration
+from ..data.table import parse_duration
 from .default_views import build_default_views
 from nbs_lib.features.views import (
     CONTEXT_MODEL_ONLY,
@@ -74,9 +74,9 @@ def open_database(
 
 def _is_valid_key(values: pd.Series) -> bool:
     "Whether a column holds text or whole numbers."
-    if kind(values) == "number":
+    if column_kind(values) == "number":
         return bool((values.dropna() % 1 == 0).all())
-    return kind(values) == "text"
+    return column_kind(values) == "text"
 
 
 def quote_path(
@@ -230,7 +230,7 @@ def _compute_view(
     known = f"{quote_identifiers([view.timestamp])} + to_seconds({view_duration_s(view, 'delay')}) AS _known_at"
     whole = " AND ".join(f"{quote_identifiers([name])} IS NOT NULL" for name in view.entity) or "TRUE"
     query = f"SELECT {keys}{known}, {_typed_columns_sql(view)} FROM {quote_identifiers([view.name])} WHERE {whole} ORDER BY {keys}_known_at"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         db.execute(f"COPY ({query}) TO {quote_path(temporary)} (FORMAT parquet, COMPRESSION zstd)")
     return summarize_view(db, path, view.entity, view.columns)
 
@@ -396,7 +396,7 @@ def prediction_times(
     roles: Roles,  # timestamp and horizon
 ) -> pd.Series:  # datetime64[us, UTC]
     "When the prediction of each row is made: `data.horizon` before it happens."
-    return rows[roles.timestamp] - duration(roles.horizon, "data.horizon")
+    return rows[roles.timestamp] - parse_duration(roles.horizon, "data.horizon")
 
 
 def attach_views(

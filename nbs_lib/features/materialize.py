@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..core.errors import DataError, ParamsError, StoreError
 from ..core.files import read_table
-from ..core.paths import SERVED
+from ..core.paths import SERVED_FOLDER
 from ..core.settings import load_settings
 from ..data.roles import Roles
 from .catalog import bundles_by_view
@@ -107,7 +107,7 @@ def fill_store(
 
 def _tables_in_use(
     roles: Roles,  # with views
-    served: str | Path = SERVED,  # a folder of bundles
+    served: str | Path = SERVED_FOLDER,  # a folder of bundles
 ) -> set[str]:  # such as shop@1a2b3c4d5e6f
     "The tables that the contract or a served bundle reads."
     return {*map(table_name, roles.views), *bundles_by_view(served)}

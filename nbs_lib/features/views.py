@@ -20,7 +20,7 @@ from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 from sqlglot.optimizer.scope import traverse_scope
 
 from ..core.errors import ParamsError, ViewError, did_you_mean
-from ..data.table import duration
+from ..data.table import parse_duration
 
 # %% ../../notebooks/lib/features/01_views.ipynb #7a061ea2
 _COLUMN_TYPES = ("number", "text")
@@ -83,7 +83,7 @@ def view_duration_s(
     if written is None:
         return None
     try:
-        length = duration(written, what).total_seconds()
+        length = parse_duration(written, what).total_seconds()
     except ParamsError:
         raise ViewError(f"view {view.name}: {what} {written!r} is no length of time such as 2h or 7d.") from None
     if what == "ttl" and length <= 0:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.files import write_text
 from ..explain.report.importance import subsample
-from ..pages.page import escape_md
+from ..pages.page import escape_markdown
 
 # %% ../../notebooks/lib/monitor/04_evidently.ipynb #8a83c4fa
 _LOOKALIKES = str.maketrans({"<": "\u2039", ">": "\u203a"})
@@ -91,7 +91,11 @@ def evidently_page(
     left = [
         {"column": n, "method": None, "score": None, "limit": None, "drifted": None} for n in kinds if n not in full
     ]
-    said = f" Left out, because nothing is in them: {', '.join(escape_md(e['column']) for e in left)}." if left else ""
+    said = (
+        f" Left out, because nothing is in them: {', '.join(escape_markdown(e['column']) for e in left)}."
+        if left
+        else ""
+    )
     note = _NOTE.format(rows=f"{len(before):,} and {len(after):,} rows", left=said)
     if not full:
         write_text(f"<!doctype html>{_HEAD}<title>Drift</title>{note}", path)

@@ -21,7 +21,7 @@ from ..core.params import load_params
 from ..core.settings import load_settings
 from ..data.roles import Roles
 from ..data.split import target_ids
-from ..data.table import duration
+from ..data.table import parse_duration
 from ..evaluation.paired_test import ChallengeRules, run_paired_test
 from ..explain.report.importance import drift_effect, feature_importance
 from . import data_quality as contract
@@ -283,6 +283,6 @@ def add_service_metrics(
     found["service"] |= _rounded({name: value for name, value in told.items() if name not in found["service"]})
     champion = found["champion"]["id"]
     if roles and champion and settings.serve.log:
-        until = pd.Timestamp(found["as_of"] or "2262", tz="UTC") - duration(roles.label_delay, "data.label_delay")
+        until = pd.Timestamp(found["as_of"] or "2262", tz="UTC") - parse_duration(roles.label_delay, "data.label_delay")
         rules = ChallengeRules(confidence=float(load_params()["gate.challenge.confidence"]))
         found["shadow"] = _rounded(_compare_shadow(settings.serve.log, roles, champion, until, rules))

@@ -13,7 +13,18 @@ from typing import Any
 
 from ..evaluation.run_results import format_interval, format_number, metric_label
 from .monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH
-from ..pages.blocks import BAD, GOOD, WARN, Block, badge, code, note, table, tiles, verdict
+from nbs_lib.pages.blocks import (
+    BAD,
+    GOOD,
+    WARN,
+    Block,
+    badge,
+    callout,
+    inline_code,
+    metric_tiles,
+    small_note,
+    table_block,
+)
 
 # %% ../../notebooks/lib/monitor/10_page.ipynb #4512474f
 _MonitorResult = Mapping[str, Any]  # what `monitor` returns
@@ -32,14 +43,20 @@ _TODO: dict[str, tuple[object, ...]] = {
     WATCH: ("Nothing to do yet: look again after the next window.",),
     DRIFT: (
         "Look at the columns below; ",
-        code("make cycle"),
+        inline_code("make cycle"),
         " decides whether to learn again, and judges the result.",
     ),
     CONTRACT_FAILURE: (
         "Mend the data where they come from: nothing is learned from this window, and its figures below say little.",
     ),
-    INSUFFICIENT: ("Learn from at least eight windows, or shorten ", code("monitor.window"), " in params.yaml."),
-    NO_DATA: ("Start ", code("make serve"), " and send it traffic, or name tables: ", code("nbs monitor --help"), "."),
+    INSUFFICIENT: ("Learn from at least eight windows, or shorten ", inline_code("monitor.window"), " in params.yaml."),
+    NO_DATA: (
+        "Start ",
+        inline_code("make serve"),
+        " and send it traffic, or name tables: ",
+        inline_code("nbs monitor --help"),
+        ".",
+    ),
 }
 
 
@@ -58,8 +75,8 @@ def monitor_headline(
     if stale:
         what = "1 column looks" if len(stale) == 1 else f"{len(stale)} columns look"
         told = f"{what} as if the feature store had not been refreshed: first of all, "
-        reasons.append([told, code("nbs materialize"), "."])
-    return verdict(_TONES[status], status.upper(), _HEADLINES[status], reasons, _TODO[status])
+        reasons.append([told, inline_code("nbs materialize"), "."])
+    return callout(_TONES[status], status.upper(), _HEADLINES[status], reasons, _TODO[status])
 
 
 def _effect_text(name: str, found: _MonitorResult) -> str:
@@ -85,7 +102,7 @@ def monitor_tiles(
     items = [("rows in the window", f"{rows['window']:,}", span)]
     items.append(("columns over their limit", f"{len(over)}", f"of {count}"))
     items += _performance_tiles(found["performance"]) if found["performance"] else []
-    return tiles(items)
+    return metric_tiles(items)
 
 
 def _performance_tiles(told: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -116,7 +133,7 @@ def excluded_rows_note(
         "later": "rows lie after what is known as of this page: they are left out",
     }
     said = [f"{rows[name]:,} {words}." for name, words in told.items() if rows.get(name)]
-    return note(" ".join(said) or "No row was left out, repeated or contradicted.")
+    return small_note(" ".join(said) or "No row was left out, repeated or contradicted.")
 
 # %% ../../notebooks/lib/monitor/10_page.ipynb #2f8e3bae
 _MAX_TABLE_ROWS = 15  # checks or columns
@@ -129,13 +146,15 @@ def contract_table(
     ledger = found["contract"]
     failed = [entry for entry in ledger if not entry["passed"]]
     if not failed:
-        return note(f"All {len(ledger)} checks have passed." if ledger else "Nothing was checked: there is no window.")
+        return small_note(
+            f"All {len(ledger)} checks have passed." if ledger else "Nothing was checked: there is no window."
+        )
     failed.sort(key=lambda entry: entry["severity"] != "fail")
     marks = {"fail": badge("fails", BAD), "warn": badge("warns", WARN)}
     rows = [(marks[e["severity"]], e["sentence"], e["observed"], e["needed"]) for e in failed]
-    shown = table(("", f"{len(failed)} of {len(ledger)} checks", "observed", "needed"), rows[:_MAX_TABLE_ROWS])
+    shown = table_block(("", f"{len(failed)} of {len(ledger)} checks", "observed", "needed"), rows[:_MAX_TABLE_ROWS])
     return (
-        Block(shown.code + note(f"{len(rows) - _MAX_TABLE_ROWS} more failed.").code)
+        Block(shown.code + small_note(f"{len(rows) - _MAX_TABLE_ROWS} more failed.").code)
         if len(rows) > _MAX_TABLE_ROWS
         else shown
     )
@@ -162,13 +181,16 @@ def drift_table(
                 _score_and_limit(row["distance"], row["limit"]),
                 _share(found["importance"].get(name)),
                 _change(effect["output"]) if effect else "",
-                (_score_and_limit(score.get("score"), score.get("limit")), note(_DRIFT_LABELS[score.get("drifted")])),
+                (
+                    _score_and_limit(score.get("score"), score.get("limit")),
+                    small_note(_DRIFT_LABELS[score.get("drifted")]),
+                ),
                 missing,
                 ", ".join(row["new_levels"][:3]),
             )
         )
     heads = ("column", "", "distance (limit)", "importance", "moved answers by", "Evidently's", "missing (before)")
-    return table((*heads, "new levels"), rows)
+    return table_block((*heads, "new levels"), rows)
 
 
 def _score_and_limit(value: float | None, limit: float | None) -> str:
@@ -193,7 +215,9 @@ def moved_rows_table(
         for each in effect["rows"][:_MAX_MOVED_ROWS]
     ]
     return (
-        table(("column", "row", "its value", "its answer moved by"), rows) if rows else note("None was moved by drift.")
+        table_block(("column", "row", "its value", "its answer moved by"), rows)
+        if rows
+        else small_note("None was moved by drift.")
     )
 
 # %% ../../notebooks/lib/monitor/10_page.ipynb #0af5b7e5
@@ -203,7 +227,7 @@ def performance_table(
     "Each metric as estimated and as realized, and what was promised."
     told = found["performance"]
     if not told:
-        return note("There are no answers to judge: no champion, or it can't take these rows.")
+        return small_note("There are no answers to judge: no champion, or it can't take these rows.")
     promised = (told["worse"] or {}).get("promised")
     rows = []
     for name in dict.fromkeys([*told["estimate"], *told["realised"]]):
@@ -220,7 +244,7 @@ def performance_table(
                 was,
             )
         )
-    return table(("metric", "estimated", "estimates were off by", "realised", "promised"), rows)
+    return table_block(("metric", "estimated", "estimates were off by", "realised", "promised"), rows)
 
 
 def window_table(
@@ -239,8 +263,8 @@ def window_table(
         if each["metric"] == told["metric"] and None not in (each["estimate"], each["realised"])
     ]
     if not rows:
-        return note("No window has labels and one before it.")
-    return table(("window", f"{metric_label(told['metric'])}, estimated", "realised", "difference"), rows)
+        return small_note("No window has labels and one before it.")
+    return table_block(("window", f"{metric_label(told['metric'])}, estimated", "realised", "difference"), rows)
 
 
 def label_coverage_note(
@@ -249,13 +273,13 @@ def label_coverage_note(
     "How many labels have come, and how far the answers are off on average."
     told = found["performance"]
     if not told:
-        return note("")
+        return small_note("")
     seen, held = told["coverage"], told["calibration"]
     text = f"{seen['labelled']:,} of the window's {seen['rows']:,} rows have a label; {seen['late']:,} are late"
     text += f" and {seen['pending']:,} not due yet."
     if held and held["value"] is not None:
         text += f" What happened less what was said, on average: {_with_interval(held, sign=True)}."
-    return note(text)
+    return small_note(text)
 
 
 def monitor_reliability_table(
@@ -264,7 +288,7 @@ def monitor_reliability_table(
     "What was said and what happened, in groups of similar answers."
     held = (found["performance"] or {}).get("calibration")
     if not held or not held["groups"]:
-        return note("No label has come yet.")
+        return small_note("No label has come yet.")
     rows = [
         (
             format_number(each["predicted"]),
@@ -273,7 +297,7 @@ def monitor_reliability_table(
         )
         for each in held["groups"]
     ]
-    return table(("said", "happened", "rows"), rows)
+    return table_block(("said", "happened", "rows"), rows)
 
 
 def monitor_slice_table(
@@ -286,9 +310,9 @@ def monitor_slice_table(
         for each in (told["slices"] if told else [])
     ]
     return (
-        table(("column", "level", "rows", metric_label(told["metric"])), rows)
+        table_block(("column", "level", "rows", metric_label(told["metric"])), rows)
         if rows
-        else note("No label has come yet.")
+        else small_note("No label has come yet.")
     )
 
 # %% ../../notebooks/lib/monitor/10_page.ipynb #4eff61dd
@@ -309,7 +333,7 @@ def service_table(
             rows += [(f"{name.replace('_', ' ')}: {each}", _count(count), "") for each, count in value.items() if count]
         elif value not in (None, 0, ""):
             rows.append((name.replace("_", " "), _count(value), ""))
-    return table(("", "", "share"), rows) if rows else note("These rows did not come from the service.")
+    return table_block(("", "", "share"), rows) if rows else small_note("These rows did not come from the service.")
 
 
 def shadow_table(
@@ -318,7 +342,7 @@ def shadow_table(
     "How the challenger in shadow does beside the champion."
     told = found["shadow"]
     if not told:
-        return note("No challenger stands in the shadow, or none of its labels has come.")
+        return small_note("No challenger stands in the shadow, or none of its labels has come.")
     gain = "-" if told["diff"] is None else f"{format_number(told['diff'], 4, True)} ({format_interval(told, 4, True)})"
     rows = [(told["challenger"][:12], f"{told['rows']:,}", f"{told['blocks']}", gain)]
-    return table(("challenger in shadow", "labeled rows", "days", "gain in loss"), rows)
+    return table_block(("challenger in shadow", "labeled rows", "days", "gain in loss"), rows)

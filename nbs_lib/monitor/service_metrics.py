@@ -18,7 +18,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..core.errors import SettingsError
-from ..core.settings import Serve
+from ..core.settings import ServeSettings
 from ..serve.metrics import COUNTERS, HISTOGRAMS
 
 # %% ../../notebooks/lib/monitor/06_service_metrics.ipynb #f04e43e8
@@ -30,7 +30,7 @@ _OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # a p
 
 
 def service_url(
-    settings: Serve,
+    settings: ServeSettings,
 ) -> str:  # http://HOST:PORT
     "Where this machine finds its service."
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)

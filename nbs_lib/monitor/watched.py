@@ -17,11 +17,11 @@ import pandas as pd
 
 from ..bundle.bundle import Bundle
 from ..core.errors import DataError, NoChampionError, ParamsError, did_you_mean
-from ..core.paths import SERVED
+from ..core.paths import SERVED_FOLDER
 from ..core.settings import load_settings
 from ..data.roles import Roles
 from ..data.split import target_ids
-from ..data.table import duration, read_csv, read_parquet, timestamps
+from ..data.table import parse_duration, parse_timestamps, read_csv, read_parquet
 from ..features.materialize import CONTRACT_FILE
 from .counts.histogram import CATEGORICAL, NUMERIC
 from .counts.profile import MAX_TIME_S, MIN_TIME_S
@@ -83,7 +83,7 @@ def load_from_log(
     bundle: Bundle,  # the champion
     as_of: str | None = None,  # what is known; None: the end of the last ordinary day
     reference: str | Path | None = None,  # a CSV or Parquet file; None: the champion's training set
-    served: str | Path = SERVED,  # where the bundles are
+    served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> MonitoringData:
     "What was learned from, and what was answered since; raises `DataError`, `StoreError` or `BundleError`."
     then, path = (
@@ -125,7 +125,7 @@ def monitored_inputs(
 
 
 def _delay(roles: Roles) -> int:
-    return int(duration(roles.label_delay, "data.label_delay").total_seconds())
+    return int(parse_duration(roles.label_delay, "data.label_delay").total_seconds())
 
 
 def _next_day(known: int | None, zone: str) -> int | None:
@@ -254,7 +254,7 @@ def _with_time_and_target(table: pd.DataFrame, time: str | None, zone: str, role
         table = table[table[time].between(MIN_TIME_S, MAX_TIME_S)].reset_index(drop=True)
         found["_time"] = table[time].astype("int64")
     elif time and len(table):
-        found["_time"] = timestamps(table[time]).astype("int64") // 1_000_000
+        found["_time"] = parse_timestamps(table[time]).astype("int64") // 1_000_000
     if time:
         seconds = pd.Series(found["_time"], index=table.index)
         found["_block"] = local_days(pd.to_datetime(seconds, unit="s", utc=True), zone)

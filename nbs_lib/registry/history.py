@@ -14,10 +14,10 @@ from pathlib import Path
 
 from ..core.errors import BundleError
 from ..core.files import write_text
-from ..core.paths import CURRENT, SERVED
+from ..core.paths import CURRENT_FILE, SERVED_FOLDER
 
 # %% ../../notebooks/lib/registry/05_history.ipynb #71c21365
-HISTORY_FILE = SERVED / "HISTORY"
+HISTORY_FILE = SERVED_FOLDER / "HISTORY"
 CHAMPION_LOCK = Path(
     ".nbs/served.lock"
 )  # held while the pointer moves; a registration may take minutes, and has another
@@ -51,7 +51,7 @@ def read_history(
 
 def _current_champion_id(root: str | Path) -> str:
     "What the pointer says, whether that is there or not; empty: nothing."
-    path = Path(root) / CURRENT
+    path = Path(root) / CURRENT_FILE
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
 # %% ../../notebooks/lib/registry/05_history.ipynb #c79834ef
@@ -67,7 +67,7 @@ def set_champion(
     if move.before != id:
         lines = [json.dumps(asdict(each), ensure_ascii=False) for each in [*read_history(root), move]]
         write_text("\n".join(lines) + "\n", Path(root) / HISTORY_FILE)
-    write_text(f"{id}\n", Path(root) / CURRENT)
+    write_text(f"{id}\n", Path(root) / CURRENT_FILE)
     return move
 
 # %% ../../notebooks/lib/registry/05_history.ipynb #cf4bd910

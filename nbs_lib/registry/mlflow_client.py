@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.settings import Tracking
+from ..core.settings import TrackingSettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,7 +126,7 @@ def _move_foreign_database(database: Path, experiment: str, artifacts: Path) -> 
 
 
 def connect(
-    tracking: Tracking,  # uri and experiment, as in `settings.ini`
+    tracking: TrackingSettings,  # uri and experiment, as in `settings.ini`
     root: str | Path = ".",  # the project
 ) -> tuple["MlflowClient", str]:  # the client and the experiment's id
     "MLflow, with its database and experiment created where they are missing; raises what MLflow raises."

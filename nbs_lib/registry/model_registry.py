@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle.bundle import MANIFEST_FILE, read_verified, replacing_folder
 from ..core.errors import BundleError, UserError
-from ..core.files import read_json, replacing, write_json
-from ..core.paths import SERVED
-from ..core.settings import Tracking
+from ..core.files import atomic_write, read_json, write_json
+from ..core.paths import SERVED_FOLDER
+from ..core.settings import TrackingSettings
 from .history import CHAMPION_LOCK, rollback_chain, rolled_back, set_champion
 from .mlflow_client import REGISTERED_FILE, connect, file_lock, is_reachable, tracking_uri, warn
 from .pointers import champion_path, set_challenger, stop_shadow
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 def _copy_to_served(bundle: str | Path, root: str | Path) -> str:
     "Copy a bundle into `served/`, every byte checked; its id."
     id, contents = read_verified(bundle)
-    place = Path(root) / SERVED / id
+    place = Path(root) / SERVED_FOLDER / id
     with contextlib.suppress(BundleError):
         if read_verified(place)[0] == id:
             return id
     with replacing_folder(place) as temporary:
         for name, content in {**contents, MANIFEST_FILE: Path(bundle, MANIFEST_FILE).read_bytes()}.items():
-            with replacing(temporary / name) as file:
+            with atomic_write(temporary / name) as file:
                 file.write_bytes(content)
     return id
 
@@ -100,7 +100,7 @@ def _find_version(client: "MlflowClient", name: str, id: str) -> str | None:
     return max((str(found.version) for found in versions), key=int, default=None)
 
 
-def _add(tracking: Tracking, name: str, bundle: Path, tags: dict[str, str], root: Path) -> str:
+def _add(tracking: TrackingSettings, name: str, bundle: Path, tags: dict[str, str], root: Path) -> str:
     "Log a bundle as a model and register it."
     import mlflow
 
@@ -157,7 +157,7 @@ def _was_rolled_back(client: "MlflowClient", name: str, number: str, id: str, ro
     return True
 
 
-def _call_mlflow(ask: Callable[[], str], tracking: Tracking, root: Path, what: str) -> str:
+def _call_mlflow(ask: Callable[[], str], tracking: TrackingSettings, root: Path, what: str) -> str:
     "What MLflow says to a question; empty, and a warning, where it is down or fails."
     if not is_reachable(tracking_uri(tracking.uri, root)):
         warn(f"MLflow at {tracking.uri} does not answer; {what} with the next run")
@@ -174,7 +174,7 @@ def _call_mlflow(ask: Callable[[], str], tracking: Tracking, root: Path, what: s
 
 
 def sync_aliases(
-    tracking: Tracking,  # as in `settings.ini`
+    tracking: TrackingSettings,  # as in `settings.ini`
     root: str | Path = ".",  # the project
 ) -> None:
     "Let the registry's aliases follow a rollback; where MLflow is down, the next run does it."
@@ -217,7 +217,7 @@ def register(
     root: str | Path = ".",  # the project
 ) -> str:  # unchanged, rejected, retry later, withdrawn, challenger or champion
     "Register a bundle, once, and serve it where the gate promotes it; raises `BundleError` where it can't be trusted."
-    bundle, root, tracking = Path(bundle), Path(root).resolve(), Tracking(uri, experiment, name)
+    bundle, root, tracking = Path(bundle), Path(root).resolve(), TrackingSettings(uri, experiment, name)
     id = str(read_json(bundle / MANIFEST_FILE).get("id"))
     if gate.get("bundle", id) != id:
         raise BundleError(f"{bundle} is not the bundle that the gate decided on: `make run` makes both.")
@@ -241,7 +241,9 @@ def register(
     return _call_mlflow(ask, tracking, root, "the bundle is registered") or RETRY_LATER
 
 
-def _register(bundle: Path, gate: dict[str, Any], tracking: Tracking, root: Path, marker: dict[str, Any]) -> str:
+def _register(
+    bundle: Path, gate: dict[str, Any], tracking: TrackingSettings, root: Path, marker: dict[str, Any]
+) -> str:
     client, _ = connect(tracking, root)
     id, name = marker["bundle"], tracking.model
     tags = _version_tags(id, gate, read_json(bundle / "lineage.json"))

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from ..core.errors import BundleError, DataError, NoChampionError
 from ..core.files import read_json, write_json, write_text
-from ..core.paths import CURRENT, SERVED
+from ..core.paths import CURRENT_FILE, SERVED_FOLDER
 
 # %% ../../notebooks/lib/registry/03_pointers.ipynb #8d9f06ba
 def champion_path(
     root: str | Path = ".",  # the project
 ) -> Path:  # a bundle's folder
     "The bundle that is served; raises `NoChampionError`, or `BundleError` where the pointer leads nowhere."
-    pointer = Path(root) / CURRENT
+    pointer = Path(root) / CURRENT_FILE
     try:
         id = pointer.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
@@ -109,12 +109,12 @@ def challenger_path(
     "The bundle that answers in the champion's shadow; None where nobody is to."
     found = _read_shadow_pointer(root)
     try:
-        current = (Path(root) / CURRENT).read_text(encoding="utf-8").strip()
+        current = (Path(root) / CURRENT_FILE).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return None
     if found is None or found[1] != current or found[0] == current or read_shadow_abort(root):
         return None
-    return Path(root) / SERVED / found[0]
+    return Path(root) / SERVED_FOLDER / found[0]
 
 
 def shadow_status(

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bundle.loaded import load_served_model
 from ..core.errors import BundleError, StoreError, UserError, did_you_mean
-from ..core.paths import SERVED
+from ..core.paths import SERVED_FOLDER
 from ..core.settings import Settings, load_settings
 from ..features.online.lookup import open_lookup, open_store
 from nbs_lib.registry.history import (
@@ -41,20 +41,24 @@ def _other_bundles(ids: Sequence[str]) -> str:
 def _resolve_target(to: str | None, root: Path) -> str:
     "The id to go back to; raises `UserError` where there is none."
     way = rollback_chain(root)
-    there = sorted(p.name for p in (root / SERVED).glob("*") if p.is_dir() and re.fullmatch("[0-9a-f]{64}", p.name))
+    there = sorted(
+        p.name for p in (root / SERVED_FOLDER).glob("*") if p.is_dir() and re.fullmatch("[0-9a-f]{64}", p.name)
+    )
     others = [id for id in there if id not in way[-1:]]
     if to is None:
         if len(way) < 2:
             raise UserError(f"{root / HISTORY_FILE} knows of no champion before this one: {_other_bundles(others)}.")
         if way[-2] not in there:
             raise UserError(
-                f"the previous champion {way[-2][:12]} is not in {root / SERVED}: {_other_bundles(others)}."
+                f"the previous champion {way[-2][:12]} is not in {root / SERVED_FOLDER}: {_other_bundles(others)}."
             )
         return way[-2]
     found = [id for id in there if id.startswith(to.lower())]
     if len(found) != 1:
         many = f"{len(found)} bundles begin with {to!r}: give more digits." if found else ""
-        raise UserError(many or f"{root / SERVED} has no bundle {to!r}{did_you_mean(to, [id[:12] for id in others])}.")
+        raise UserError(
+            many or f"{root / SERVED_FOLDER} has no bundle {to!r}{did_you_mean(to, [id[:12] for id in others])}."
+        )
     if found == way[-1:]:
         raise UserError(f"{found[0][:12]} is the champion already: nothing was changed.")
     return found[0]
@@ -76,7 +80,7 @@ def _unreadable_view(views: Sequence[dict[str, Any]], root: Path, settings: Sett
 def _check_servable(id: str, degraded: bool, root: Path, settings: Settings) -> None:
     "Refuse a bundle that can't serve as it did; raises `BundleError` or `StoreError`."
     try:
-        views = load_served_model(root / SERVED / id, root, settings.serve.max_rows).bundle.views
+        views = load_served_model(root / SERVED_FOLDER / id, root, settings.serve.max_rows).bundle.views
     except BundleError as error:
         raise BundleError(f"{error} Nothing was changed; `nbs rollback --to ID` serves another one.") from None
     if not degraded and (reason := _unreadable_view(views, root, settings)):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..core.files import read_json, write_json
-from ..core.settings import Tracking, load_settings
+from ..core.settings import TrackingSettings, load_settings
 from ..core.stages import Stage, load_stages
 from .mlflow_client import connect, is_reachable, tracking_uri, warn
 
@@ -127,7 +127,7 @@ def log_stage(
     params: Mapping[str, Any],  # by dotted name
     status: str,  # FINISHED or FAILED
     started: float,  # seconds since 1970
-    tracking: Tracking | None = None,  # uri and experiment; as in `settings.ini` by default
+    tracking: TrackingSettings | None = None,  # uri and experiment; as in `settings.ini` by default
 ) -> None:
     "Record one stage's run, from the project's root; never raises."
     pipeline = os.environ.get("NBS_PIPELINE", "")
@@ -148,7 +148,7 @@ def _has_next_stage(stage: Stage) -> bool:
 
 def end_pipeline(
     status: str,  # FINISHED or FAILED
-    tracking: Tracking | None = None,  # uri and experiment; as in `settings.ini` by default
+    tracking: TrackingSettings | None = None,  # uri and experiment; as in `settings.ini` by default
 ) -> None:
     "Log the pipeline run that has ended, and what still waits, from the project's root; never raises."
     with _never_fails():
@@ -159,7 +159,7 @@ def end_pipeline(
 
 
 def log_pending_runs(
-    tracking: Tracking | None = None,  # uri and experiment; as in `settings.ini` by default
+    tracking: TrackingSettings | None = None,  # uri and experiment; as in `settings.ini` by default
 ) -> None:
     "Log the stages of a bare `dvc repro` that ended before the last one, from the project's root; never raises."
     with _never_fails():
@@ -186,7 +186,7 @@ def _save_pending_run(run: StageRun, folder: Path) -> None:
     write_json(dataclasses.asdict(run), folder / f"{run.stage}.json")
 
 
-def _log_folders(folders: Iterable[Path], tracking: Tracking | None) -> None:
+def _log_folders(folders: Iterable[Path], tracking: TrackingSettings | None) -> None:
     "Log the folders that wait, the oldest first."
     waiting = sorted((folder for folder in folders if folder.is_dir()), key=lambda folder: folder.stat().st_mtime)
     if not waiting:

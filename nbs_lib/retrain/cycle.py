@@ -24,13 +24,13 @@ from ..core.files import read_json
 from ..core.params import load_params
 from ..core.settings import Settings, load_settings
 from ..data.roles import Roles
-from ..data.table import duration
+from ..data.table import parse_duration
 from ..features.join import table_name
 from ..features.materialize import CONTRACT_FILE, FEATURES_FOLDER, fill_store, parse_time_us
 from ..features.online.lookup import open_store
 from ..monitor.watched import end_of_last_full_day as last_day
-from ..pipeline.clone import forget_clones, moved
-from ..pipeline.run import check, only_run
+from ..pipeline.clone import clone_as_of, remove_stale_clones
+from ..pipeline.run import check_configuration, project_lock
 from ..pipeline.runner import end_with_parent
 from ..registry.history import rolled_back
 from ..registry.pointers import champion_path
@@ -100,7 +100,7 @@ def _next_as_of(
         )
     times = event_times(read_day(settings.serve.log, found[-1]).to_pandas(), roles)
     end = last_day(pd.DataFrame({"_block": local_days(times, roles.timezone)}), roles.timezone)
-    due = pd.Timestamp(end or 0, unit="s") + duration(roles.label_delay, "data.label_delay")
+    due = pd.Timestamp(end or 0, unit="s") + parse_duration(roles.label_delay, "data.label_delay")
     return f"{due:%Y-%m-%d}"
 
 
@@ -114,7 +114,7 @@ def load_served_rows(
 ) -> pd.DataFrame:  # as the rows of a training set
     "The answered rows of the last weeks that neither has learned from, and whose labels were due and came back."
     settings, roles = load_settings(), Roles.load(CONTRACT_FILE)
-    delay = duration(roles.label_delay, "data.label_delay").total_seconds()
+    delay = parse_duration(roles.label_delay, "data.label_delay").total_seconds()
     until = parse_time_us(as_of) // 1_000_000 - int(delay)
     rows = load_labeled_rows(
         settings.serve.log, roles, challenger, since=max(since, until - _RECENT_DAYS * 86_400), until=until
@@ -127,7 +127,7 @@ def _retrain(turn: dict[str, Any], now: Bundle, roles: Roles, settings: Settings
     "Learn, judge and promote; what came of it, and why."
     since = trained_until(now, str(roles.timestamp))
     window = int(load_params()["monitor.window"])
-    with moved(turn["as_of"], again=True) as there:
+    with clone_as_of(turn["as_of"], again=True) as there:
         record_step(turn, "prepare")
         table = prepare_training_set(there, settings.dvc.remote)
         if wrong := find_broken_window(table, _known_until(now, roles), now, window, roles.timezone):
@@ -194,14 +194,14 @@ def run_cycle(
     current: str | None = None,  # a table; None: the prediction log
 ) -> int:  # an exit code: 0 nothing to do, 10 watch, 20 a challenger was judged, 30 the data break their contract
     "Take one turn; raises `UserError` where it can't begin, or where it failed."
-    with only_run(".nbs/cycle.lock"):
-        settings, roles = check(), Roles.load(CONTRACT_FILE)
+    with project_lock(".nbs/cycle.lock"):
+        settings, roles = check_configuration(), Roles.load(CONTRACT_FILE)
         if roles.timestamp is None:
             raise ParamsError("the cycle needs data.timestamp in params.yaml: nothing is newer than anything.")
         now = open_champion()
         as_of = as_of or _next_as_of(settings, roles)
         later = _is_later(as_of, now)
-        forget_clones(as_of)
+        remove_stale_clones(as_of)
         turn = begin_turn(
             f"{CYCLE_FOLDER_PREFIX}{uuid.uuid4().hex}", as_of, reference=reference, current=current, champion=now.id
         )
@@ -268,7 +268,7 @@ def run_monitor_only(
     current: str | None = None,  # a table; None: the prediction log
 ) -> int:  # an exit code: 0 ok, or nothing can be told; 10 watch, 20 drift, 30 the data break their contract
     "Look at what came since; raises `UserError`."
-    with only_run(".nbs/cycle.lock"):
+    with project_lock(".nbs/cycle.lock"):
         begin_turn(uuid.uuid4().hex, as_of, reference=reference, current=current, step=DONE_STEP)
         _run_stage("monitor")
         found = read_json(_MONITOR_FILE)

@@ -11,7 +11,18 @@ from datetime import datetime
 from typing import Any
 
 from ..core.checks import HOLD, PROMOTE, REJECT
-from ..pages.blocks import BAD, GOOD, WARN, Block, badge, code, note, table, tiles, verdict
+from nbs_lib.pages.blocks import (
+    BAD,
+    GOOD,
+    WARN,
+    Block,
+    badge,
+    callout,
+    inline_code,
+    metric_tiles,
+    small_note,
+    table_block,
+)
 from .ledger import CONTRACT_FAILURE, INTERRUPTED, NOTHING_NEW, TURN_FAILED, WAIT
 
 # %% ../../notebooks/lib/retrain/05_page.ipynb #87990341
@@ -38,26 +49,26 @@ _HEADLINES = {
 _TODO: dict[str, tuple[object, ...]] = {
     PROMOTE: (
         "Look at ",
-        code("git diff"),
+        inline_code("git diff"),
         ", then ",
-        code("git commit -a"),
+        inline_code("git commit -a"),
         ". Should it disappoint: ",
-        code("nbs rollback"),
+        inline_code("nbs rollback"),
         ".",
     ),
     HOLD: (
         "Nothing to do: it answers in the shadow (",
-        code("nbs shadow"),
+        inline_code("nbs shadow"),
         "), and a later turn learns again with more rows.",
     ),
     REJECT: ("Look at the failed checks below: a refusal means that the labels, the data or the code are wrong.",),
     CONTRACT_FAILURE: ("Mend what the monitor's page names where the data come from; the next turn looks again.",),
     TURN_FAILED: (
         "Mend what the sentence names and run ",
-        code("make cycle"),
+        inline_code("make cycle"),
         " again: finished steps are not repeated.",
     ),
-    INTERRUPTED: ("Run ", code("make cycle"), " again: finished steps are not repeated."),
+    INTERRUPTED: ("Run ", inline_code("make cycle"), " again: finished steps are not repeated."),
 }
 
 
@@ -72,7 +83,7 @@ def turn_headline(
         reasons.append([turn["monitor"]["sentence"]])
     if turn.get("change"):
         reasons.append([turn["change"]])
-    return verdict(OUTCOME_TONES[outcome], outcome.upper(), _HEADLINES[outcome], reasons, todo)
+    return callout(OUTCOME_TONES[outcome], outcome.upper(), _HEADLINES[outcome], reasons, todo)
 
 
 def cycle_tiles(
@@ -84,7 +95,7 @@ def cycle_tiles(
     promoted = [each for each in turns if each["outcome"] == PROMOTE]
     own = [each["as_of"] for each in promoted if each.get("challenger") == champion]
     when = f"{due:%Y-%m-%d %H:%M} UTC" if due else "not scheduled"
-    return tiles(
+    return metric_tiles(
         [
             ("champion", champion[:8], f"as of {own[-1]}" if own else "not of the cycle's making"),
             ("turns", f"{len(turns)}", f"{len(promoted)} promoted"),
@@ -109,7 +120,7 @@ def turns_table(
     most: int = 50,  # that are shown
 ) -> Block:
     "Every turn in a line, the newest first."
-    return table(("as of", "outcome", "what was seen"), [_turn_row(turn) for turn in reversed(turns[-most:])])
+    return table_block(("as of", "outcome", "what was seen"), [_turn_row(turn) for turn in reversed(turns[-most:])])
 
 
 def _turn_row(turn: Mapping[str, Any]) -> tuple[object, ...]:
@@ -119,8 +130,8 @@ def _turn_row(turn: Mapping[str, Any]) -> tuple[object, ...]:
     seen += [f"called for by {' and '.join(decided['reasons'])}"] if decided.get("reasons") else []
     seen += [f"gain in loss {gain}"] if gain else []
     short = f"challenger {turn['challenger'][:12]}, " if turn.get("challenger") else ""
-    began = note(f"{short}began {turn['began'][:16].replace('T', ' ')} UTC")
-    outcome = (badge(turn["outcome"], OUTCOME_TONES[turn["outcome"]]), note(turn["sentence"]))
+    began = small_note(f"{short}began {turn['began'][:16].replace('T', ' ')} UTC")
+    outcome = (badge(turn["outcome"], OUTCOME_TONES[turn["outcome"]]), small_note(turn["sentence"]))
     return turn["as_of"], outcome, ("; ".join(seen), began)
 
 
@@ -135,11 +146,11 @@ def turn_checks_table(
         (
             each["check"],
             marks[each["passed"]],
-            (each["sentence"], note(f"{each['observed']}; needed: {each['needed']}")),
+            (each["sentence"], small_note(f"{each['observed']}; needed: {each['needed']}")),
         )
         for each in turn["gate"]["ledger"]
     ]
-    return table(("check", "passed", "what was seen"), rows)
+    return table_block(("check", "passed", "what was seen"), rows)
 
 
 def triggers_table(
@@ -152,10 +163,10 @@ def triggers_table(
     words = {True: "fired", False: "silent", None: "can't be told"}
     rows = [
         (
-            (each["trigger"], "" if each["counts"] else note("does not count")),
+            (each["trigger"], "" if each["counts"] else small_note("does not count")),
             words[each["fired"]],
-            (each["observed"], note(f"needed: {each['needed']}")),
+            (each["observed"], small_note(f"needed: {each['needed']}")),
         )
         for each in told
     ]
-    return table(("trigger", "says", "what was seen"), rows)
+    return table_block(("trigger", "says", "what was seen"), rows)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..bundle.bundle import Bundle
-from ..core.checks import PROMOTE, REJECT, entry
+from ..core.checks import PROMOTE, REJECT, ledger_entry
 from ..evaluation.cold_start import bundle_outputs
 from ..evaluation.paired_test import ChallengeRules, ledger_decision, run_paired_test
 
@@ -40,7 +40,7 @@ def _same_contract(champion: Bundle, challenger: Bundle) -> list[dict[str, Any]]
     asked = [(each.task, each.schema["target"], each.classes) for each in (champion, challenger)]
     same = asked[0] == asked[1]
     found = [
-        entry(
+        ledger_entry(
             "same question",
             same,
             str(asked[1][1]),
@@ -54,7 +54,7 @@ def _same_contract(champion: Bundle, challenger: Bundle) -> list[dict[str, Any]]
     sentence = "Both read the same versions of the same feature views."
     if other:
         sentence = f"The feature views differ ({', '.join(other[:5])}): changed code is promoted by `make run` alone."
-    found.append(entry("feature views", not other, f"{len(other)} differ", "none", sentence, hard=False))
+    found.append(ledger_entry("feature views", not other, f"{len(other)} differ", "none", sentence, hard=False))
     return found
 
 # %% ../../notebooks/lib/retrain/03_promotion.ipynb #f1dcbd81
@@ -83,7 +83,7 @@ def judge_challenger(
 ) -> dict[str, Any]:  # decision, sentence, ledger, gain, rows, blocks, metric
     "Whether a challenger takes the champion's place."
     ledger = [
-        entry(
+        ledger_entry(
             "own gate",
             first["decision"] == PROMOTE,
             first["decision"],

@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 
 from ..bundle.bundle import Bundle, replacing_folder
-from ..core.files import read_json, read_table, replacing, write_json, write_table, write_text
+from ..core.files import atomic_write, read_json, read_table, write_json, write_table, write_text
 from ..monitor.counts.binning import fit_bins
 from ..monitor.counts.profile import profile_table
 from ..monitor.data_quality import blocking_checks, check_data_quality
 from ..monitor.watched import format_day, monitored_inputs
-from ..pipeline.run import dvc, only_run, reproduce
+from ..pipeline.run import project_lock, reproduce, run_dvc
 from ..registry.tracking import PENDING_RUNS
 from .promotion import unseen_test_rows
 
@@ -135,15 +135,15 @@ def publish_challenger(
     names = _changed_files(there)
     diff = subprocess.run(["git", "-C", str(there), "diff", "HEAD"], check=True, capture_output=True, text=True).stdout
     write_text(diff, root / _PATCH_FILE)
-    with only_run(root / ".nbs/lock"):
+    with project_lock(root / ".nbs/lock"):
         if mine := _locally_modified(there, root, names):
             return f"{', '.join(mine)} has changes of yours: the promoted change waits in {_PATCH_FILE} (`git apply`)."
         texts = {name: [(each / name).read_text(encoding="utf-8") for each in (root, there)] for name in names}
         write_json(texts, root / _PUBLISHED_FILE)  # before and after: a turn that is killed here can be taken again
         for name in names:
-            with replacing(root / name) as temporary:
+            with atomic_write(root / name) as temporary:
                 shutil.copyfile(there / name, temporary)
         with contextlib.chdir(root):
-            if dvc("checkout", "--quiet", "--force", "dvc.yaml"):
+            if run_dvc("checkout", "--quiet", "--force", "dvc.yaml"):
                 return "data and models could not be checked out: `dvc checkout dvc.yaml` says why."
     return f"{', '.join(names) or 'nothing'} changed: look at `git diff`, then commit."

@@ -22,15 +22,15 @@ from zoneinfo import ZoneInfo
 
 from ..core.errors import DataError, SettingsError, UserError
 from ..core.files import read_json, write_json
-from ..core.settings import Schedule, load_settings
-from ..pipeline.run import only_run
+from ..core.settings import ScheduleSettings, load_settings
+from ..pipeline.run import project_lock
 from ..pipeline.runner import end_with_parent
 
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger
 
 # %% ../../notebooks/lib/retrain/07_schedule.ipynb #af22ea6d
-def _trigger(schedule: Schedule) -> "CronTrigger | None":
+def _trigger(schedule: ScheduleSettings) -> "CronTrigger | None":
     "When the cycle runs; raises `SettingsError`."
     from apscheduler.triggers.cron import CronTrigger
 
@@ -71,7 +71,7 @@ def next_run(
 SCHEDULE_RECORD, _SCHEDULER_LOCK = Path(".nbs/schedule.json"), Path(".nbs/schedule.lock")  # relative to the root
 
 
-def _write_record(schedule: Schedule, last: datetime.datetime, root: Path) -> None:
+def _write_record(schedule: ScheduleSettings, last: datetime.datetime, root: Path) -> None:
     write_json({"cron": schedule.cron, "timezone": schedule.timezone, "last": last.isoformat()}, root / SCHEDULE_RECORD)
 
 
@@ -166,7 +166,7 @@ def _say(sentence: str) -> None:
 def _only_scheduler(root: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(only_run(root / _SCHEDULER_LOCK))
+            stack.enter_context(project_lock(root / _SCHEDULER_LOCK))
         except UserError:
             raise UserError("`nbs schedule` runs in this project already: end that one first.") from None
         yield

@@ -21,7 +21,7 @@ from ..bundle.bundle import Bundle
 from ..bundle.example import example_row
 from ..bundle.request import RequestError
 from ..core.errors import StoreError
-from ..core.settings import Serve
+from ..core.settings import ServeSettings
 from .log.label import parse_feedback
 from .web.docs import DOCS_CSP, DOCS_PAGE, SWAGGER_FILES, openapi_document, read_swagger_file
 from .web.form import FORM_CSP, FORM_PAGE, form_data
@@ -31,7 +31,7 @@ from .web.openapi import MAX_EXPLAIN_ROWS, problem_responses
 class ServiceState(Protocol):
     "What the service knows: `nbs_lib.serve.asgi`."
 
-    settings: Serve
+    settings: ServeSettings
 
     @property
     def bundle(self) -> Bundle | None: ...  # None: nothing is served

@@ -20,7 +20,7 @@ from ..bundle.loaded import ServedModel
 from ..bundle.predictor import Predictions
 from ..bundle.request import RequestError, Row
 from ..bundle.response import PriorResponseWriter, with_id
-from ..core.settings import Serve
+from ..core.settings import ServeSettings
 from .cache import AnswerCache, CachedAnswer
 from .log.audit import AnswerRecorder
 from .metrics import WorkerMetrics
@@ -62,7 +62,7 @@ class RequestBatcher:
 
     def __init__(
         self,
-        settings: Serve,
+        settings: ServeSettings,
         meters: WorkerMetrics,
         records: AnswerRecorder,
         current: Callable[[], ServedModel | None],

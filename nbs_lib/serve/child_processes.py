@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from struct import Struct
 
-from ..core.settings import Serve
+from ..core.settings import ServeSettings
 from ..registry.pointers import abort_shadow, challenger_path
 from .log.writer import shadow_folder
 from .metrics import mark_process_dead
@@ -115,7 +115,7 @@ class ChallengerProcess:
 
     def __init__(
         self,
-        settings: Serve,
+        settings: ServeSettings,
         root: Path,  # the project
         environment: Mapping[str, str],  # of the process
     ) -> None:

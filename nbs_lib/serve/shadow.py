@@ -20,7 +20,7 @@ from ..bundle.loaded import ServedModel, load_served_model
 from ..bundle.predictor import Predictions
 from ..bundle.request import RequestError
 from ..core.errors import StoreError
-from ..core.settings import Serve, load_settings
+from ..core.settings import ServeSettings, load_settings
 from ..registry.pointers import abort_shadow, challenger_path
 from .child_processes import lower_priority
 from .log.audit import make_entry
@@ -140,7 +140,7 @@ class ShadowScorer:
     def __init__(
         self,
         served: ServedModel,  # the challenger
-        settings: Serve,
+        settings: ServeSettings,
         meters: WorkerMetrics,
         root: str | Path = ".",  # the project
     ) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.settings import Serve, Settings, load_settings
+from ..core.settings import ServeSettings, Settings, load_settings
 from .accept import NOT_ACCEPTING, ConnectionAcceptor, ConnectionCounts
 from .child_processes import ChallengerProcess, ExplainProcess
 
@@ -115,7 +115,7 @@ _KILL_GRACE_S = 10.0  # seconds beyond the drain after which a worker is killed
 
 
 def _open_listener(
-    settings: Serve,
+    settings: ServeSettings,
 ) -> socket.socket:
     "Open the port; raises `UserError` where it is taken."
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -138,7 +138,7 @@ _WITHOUT_CHAMPION_CHOICES = ("refuse", "prior")  # what may be done while there 
 
 
 def _check_settings(
-    settings: Serve,
+    settings: ServeSettings,
     root: Path,
 ) -> None:
     "Raise `UserError` for what would end every worker."
@@ -156,7 +156,7 @@ def _check_settings(
 class _Supervisor:
     "The parent of all workers."
 
-    def __init__(self, listener: socket.socket, settings: Serve, folder: str, root: Path) -> None:
+    def __init__(self, listener: socket.socket, settings: ServeSettings, folder: str, root: Path) -> None:
         self.listener, self.count, self.folder, self.root = listener, settings.workers, Path(folder), root
         self.environment = os.environ | _WORKER_ENVIRONMENT | {"PROMETHEUS_MULTIPROC_DIR": folder}
         self.challenger_process = ChallengerProcess(settings, root, self.environment)

@@ -260,14 +260,14 @@ def cost_plot(
     unit: str = "",  # of the costs
 ) -> Figure:  # to `show`
     "What errors cost at each threshold, per 1,000 rows, relative to the best where there are several."
-    fig, ax = plots.figure()
+    fig, ax = plots.new_figure()
     several = len(curves) > 1
     for color, (name, curve) in zip(plots.PALETTE.values(), curves.items(), strict=False):
         cost = curve["cost"] / curve["cost"].min() if several and curve["cost"].min() > 0 else 1000 * curve["cost"]
-        ax.plot(curve["threshold"], cost, color=color, label=plots.label(name))
+        ax.plot(curve["threshold"], cost, color=color, label=plots.short_label(name))
         best = int(curve["cost"].argmin())
         ax.plot(curve["threshold"].iloc[best], cost.iloc[best], "o", color=color)
-    ax.axvline(served, color=plots.MUTED, linewidth=1, linestyle=(0, (1, 2)), label="served")
+    ax.axvline(served, color=plots.MUTED_COLOR, linewidth=1, linestyle=(0, (1, 2)), label="served")
     if several:
         ax.set_ylim(0.95, 3)
     ax.set(xlabel="threshold", ylabel="cost, in times the least" if several else f"cost of 1,000 rows {unit}".strip())

@@ -22,12 +22,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..core.errors import DataError
-from ..core.files import replacing, write_table
-from ..data.resolve import known_companion, resolve
+from ..core.files import atomic_write, write_table
+from ..data.resolve import companion_as_of, resolve_roles
 from ..data.roles import Roles
-from ..data.source import read
+from ..data.source import read_source
 from ..data.split import training_set
-from ..data.table import duration, sample
+from ..data.table import draw_sample, parse_duration
 from ..features.join import attach_views, build_views, declared_views
 from ..models.calibration import Calibration
 from ..models.candidates import CANDIDATES, Candidate, Task
@@ -55,13 +55,13 @@ def full_training_set(
     seed: int = 0,  # of the draw
 ) -> tuple[pd.DataFrame, Roles]:  # a training set by time, all of it; the roles with the views that it was joined to
     "The training set of all rows of the source, those after `data.as_of` too; raises `DataError`."
-    found = read(source)
-    rows, own = resolve(found, _data_params(roles, source))
+    found = read_source(source)
+    rows, own = resolve_roles(found, _data_params(roles, source))
     own = replace(own, classes=roles.classes)  # a class keeps its number
-    rows = sample(rows, share, seed).reset_index(drop=True)
+    rows = draw_sample(rows, share, seed).reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, companion in found.companions.items():
-            write_table(known_companion(companion, own.as_of), Path(folder, f"{name}.parquet"))
+            write_table(companion_as_of(companion, own.as_of), Path(folder, f"{name}.parquet"))
         joined, _ = build_views(rows, own, declared_views(own, rows), Path(folder, "views"), folder)
         table = training_set(attach_views(rows, joined, Path(folder, "views")), joined, 0.2, 0.2, seed)
     return table.sort_values("_time", kind="stable", ignore_index=True), joined
@@ -110,7 +110,7 @@ def make_calendar(
     begins = pd.to_datetime(days, unit="D").tz_localize(
         roles.timezone, ambiguous=np.ones(count + 1, bool), nonexistent="shift_forward"
     )
-    delay = int(duration(roles.label_delay, "data.label_delay").total_seconds())
+    delay = int(parse_duration(roles.label_delay, "data.label_delay").total_seconds())
     known = np.searchsorted(time + delay, begins.as_unit("s").astype("int64").to_numpy(), side="right")
     for week in range(count - _MIN_WEEKS + 1):
         if _is_learnable(table[: known[week]], roles, valid):
@@ -237,7 +237,7 @@ class WeeklyFits:
         margin = fitted.answers(self.table[known:])["margin"].astype(np.float32)
         day = pd.to_datetime(self.calendar.days[week], unit="D")
         self._say(f"week {week + 1} of {len(self.calendar)} ({day:%Y-%m-%d}): {known:,} rows, {cpu:.1f} CPU s")
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, margin=margin, score=fitted.trials[0].score, cpu=cpu)
         return Fit(margin, fitted.trials[0].score, cpu)
 

@@ -21,8 +21,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from ..core.errors import DataError
-from ..data.roles import Roles, kind
-from ..data.split import numbers
+from ..data.roles import Roles, column_kind
+from ..data.split import numeric_feature
 from ..evaluation.cold_start import check_encoding_leak, compare_losses, newcomer_missing_features, row_losses
 from ..features.join import attach_views, build_views, declared_views
 from ..features.views import View, source_tables
@@ -98,7 +98,7 @@ def _affected_views(
 
 def _events_after_start(table: pd.DataFrame, market: NewcomerGroup) -> pd.DataFrame:
     "The events of a market; what has no time is known from the beginning."
-    times = [name for name in table if kind(table[name]) == "time"]
+    times = [name for name in table if column_kind(table[name]) == "time"]
     if market.identity not in table or not times:
         return table
     start = pd.Timestamp(market.start, unit="s", tz="UTC")
@@ -130,7 +130,9 @@ def newcomer_rows(
         joined, _ = build_views(_events_after_start(snapshot, market), own, mine, Path(folder, "views"), folder)
         fresh = attach_views(snapshot.iloc[rows["_row"]].reset_index(drop=True), joined, Path(folder, "views"))
     names = [name for name in joined.columns if name not in plain and name in rows]
-    filled = {n: fresh[n].fillna("").to_numpy(object) if n in roles.categorical else numbers(fresh[n]) for n in names}
+    filled = {
+        n: fresh[n].fillna("").to_numpy(object) if n in roles.categorical else numeric_feature(fresh[n]) for n in names
+    }
     return rows.assign(**filled)
 
 # %% ../../notebooks/lib/studies/02_cold_start_simulation.ipynb #ba0727e1

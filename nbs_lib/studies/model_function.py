@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..data.arrays import KINDS, MISSING_TIME, Array
+from ..data.arrays import ARRAY_CONVERTERS, MISSING_TIME, Array
 from ..explain.explainer import Explainer
 
 # %% ../../notebooks/lib/studies/04_model_function.ipynb #28e76890
@@ -21,7 +21,7 @@ def to_graph_arrays(
     names: Mapping[str, list[str]],  # of inputs, by kind
 ) -> dict[str, Array]:  # shape [N, number of columns]; no kind that has none
     "Rows as a graph takes them."
-    return {kind: table[own].to_numpy(KINDS[kind]([], "").dtype) for kind, own in names.items() if own}
+    return {kind: table[own].to_numpy(ARRAY_CONVERTERS[kind]([], "").dtype) for kind, own in names.items() if own}
 
 
 def is_missing(

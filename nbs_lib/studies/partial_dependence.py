@@ -58,10 +58,12 @@ def dependence_plot(
     means = _dependence_curve(column, points)
     if column.dtype.kind == "O":
         names, values, low, high = (means[part].tolist() for part in ("value", "points", "lo", "hi"))
-        return plots.interval_plot(names, values, low, high, f"{plots.label(name, 40)}: {unit}", reference=0, digits=1)
-    fig, ax = plots.figure(height=2.6)
+        return plots.interval_plot(
+            names, values, low, high, f"{plots.short_label(name, 40)}: {unit}", reference=0, digits=1
+        )
+    fig, ax = plots.new_figure(height=2.6)
     shown = ~is_missing(column)
-    ax.axhline(0, color=plots.LINE, linewidth=1)
+    ax.axhline(0, color=plots.LINE_COLOR, linewidth=1)
     dots = np.flatnonzero(shown)[:_MAX_DOTS]
     ax.plot(column[dots], points[dots], ".", color=plots.PALETTE["gray"], markersize=3, alpha=0.5)
     line = means[means["value"].map(lambda value: not isinstance(value, str))]
@@ -70,7 +72,7 @@ def dependence_plot(
         least, most = np.quantile(column[shown], [0.005, 0.995])
         room = 0.03 * (most - least) or 1.0
         ax.set_xlim(least - room, most + room)
-    ax.set(xlabel=plots.label(name, 40), ylabel=unit)
+    ax.set(xlabel=plots.short_label(name, 40), ylabel=unit)
     return fig
 
 # %% ../../notebooks/lib/studies/06_partial_dependence.ipynb #6bd1c6c5

@@ -15,7 +15,7 @@ from ...bundle.bundle import Bundle
 from ...bundle.explanation_data import BACKGROUND_ROWS, ExplanationData
 from ...bundle.layout import InputLayout
 from ...core.errors import DataError
-from ...data.arrays import MISSING_TIME, wide
+from ...data.arrays import MISSING_TIME, input_arrays
 from ..explainer import Explainer
 
 # %% ../../../notebooks/lib/explain/report/01_importance.ipynb #3da77773
@@ -46,7 +46,7 @@ def feature_importance(
         raise DataError("there are no rows to explain the model by: bring some.")
     rng = np.random.default_rng(seed)
     asked, usual = (
-        wide(to_bundle_inputs(subsample(table, count, rng), bundle), bundle.names)
+        input_arrays(to_bundle_inputs(subsample(table, count, rng), bundle), bundle.names)
         for table, count in ((rows, most), (background, against))
     )
     explainer = Explainer(bundle, ExplanationData(usual, asked, np.zeros(0), None))

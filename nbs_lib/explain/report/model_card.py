@@ -20,8 +20,8 @@ from nbs_lib.evaluation.run_results import (
 )
 from .page import ExplainReport, error_summary, worst_levels_table
 from ...pages import blocks
-from ...pages.blocks import Block, code
-from ...pages.page import render
+from ...pages.blocks import Block, inline_code
+from ...pages.page import render_page
 
 # %% ../../../notebooks/lib/explain/report/05_model_card.ipynb #251b4db3
 _HEAD = """# Model card
@@ -38,7 +38,7 @@ _DATA_NOTE = (
 
 
 def _paragraph(*parts: object) -> Block:
-    return Block(f"<p>{blocks.inline(*parts)}</p>")
+    return Block(f"<p>{blocks.inline_html(*parts)}</p>")
 
 
 def _intended_use(story: ExplainReport) -> Block:
@@ -48,7 +48,7 @@ def _intended_use(story: ExplainReport) -> Block:
         "For each row it says ",
         *report.describe_target(found),
         ". It is the candidate ",
-        code(found.champion),
+        inline_code(found.champion),
         f": {what}.",
     )
     meant = Block(meant.code + _paragraph(_USE_NOTE).code)
@@ -63,12 +63,12 @@ def _metrics(found: RunResults) -> Block:
         reading = METRIC_DESCRIPTIONS.get(metric, ("", ""))[1]
         lines.append(
             [
-                (metric_label(metric), blocks.note(reading)),
+                (metric_label(metric), blocks.small_note(reading)),
                 format_number(told["value"], exact),
                 format_interval(told, exact),
             ]
         )
-    return blocks.table(["metric", "on unseen rows", "95 % interval"], lines)
+    return blocks.table_block(["metric", "on unseen rows", "95 % interval"], lines)
 
 
 def _slices(story: ExplainReport) -> Block:
@@ -86,7 +86,7 @@ def _slices(story: ExplainReport) -> Block:
         ]
         for each in scored
     ]
-    return blocks.table(["where", "rows", metric_label(found.primary), "95 % interval"], lines)
+    return blocks.table_block(["where", "rows", metric_label(found.primary), "95 % interval"], lines)
 
 
 def _limits(story: ExplainReport, newcomers: str) -> Block:
@@ -126,4 +126,4 @@ def render_model_card(
     for heading, block in _card_sections(story, newcomers):
         shown = made.new_output("display_data", {"text/html": block.code, "text/plain": heading})
         cells += [made.new_markdown_cell(f"## {heading}"), made.new_code_cell("", outputs=[shown])]
-    return render(made.new_notebook(cells=cells), "model_card")
+    return render_page(made.new_notebook(cells=cells), "model_card")

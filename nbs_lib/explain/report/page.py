@@ -24,7 +24,7 @@ from ..explainer import Explainer
 from ..reasons import ReasonWriter
 from .drivers import Driver
 from ...pages import blocks, plots
-from ...pages.blocks import BAD, GOOD, WARN, Block, code, note
+from ...pages.blocks import BAD, GOOD, WARN, Block, inline_code, small_note
 
 # %% ../../../notebooks/lib/explain/report/03_page.ipynb #a479aa15
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class ExplainReport:
 def _target_phrase(story: ExplainReport) -> str:
     "What the model says, such as: whether late is yes."
     roles = story.found.roles
-    target = plots.label(roles.target)
+    target = plots.short_label(roles.target)
     if roles.task == "binary":
-        return f"whether {target} is {plots.label(roles.classes[1])}"
+        return f"whether {target} is {plots.short_label(roles.classes[1])}"
     return f"the class of {target}" if roles.task == "multiclass" else target
 
 
@@ -77,7 +77,7 @@ def _low_precision_note(story: ExplainReport) -> str:
     found = told["happened"] - told["missed"]
     if 2 * found >= max(told["happened"], told["called"]):
         return ""
-    yes, called = plots.label(story.found.roles.classes[1]), max(told["called"], 1)
+    yes, called = plots.short_label(story.found.roles.classes[1]), max(told["called"], 1)
     return (
         f"Take its probability as a risk, not as a verdict: of the rows that it counts as {yes}, "
         f"{found / called:.0%} came out so."
@@ -95,9 +95,9 @@ def trust_headline(
     reasons += [[" ".join([error_summary(story), *cares])], [says], [_limits_text(story)]]
     todo = [
         "What to do about one case: press ",
-        code("Why?"),
+        inline_code("Why?"),
         " on the service's page after asking, or type ",
-        code("nbs explain"),
+        inline_code("nbs explain"),
         " and the id that came with the answer: it says by what the model went, how such cases ended, and what would "
         "change it. Where that does not convince somebody who knows the case, go by the case.",
     ]
@@ -106,7 +106,7 @@ def trust_headline(
         WARN: "Useful, with a limit to know",
         BAD: "Not to be used yet",
     }
-    return blocks.verdict(tone, _TRUST_LABELS[tone], heads[tone], reasons, todo)
+    return blocks.callout(tone, _TRUST_LABELS[tone], heads[tone], reasons, todo)
 
 
 def _prediction_text(story: ExplainReport) -> str:
@@ -114,7 +114,9 @@ def _prediction_text(story: ExplainReport) -> str:
     roles = story.found.roles
     about = str(roles.columns[roles.target].get("description") or "")
     meant = f" ({about})" if about else ""
-    on = f" It counts as {plots.label(roles.classes[1])} from {story.threshold:.0%} on." if story.threshold else ""
+    on = (
+        f" It counts as {plots.short_label(roles.classes[1])} from {story.threshold:.0%} on." if story.threshold else ""
+    )
     return f"It predicts {_target_phrase(story)}{meant}.{on}"
 
 
@@ -132,7 +134,7 @@ def _limits_text(story: ExplainReport) -> str:
 
 
 def _format_level(level: Mapping[str, Any]) -> str:
-    return f"{plots.label(level['column'])} is {plots.label(level['level'])}"
+    return f"{plots.short_label(level['column'])} is {plots.short_label(level['level'])}"
 
 
 def _has_weak_level(story: ExplainReport) -> bool:
@@ -153,10 +155,10 @@ def error_summary(
         said = f"Of 100 rows, {_of_100(told['wrong'], many)} get the wrong class."
         if told["often"]:
             real, took, times = told["often"]
-            names = [plots.label(story.found.roles.classes[k]) for k in (real, took)]
+            names = [plots.short_label(story.found.roles.classes[k]) for k in (real, took)]
             said += f" Most often {names[0]} is taken for {names[1]}: {times:,} of {many:,} rows."
     else:
-        yes = plots.label(story.found.roles.classes[1])
+        yes = plots.short_label(story.found.roles.classes[1])
         said = (
             f"Of 100 rows, {_of_100(told['happened'], many)} came out {yes}: it found "
             f"{_of_100(told['happened'] - told['missed'], many)} of these, missed {_of_100(told['missed'], many)}, "
@@ -197,7 +199,7 @@ def worst_levels_table(
         [_format_level(each), f"{each['rows']:,}", value(each["loss"])] for each in story.levels[:_MAX_LEVELS_SHOWN]
     ]
     lines.append(["all rows", f"{story.mistakes['rows']:,}", value(story.mistakes["loss"])])
-    return blocks.table(["where", "rows", head], lines, strong=len(lines) - 1)
+    return blocks.table_block(["where", "rows", head], lines, strong=len(lines) - 1)
 
 # %% ../../../notebooks/lib/explain/report/03_page.ipynb #45bd2b8e
 _MAX_DRIVERS_SHOWN = 10  # drivers that are listed
@@ -213,17 +215,18 @@ def drivers_table(
         about = f"{each.name}, {each.inputs} columns" if each.inputs > 1 else each.name
         told = [
             _driver_label(each),
-            *([note(about)] if about != _driver_label(each) else []),
-            note(each.way or "no one way"),
+            *([small_note(about)] if about != _driver_label(each) else []),
+            small_note(each.way or "no one way"),
         ]
         lines.append([tuple(told), format_number(each.points, exact)])
     unit = "points" if story.found.roles.task != "regression" else _points_unit(story)
-    listed = blocks.table(["what, and which way", unit], lines)
+    listed = blocks.table_block(["what, and which way", unit], lines)
     rest = story.drivers[_MAX_DRIVERS_SHOWN:]
     if not rest:
         return listed
     return Block(
-        listed.code + note(f"{len(rest)} more move an answer by {format_number(rest[0].points, exact)} at most.").code
+        listed.code
+        + small_note(f"{len(rest)} more move an answer by {format_number(rest[0].points, exact)} at most.").code
     )
 
 
@@ -234,7 +237,7 @@ def _driver_label(driver: Driver) -> str:
 def _points_unit(story: ExplainReport) -> str:
     roles = story.found.roles
     if roles.task == "regression":
-        return str(roles.columns[roles.target].get("unit") or f"units of {plots.label(roles.target)}")
+        return str(roles.columns[roles.target].get("unit") or f"units of {plots.short_label(roles.target)}")
     return "percentage points"
 
 
@@ -254,7 +257,7 @@ def noise_note(
         f"In a model learned once more from a sample, {few} moved answers no more than a column of mere noise did: "
         "read nothing into their place."
     )
-    return Block(f"<p>{blocks.inline(said)}</p>")
+    return Block(f"<p>{blocks.inline_html(said)}</p>")
 
 
 def drivers_plot(
@@ -263,7 +266,7 @@ def drivers_plot(
     "The size of what drives the model."
     some = story.drivers[:_MAX_DRIVERS_SHOWN]
     exact = metric_digits(story.found, "mae") if story.found.roles.task == "regression" else 1
-    return plots.bars(
+    return plots.bar_plot(
         [_driver_label(each) for each in some],
         [each.points for each in some],
         _points_unit(story),
@@ -277,9 +280,9 @@ def _answer_text(output: Any, k: int, story: ExplainReport, threshold: float | N
     if roles.task == "regression":
         return f"it said {output_text(story.found, float(output[k]))}"
     if roles.task == "multiclass":
-        return f"it said {plots.label(roles.classes[output[k].argmax()])}, with {output[k].max():.0%}"
-    called = plots.label(roles.classes[int(output[k] >= (threshold or 0.5))])
-    return f"it gave {output[k]:.0%} to {plots.label(roles.classes[1])}, and so counted as {called}"
+        return f"it said {plots.short_label(roles.classes[output[k].argmax()])}, with {output[k].max():.0%}"
+    called = plots.short_label(roles.classes[int(output[k] >= (threshold or 0.5))])
+    return f"it gave {output[k]:.0%} to {plots.short_label(roles.classes[1])}, and so counted as {called}"
 
 
 def _outcome_text(target: Any, story: ExplainReport) -> str:
@@ -287,7 +290,7 @@ def _outcome_text(target: Any, story: ExplainReport) -> str:
     return (
         output_text(story.found, float(target))
         if roles.task == "regression"
-        else plots.label(roles.classes[int(target)])
+        else plots.short_label(roles.classes[int(target)])
     )
 
 
@@ -354,8 +357,8 @@ def cases_list(
         when = f"{each['when']}: " if each["when"] else ""
         said = each["said"] if when else each["said"][:1].upper() + each["said"][1:]
         why = (
-            "".join(f"<li>{blocks.inline(reason)}</li>" for reason in each["reasons"])
+            "".join(f"<li>{blocks.inline_html(reason)}</li>" for reason in each["reasons"])
             or "<li>Nothing moved it much.</li>"
         )
-        lines.append(f"<li><p>{blocks.inline(f'{when}{said}. {ended}')}</p><ul>{why}</ul></li>")
+        lines.append(f"<li><p>{blocks.inline_html(f'{when}{said}. {ended}')}</p><ul>{why}</ul></li>")
     return Block(f"<ol>{''.join(lines)}</ol>")

@@ -17,8 +17,8 @@ import pandas as pd
 
 from ...bundle.bundle import REQUIRED_FILES, Bundle
 from ...bundle.explanation_data import ExplanationData, quantile_positions
-from ...core.checks import entry
-from ...data.arrays import wide
+from ...core.checks import ledger_entry
+from ...data.arrays import input_arrays
 from ...data.roles import Roles
 from ..explainer import MAX_ADDITIVITY_GAP, Explainer
 from .importance import subsample, to_bundle_inputs
@@ -44,7 +44,7 @@ def check_additivity(
         f"below {MAX_ADDITIVITY_GAP:.0e}" if worst <= MAX_ADDITIVITY_GAP else f"{worst:.0e}"
     )  # its digits depend on the machine
     sentence = f"The explanations {said} to the answers {many} ({found.method})."
-    return entry(
+    return ledger_entry(
         "additivity", worst <= MAX_ADDITIVITY_GAP, f"off by {observed}", f"at most {MAX_ADDITIVITY_GAP:.0e}", sentence
     )
 
@@ -101,7 +101,7 @@ def fit_explainer(
     bundle = _in_memory_bundle(fitted, roles, train)
     pool, seen = subsample(train, 1000, rng), subsample(valid, _EXPLAINED_ROWS, rng)
     usual = pool.iloc[quantile_positions(fitted.answers(pool)["margin"], _BACKGROUND_ROWS)]
-    background, past = (wide(to_bundle_inputs(part, bundle), bundle.names) for part in (usual, seen))
+    background, past = (input_arrays(to_bundle_inputs(part, bundle), bundle.names) for part in (usual, seen))
     return Explainer(bundle, ExplanationData(background, past, seen["_target"].to_numpy(), None))
 
 
@@ -160,7 +160,7 @@ def _noise_check(found: Mapping[str, float]) -> dict[str, Any]:
         sentence = f"Learned from a sample, {which} can't be told from planted noise; "
         sentence += f"what ranks above it makes up {above:.0%} of all that moves the answers."
     observed = f"noise is {place + 1} of {len(order)}, with {above:.0%} above it"
-    told = entry(
+    told = ledger_entry(
         "noise", above >= _MIN_SHARE_ABOVE_NOISE, observed, f"at least {_MIN_SHARE_ABOVE_NOISE:.0%} above it", sentence
     )
     return told | {"below": below}
@@ -172,4 +172,4 @@ def _leak_check(found: Mapping[str, float]) -> dict[str, Any]:
     sentence = f"A planted leak is named first, with {part:.0%} of all that moves the answers."
     if not passed:
         sentence = f"A planted leak is not named first: {first} is. A real one might be missed too."
-    return entry("planted leak", passed, f"{first} is first", f"{PLANTED_LEAK} first", sentence)
+    return ledger_entry("planted leak", passed, f"{first} is first", f"{PLANTED_LEAK} first", sentence)

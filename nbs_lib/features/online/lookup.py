@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import SettingsError, StoreError
-from ...core.settings import Store as StoreSettings
+from ...core.settings import StoreSettings as StoreSettings
 from ...core.settings import load_settings
 from nbs_lib.features.online.base import (
     FILL_HINT,

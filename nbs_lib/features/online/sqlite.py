@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import StoreError
-from ...core.files import replacing
+from ...core.files import atomic_write
 from .base import FILL_HINT, StoreReadResult, catalog_entry
 
 # %% ../../../notebooks/lib/features/online/02_sqlite.ipynb #8d0f20f7
@@ -151,7 +151,7 @@ class SqliteStore:
             old = self.read(()) if self.path.exists() else StoreReadResult(None, {}, ())
             now = old.now_us if now_us is None else now_us
             kept = {t: about for t, about in old.tables.items() if t not in tables and t not in drop}
-            with self._write_errors(), replacing(self.path) as temporary:
+            with self._write_errors(), atomic_write(self.path) as temporary:
                 db = sqlite3.connect(f"{temporary.as_uri()}?mode=rwc", uri=True, isolation_level=None)
                 with contextlib.closing(db):
                     self._fill(db, now, kept, tables)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import DataError
-from ...core.files import replacing
+from ...core.files import atomic_write
 
 # %% ../../../notebooks/lib/monitor/counts/01_histogram.ipynb #6f4b1d9c
 Counts = NDArray[np.int64]
@@ -192,7 +192,7 @@ class Profile:
         arrays = {name: getattr(self, name) for name in _PER_DAY_FIELDS}
         for n, counts in enumerate(self.counts[name] for name in self.columns):  # in as few bytes as they need
             arrays[f"counts_{n}"] = counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             text = np.frombuffer(json.dumps(about).encode(), np.uint8)
             np.savez_compressed(file, about=text, **arrays)
 

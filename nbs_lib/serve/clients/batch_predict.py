@@ -28,9 +28,9 @@ from ...bundle.bundle import Bundle
 from ...bundle.fallback import FallbackLadder
 from ...bundle.layout import RowReader
 from ...core.errors import BundleError, DataError, UserError
-from ...core.files import replacing
+from ...core.files import atomic_write
 from ...data.arrays import missing_columns
-from ...data.table import MISSING, clean_type, csv_bytes
+from ...data.table import NULL_VALUES, clean_column, read_csv_bytes
 from ...features.online.lookup import open_lookup
 from ...registry.pointers import champion_path
 
@@ -60,7 +60,7 @@ def _column_types(bundle: Bundle) -> dict[str, tuple[str, str | None]]:
 
 
 def _csv_batches(bundle: Bundle, path: Path) -> Iterator[pa.RecordBatch]:
-    data = csv_bytes(path)
+    data = read_csv_bytes(path)
     header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")))
     types = {name: _TYPES[told] for name, (told, _) in _column_types(bundle).items()}
     wanted = _columns_to_read(bundle, header, path)
@@ -68,7 +68,7 @@ def _csv_batches(bundle: Bundle, path: Path) -> Iterator[pa.RecordBatch]:
     converting = arrow_csv.ConvertOptions(
         column_types={name: types.get(name, pa.string()) for name in wanted},
         include_columns=wanted,
-        null_values=MISSING,
+        null_values=NULL_VALUES,
         strings_can_be_null=True,
     )
     try:
@@ -89,7 +89,7 @@ def _is_entity(bundle: Bundle, name: str) -> bool:
 
 def _is_whole(data: Any, name: str) -> bool:
     "Whether a column has only whole numbers: they are keys, which lose digits above 2**53 as numbers with a point."
-    form = {"column_types": {name: pa.int64()}, "include_columns": [name], "null_values": MISSING}
+    form = {"column_types": {name: pa.int64()}, "include_columns": [name], "null_values": NULL_VALUES}
     try:
         return all(batch.num_rows >= 0 for batch in _open_csv(data, arrow_csv.ConvertOptions(**form)))
     except pa.ArrowInvalid:
@@ -133,7 +133,7 @@ def read_batches(
 # %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #067ac0af
 def _values(column: pa.Array, form: str | None = None) -> Any:
     "The values of a column, in the types that training knew, and its times in the form that training read."
-    cleaned = clean_type(pa.chunked_array([column]))
+    cleaned = clean_column(pa.chunked_array([column]))
     known = column if cleaned is None else cleaned.combine_chunks()
     if pa.types.is_integer(known.type) and known.null_count:  # numpy has no missing whole number
         return np.array(known.to_pylist(), dtype=object)
@@ -169,7 +169,7 @@ def _predict_batch(
 @contextlib.contextmanager
 def _output_file(out: Path | None) -> Iterator[Path]:
     if out is not None:
-        with replacing(out) as temporary:
+        with atomic_write(out) as temporary:
             yield temporary
         return
     with tempfile.NamedTemporaryFile(suffix=".csv") as file:

@@ -25,11 +25,11 @@ from ...core.params import load_params
 from ...core.settings import load_settings
 from ...data import source
 from ...data.arrays import missing_columns
-from ...data.roles import Roles, labels
-from ...data.table import duration, timestamps
+from ...data.roles import Roles, class_labels
+from ...data.table import parse_duration, parse_timestamps
 from ...features.materialize import CONTRACT_FILE, FEATURES_FOLDER, fill_store
 from ...features.online.lookup import open_store
-from ...pipeline.clone import moved
+from ...pipeline.clone import clone_as_of
 from ...pipeline.run import reproduce
 from ...registry.pointers import champion_path
 from .load_client import LoadClient, ScheduledRequest, TrafficResult
@@ -45,7 +45,7 @@ def load_unseen_rows(
     "The rows that training did not see; raises `DataError` where there are none."
     found = table.iloc[:0]
     if roles.timestamp:
-        times = timestamps(table[roles.timestamp])
+        times = parse_timestamps(table[roles.timestamp])
         later = times > pd.to_datetime(str(roles.as_of), utc=True)
         found = table.assign(**{roles.timestamp: times})[later].sort_values(roles.timestamp, kind="stable")
     if found.empty:
@@ -119,8 +119,8 @@ def schedule_requests(
     at, told = np.arange(len(table), dtype=float), np.arange(len(table), dtype=float)
     if roles.timestamp:
         seconds = (table[roles.timestamp] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "s")
-        at = (seconds - duration(roles.horizon, "data.horizon").total_seconds()).to_numpy()
-        told = (seconds + duration(roles.label_delay, "data.label_delay").total_seconds()).to_numpy()
+        at = (seconds - parse_duration(roles.horizon, "data.horizon").total_seconds()).to_numpy()
+        told = (seconds + parse_duration(roles.label_delay, "data.label_delay").total_seconds()).to_numpy()
     known = _labels(table[roles.target], bundle) if tell else [None] * len(table)
 
     def body(k: int) -> bytes:
@@ -140,11 +140,11 @@ def _refreshed_store(
     if not every or not roles.timestamp or not Roles.load(CONTRACT_FILE).views:
         yield []
         return
-    step, times = duration(every, "--refresh"), table[roles.timestamp]
+    step, times = parse_duration(every, "--refresh"), table[roles.timestamp]
     if step < pd.Timedelta(1, "min"):
         raise ParamsError(f"--refresh {every}: write a minute or more, such as 6h.")
     store = load_settings().store
-    with moved((times.max() + pd.Timedelta(1, "D")).strftime("%Y-%m-%d"), root) as there:
+    with clone_as_of((times.max() + pd.Timedelta(1, "D")).strftime("%Y-%m-%d"), root) as there:
         with contextlib.chdir(there):
             reproduce("features")
         views = Roles.load(there / CONTRACT_FILE).views
@@ -153,7 +153,7 @@ def _refreshed_store(
         def filled(at: pd.Timestamp) -> None:
             fill_store(views, int(at.value // 1000), opened, there / FEATURES_FOLDER)
 
-        first = times.min() - duration(roles.horizon, "data.horizon")
+        first = times.min() - parse_duration(roles.horizon, "data.horizon")
         moments = pd.date_range(first.floor(step), times.max(), freq=step)
         yield [(at.timestamp(), partial(filled, at)) for at in moments]
 
@@ -179,7 +179,7 @@ def _corrupt_rows(
 def _labels(values: pd.Series, bundle: Bundle) -> list[Any]:
     if bundle.task == "regression":
         return [None if pd.isna(value) else float(value) for value in values]
-    return [label if label in bundle.classes else None for label in labels(values)]
+    return [label if label in bundle.classes else None for label in class_labels(values)]
 
 # %% ../../../notebooks/lib/serve/clients/03_simulate.ipynb #9852855b
 def _counts(found: dict[str, int]) -> str:
@@ -222,7 +222,7 @@ def simulate_traffic(
 ) -> TrafficResult:
     "Send past rows to the service as traffic and print what became of them; raises `UserError` where none answers."
     roles, bundle = Roles.load(_ROLES_FILE), Bundle.open(champion_path(root))
-    table = load_unseen_rows(source.read(str(load_params()["data.source"])).table, roles)
+    table = load_unseen_rows(source.read_source(str(load_params()["data.source"])).table, roles)
     found = select_days(table, roles.timestamp, start, end).iloc[:rows]
     if poison:
         found = _corrupt_rows(found, bundle)

@@ -23,7 +23,7 @@ from typing import Any
 import nbs_lib
 from ...core.errors import BundleError, StageError
 from ...core.files import read_json, write_json
-from ...core.server_process import ServerProcess, free_port, serving
+from ...core.server_process import ServerProcess, free_port, running_server
 from ...core.stages import imported_files
 
 # %% ../../../notebooks/lib/serve/clients/04_torchserve.ipynb #142b8787
@@ -178,7 +178,7 @@ def torchserve_process(
     variables = kept | {"TMPDIR": str(where), "TEMP": str(where), "OMP_NUM_THREADS": "1"}
     variables["PATH"] = f"{Path(program).parent}{os.pathsep}{os.environ['PATH']}"
     options = ["--start", "--foreground", "--ncs", "--ts-config", "config.properties", "--model-store", str(where)]
-    with serving(
+    with running_server(
         [program, *options], ports[0], "/ping", where, variables, (), 120, lambda: authorization_header(where)
     ) as server:
         try:

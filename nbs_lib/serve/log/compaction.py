@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...core.errors import ParamsError, UserError
-from ...core.files import replacing
-from ...core.paths import SERVED
+from ...core.files import atomic_write
+from ...core.paths import SERVED_FOLDER
 from .feedback import read_labels, write_transaction
 from nbs_lib.serve.log.reader import (
     conform_table,
@@ -117,7 +117,7 @@ def _compact_day(folder: Path, day: str, served: str | Path) -> int:
         last = last_rowid(db)
         parts = _parts(db, last, folder, day, served)
         if last:
-            with replacing(path.with_suffix(".parquet")) as temporary:
+            with atomic_write(path.with_suffix(".parquet")) as temporary:
                 rows = _write(temporary, parts)
                 _check(temporary, parts)
             _keep(db, folder, day)
@@ -172,7 +172,7 @@ def _try_compact_day(folder: Path, day: str, served: str | Path) -> CompactionRe
 def compact_days(
     folder: str | Path,  # of the log
     before: str | None = None,  # a day such as 2026-11-23 or 20261123, UTC; today by default
-    served: str | Path = SERVED,  # where the bundles are
+    served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> list[CompactionResult]:  # one for each day that had something to compact
     "Turn each day before one into a Parquet file; raises `ParamsError` where that is none."
     latest, folder = utc_day(time.time_ns() // 1000 - _GRACE_US), Path(folder)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ...bundle.bundle import Bundle
 from ...bundle.layout import InputLayout
 from ...core.errors import BundleError, DataError, UserError
-from ...core.paths import SERVED
+from ...core.paths import SERVED_FOLDER
 from ...data.arrays import MISSING_TIME
 from .feedback import open_read_only, query_rows, read_labels
 from .writer import LogEntry, parse_prediction_id, prediction_id, unpack_entries
@@ -212,7 +212,7 @@ def logged_days(
 def read_day(
     folder: str | Path,  # of the log
     day: str,  # such as 20261123
-    served: str | Path = SERVED,  # where the bundles are
+    served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> pa.Table:  # one row per prediction, with the labels known by now
     "A day of the log; raises `DataError`, `StoreError` or `BundleError`."
     path, known = Path(folder) / f"{day}.sqlite", read_labels(folder, day)
@@ -257,7 +257,7 @@ class LoggedPrediction:
 def find_prediction(
     folder: str | Path,  # of the log
     id: str,  # of a prediction
-    served: str | Path = SERVED,  # where the bundles are
+    served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> LoggedPrediction | None:  # None: there is no such prediction
     "One row whole; raises `DataError`, `StoreError` or `BundleError`."
     known = parse_prediction_id(id)

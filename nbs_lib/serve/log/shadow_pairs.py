@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ...core.paths import SERVED
-from ...data.arrays import MISSING_TIME, Array, times
+from ...core.paths import SERVED_FOLDER
+from ...data.arrays import MISSING_TIME, Array, time_array
 from .feedback import query_rows
 from .labeled_rows import local_days
 from .reader import logged_days, read_day
@@ -46,7 +46,7 @@ def _event_seconds(table: pa.Table, timestamp: str | None) -> Array:
     if timestamp is None:
         return asked
     rows: list[dict[str, Any]] = [msgspec.json.decode(text) if text else {} for text in table["_request"].to_pylist()]
-    said = times([row.get(timestamp) for row in rows], timestamp)
+    said = time_array([row.get(timestamp) for row in rows], timestamp)
     return np.where(said == MISSING_TIME, asked, said)
 
 
@@ -68,7 +68,7 @@ def _day(folder: Path, day: str, served: str | Path, timestamp: str | None) -> p
 def load_shadow_pairs(
     folder: str | Path,  # of the log
     within: Iterable[str] | None = None,  # days of the log, such as 20261123, UTC; all by default
-    served: str | Path = SERVED,  # where the bundles are
+    served: str | Path = SERVED_FOLDER,  # where the bundles are
     timestamp: str | None = None,  # the column that says when a row happened; when it was asked by default
     zone: str = "UTC",  # whose midnights
 ) -> pd.DataFrame:  # a row per row that both answered: id, time, block, label; model, rung and numbers of each
