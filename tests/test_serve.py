@@ -577,6 +577,84 @@ def test_only_who_is_idle_for_long_is_closed(tmp_path: Path) -> None:
         assert idle.connection.sock.recv(10) == b""
 
 
+def refusal(port: int, *parts: bytes) -> tuple[bytes, bytes]:
+    """Send a request in parts, as far as the service takes them: the status line and the body of its answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for part in parts:
+                connection.sendall(part)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := connection.recv(65_536):
+                answer += more
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    return head.partition(b"\r\n")[0], body
+
+
+@pytest.mark.parametrize("path", [b"/predict", b"/livez"])
+def test_headers_are_limited_in_number_and_size(tmp_path: Path, path: bytes) -> None:
+    start, end = b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n", b"\r\n"
+    many = b"".join(b"x-%d: y\r\n" % n for n in range(20_000))
+    large = b"x: " + b"y" * 70_000 + b"\r\n"
+    medium = b"x: " + b"y" * 30_000 + b"\r\n"
+    chunked = b"POST " + path + b" HTTP/1.1\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+    url = b"POST " + path + b"?" + b"z" * 70_000 + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n"
+    with lone_worker(tmp_path, "") as running:
+        before = running.server.rss()
+        for parts in (
+            (start, many, end),
+            (start + large + end,),
+            (start, medium, medium, medium, end),
+            (url + end,),
+            (start, *[many] * 100, end),  # two million headers
+            (start, b"x: ", *[b"y" * 2**20] * 80, b"\r\n", end),  # one of 80 MB
+            (chunked, *[many] * 10, end),  # trailers
+            (chunked, b"x: ", *[b"y" * 2**20] * 20),
+        ):
+            line, body = refusal(running.port, *parts)
+            assert line == b"HTTP/1.1 431 Request Header Fields Too Large", parts[0][:40]
+            assert json.loads(body) == {
+                "error": "the request brings more than 100 headers or 64 kB of them.",
+                "field": None,
+                "row": None,
+            }
+        assert running.server.rss() - before < 20, "MB"
+        fine = b"".join(b"x-%d: %b\r\n" % (n, b"y" * 500) for n in range(90))
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+            for _ in range(2):  # on one connection: what one brought does not count for the next
+                connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n" + fine + end)
+                answer = b""
+                while b"alive" not in answer:
+                    answer += connection.recv(65_536)
+                assert answer.startswith(b"HTTP/1.1 200")
+        assert running.ask(ROW)[0] == 200
+
+
+def test_three_hundred_connections_never_finish_their_headers(tmp_path: Path) -> None:
+    with lone_worker(tmp_path, "p._REQUEST_TIMEOUT_S = 4.0") as running:
+        before, began = running.server.rss(), time.monotonic()
+        slow = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(300)]
+        for connection in slow:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
+        answered = 0
+        while time.monotonic() < began + 2:
+            for connection in slow:
+                connection.sendall(b"x-%d: y\r\n" % answered)
+            assert running.ask(ROW)[0] == 200
+            answered += 1
+            time.sleep(0.1)
+        assert answered > 2
+        assert running.server.rss() - before < 30, "MB"
+        for connection in slow:
+            connection.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(10) == b""
+            connection.close()
+        assert time.monotonic() < began + 12
+        assert running.ask(ROW)[0] == 200
+
+
 def test_half_a_request_is_not_waited_for(tmp_path: Path) -> None:
     with lone_worker(tmp_path, "p._REQUEST_TIMEOUT_S = 2.0") as running:
         port = running.port

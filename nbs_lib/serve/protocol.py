@@ -14,6 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from ..bundle.request import RequestError
 from .asgi import JSON_HEADERS, STATUS_HEADERS, Service
 from .batching import Reply
 
@@ -57,10 +58,23 @@ class _FastRequest:
         self.protocol.answer(self, reply)
 
 
+_MAX_HEADERS = 100  # of a request, trailers included
+_MAX_HEADER_BYTES = 64 * 1024  # of a request's URL and headers; also of what the parser holds back of one of them
+_LARGE_READ = 16 * 1024  # bytes; a request that came whole in a smaller read can't exceed the limit
+_HEADERS_TOO_LARGE = RequestError(
+    431, f"the request brings more than {_MAX_HEADERS} headers or {_MAX_HEADER_BYTES // 1024} kB of them."
+)
+
+
 class HttpProtocol(HttpToolsProtocol):
     "One connection."
 
     app: Service
+    _read_bytes = 0  # of the read that is being parsed
+    _held_bytes = 0  # read since the parser last gave something: a part of one header, as long as it may be
+    _given = (0, 0)  # how many headers and bytes of a body there were then
+    _unfinished_reads = 0  # since the current request began, that did not bring it whole
+    _body_bytes = 0  # of the current request, so far
     on_close: Callable[[], object] = staticmethod(lambda: None)  # called when it is over
     _request_begun = True  # a connection is made to ask
     _idle_since = 0.0  # since when it has had nothing to do, by the loop's time
@@ -74,9 +88,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._request_begun = True
+        self._body_bytes = 0
         super().on_message_begin()
 
+    def _has_large_headers(self) -> bool:
+        "Return whether a request exceeds a limit, as far as it has come."
+        headers = self.headers or ()  # None before the first request
+        if len(headers) > _MAX_HEADERS or self._held_bytes > _MAX_HEADER_BYTES:
+            return True
+        small = self._read_bytes <= _LARGE_READ and not self._unfinished_reads
+        return not small and len(self.url) + sum(len(name) + len(value) for name, value in headers) > _MAX_HEADER_BYTES
+
+    def send_400_response(self, msg: str) -> None:
+        "Refuse what can't be parsed, or is not parsed further because of its headers."
+        if not self._has_large_headers():
+            return super().send_400_response(msg)
+        status, body = _HEADERS_TOO_LARGE.reply
+        self.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (_response_head(status, True), len(body), body))
+        self.app.answered("other", status)
+        return self.transport.close()
+
     def on_headers_complete(self) -> None:
+        if self._has_large_headers():
+            raise _HEADERS_TOO_LARGE  # which the parser hands on, to end in `send_400_response`
         if self.url == b"/predict" and self._is_free():
             self._fast_request = _FastRequest(self, time.perf_counter())
         else:
@@ -90,6 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
         return plain and free and not (self.expect_100_continue or parser.should_upgrade() or self.app.draining)
 
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
         if self._fast_request is None:
             super().on_body(body)
         else:
@@ -105,13 +140,22 @@ class HttpProtocol(HttpToolsProtocol):
             self.app.predict(self.headers, short.body, short.since, short)
 
     def data_received(self, data: bytes) -> None:
+        self._read_bytes = len(data)
         super().data_received(data)
+        if self._request_begun and not self.transport.is_closing():
+            self._unfinished_reads += 1
+            given = (len(self.headers or ()), self._body_bytes)
+            self._held_bytes, self._given = self._held_bytes + len(data) if given == self._given else 0, given
+            if self._has_large_headers():
+                return self.send_400_response("")
+        else:
+            self._held_bytes = self._unfinished_reads = 0
         if self._fast_request is not None and self.parser is not None:  # it did not come whole
             short, self._fast_request = self._fast_request, None
             super().on_headers_complete()
             if short.body:
                 super().on_body(short.body)
-        self._update_timer()
+        return self._update_timer()
 
     def answer(self, short: _FastRequest, reply: Reply) -> None:
         "Write an answer, and go on to what was asked meanwhile."
