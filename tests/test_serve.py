@@ -598,7 +598,11 @@ def test_headers_are_limited_in_number_and_size(tmp_path: Path, path: bytes) -> 
     many = b"".join(b"x-%d: y\r\n" % n for n in range(20_000))
     large = b"x: " + b"y" * 70_000 + b"\r\n"
     medium = b"x: " + b"y" * 30_000 + b"\r\n"
-    chunked = b"POST " + path + b" HTTP/1.1\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+    chunked = (
+        b"POST "
+        + path
+        + b" HTTP/1.1\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+    )
     url = b"POST " + path + b"?" + b"z" * 70_000 + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n"
     with lone_worker(tmp_path, "") as running:
         before = running.server.rss()

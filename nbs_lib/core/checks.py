@@ -21,5 +21,5 @@ def ledger_entry(
     sentence: str,  # for people
     **more: Any,  # what this ledger says besides, such as `hard`: a failure rejects
 ) -> dict[str, Any]:
-    "A line of a ledger."
+    "Build a line of a ledger."
     return {"check": check, "passed": passed, "observed": observed, "needed": needed, "sentence": sentence, **more}

@@ -55,7 +55,7 @@ def did_you_mean(
     name: str,  # what was written
     known: Iterable[str],  # what exists
 ) -> str:  # ` (did you mean 'x'?)`, or the known names when none is near
-    "A hint that follows an unknown name."
+    "Suggest the nearest known name, as the end of an error sentence."
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

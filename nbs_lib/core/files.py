@@ -103,7 +103,7 @@ def read_table(
 def sha256(
     path: str | Path,  # a file, or a folder
 ) -> str:  # 64 hex digits
-    "The SHA-256 of a file's content, or of a folder's sorted names and contents."
+    "Compute the SHA-256 of a file's content, or of a folder's sorted names and contents."
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:

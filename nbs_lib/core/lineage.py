@@ -35,7 +35,7 @@ def _lineage_of(
     stage: Stage,  # as `dvc.yaml` declares it
     root: str | Path = ".",  # the project
 ) -> dict[str, Any]:  # stage, inputs, params, code, lock, upstream; SHA-256 throughout
-    "The lineage of one stage's outputs; raises `DataError` where an input is missing."
+    "Return the lineage of one stage's outputs; raises `DataError` where an input is missing."
     root = Path(root)
     missing = [dep for dep in stage.deps if not (root / dep).exists()]
     if missing:
@@ -57,7 +57,7 @@ def stage_lineage(
     stage: str,  # a stage in `dvc.yaml`
     root: str | Path = ".",  # the project
 ) -> dict[str, Any]:  # as `_lineage_of` gives it
-    "The lineage of a stage by its name; raises `StageError` where there is none."
+    "Return the lineage of a stage by its name; raises `StageError` where there is none."
     stages = load_stages(root)
     if stage not in stages:
         raise StageError(f"there is no stage {stage}{did_you_mean(stage, stages)}.")

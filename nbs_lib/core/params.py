@@ -85,7 +85,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 def load_params(
     path: str | Path = "params.yaml",  # relative to the working directory
 ) -> Params:  # every key under its dotted name
-    "The parameters as a user wrote them; raises `ParamsError` where the file can't be read."
+    "Load `params.yaml`; raises `ParamsError` where the file can't be read."
     return Params(read_config(path))
 
 # %% ../../notebooks/lib/core/04_params.ipynb #a6be71e1
@@ -126,7 +126,7 @@ class Parameter:
 def declared_parameters(
     notebook: str | Path,  # a stage notebook
 ) -> list[Parameter]:  # in the order of the cell's lines
-    "What a stage's parameters cell declares; raises `StageError` without one, or on a line of another form."
+    "List the parameters that a stage's parameters cell declares; raises `StageError` without one, or on a line of another form."
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError):

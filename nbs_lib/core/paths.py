@@ -15,7 +15,7 @@ from .errors import UserError
 def _project_root(
     start: str | Path | None = None,  # where to begin; the working directory by default
 ) -> Path:  # the nearest folder upwards that holds `params.yaml` and `dvc.yaml`
-    "The project that a path belongs to; raises `UserError` outside of one."
+    "Find the project that a path belongs to; raises `UserError` outside of one."
     here = Path(start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
@@ -33,7 +33,7 @@ def chdir_root() -> Path:  # the root, now the working directory
 def output_path(
     path: str | Path,  # as written in `dvc.yaml`, relative to the root
 ) -> Path:  # where to write it now; its folder exists
-    "The place for an output of this stage."
+    "Return the place for an output of this stage."
     place = Path(os.environ.get("NBS_STAGING", ".")) / path
     place.parent.mkdir(parents=True, exist_ok=True)
     return place

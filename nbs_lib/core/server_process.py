@@ -26,7 +26,7 @@ from .errors import StageError
 
 # %% ../../notebooks/lib/core/09_server_process.ipynb #a799ccc2
 def free_port() -> int:  # on 127.0.0.1
-    "A port that nobody listens on now."
+    "Find a port that nobody listens on now."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -60,7 +60,7 @@ class ServerProcess:
     seconds: float = 0.0  # from its start to its first answer
 
     def tree(self) -> list[psutil.Process]:
-        "It and its children."
+        "List the process and its children."
         with contextlib.suppress(psutil.NoSuchProcess):
             return [self.process, *self.process.children(recursive=True)]
         return []
@@ -73,15 +73,15 @@ class ServerProcess:
         return total
 
     def cpu(self) -> float:  # seconds, user and system
-        "What it has used so far."
+        "Return the processor time used so far."
         return self._sum(lambda p: sum(p.cpu_times()[:2]))
 
     def rss(self) -> float:  # MB
-        "The memory that it holds."
+        "Return the memory held now."
         return self._sum(lambda p: p.memory_info().rss) / 1e6
 
     def alive_pids(self) -> list[int]:  # process ids
-        "What is alive of its session."
+        "List the live processes of its session."
         found = []
         for each in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -113,7 +113,7 @@ def pin_to_cores(
     command: Sequence[str],  # a program and its arguments
     cores: Sequence[int] = (),  # to run on; empty: any
 ) -> list[str]:
-    "A command held to some cores, where the system can do that."
+    "Hold a command to some cores, where the system can do that."
     tool = shutil.which("taskset") if cores else None
     return [tool, "-c", ",".join(map(str, cores)), *command] if tool else list(command)
 
@@ -129,7 +129,7 @@ def running_server(
     wait_s: float = 60.0,  # for its first answer
     headers: Callable[[], Mapping[str, str]] = dict,  # of the question whether it is ready
 ) -> Iterator[ServerProcess]:
-    "A server that is ready; raises `StageError` where it doesn't get there."
+    "Start a server and wait until it is ready; raises `StageError` where it doesn't get there."
     url, started = f"http://127.0.0.1:{port}", time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+b") as log:
         process = psutil.Popen(

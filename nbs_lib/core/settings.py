@@ -117,7 +117,7 @@ def load_settings(
     path: str | Path = "settings.ini",  # relative to the working directory
     environment: Mapping[str, str] = os.environ,  # where overrides are looked for
 ) -> Settings:  # typed and complete
-    "The settings with their overrides; raises `SettingsError` for an unknown key or a wrong type."
+    "Load `settings.ini` with its overrides; raises `SettingsError` for an unknown key or a wrong type."
     ini = configparser.ConfigParser(interpolation=None)
     try:
         if not ini.read(path, encoding="utf-8"):

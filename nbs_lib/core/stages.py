@@ -51,7 +51,7 @@ def _paths(entries: list[Any]) -> tuple[str, ...]:
 def dvc_file(
     folder: Path = PIPELINE_FOLDER,  # of notebooks
 ) -> Path:  # relative to the root
-    "The `dvc.yaml` that declares a folder's stages."
+    "Return the `dvc.yaml` that declares a folder's stages."
     return Path("dvc.yaml") if folder == PIPELINE_FOLDER else folder / "dvc.yaml"
 
 
@@ -59,7 +59,7 @@ def load_stages(
     root: str | Path = ".",  # the project
     folder: Path = PIPELINE_FOLDER,  # of notebooks
 ) -> dict[str, Stage]:  # by name, in the order of the notebooks' numbers
-    "The stages that are notebooks; raises `StageError` where notebook and `dvc.yaml` disagree."
+    "Load the stages that are notebooks; raises `StageError` where notebook and `dvc.yaml` disagree."
     root = Path(root)
     notebooks = {re.sub(r"^\d+_", "", path.stem): path for path in sorted((root / folder).glob("[0-9]*.ipynb"))}
     entries = read_config(root / dvc_file(folder)).get("stages", {}) if notebooks else {}
@@ -83,14 +83,14 @@ def load_stages(
 def load_all_stages(
     root: str | Path = ".",  # the project
 ) -> dict[str, Stage]:  # by name
-    "The stages of all folders; raises `StageError`."
+    "Load the stages of all folders; raises `StageError`."
     return {name: stage for folder in STAGE_FOLDERS for name, stage in load_stages(root, folder).items()}
 
 
 def stage_parameters(
     stage: Stage,  # a stage of the project in the working directory
 ) -> list[Parameter]:  # what its parameters cell declares
-    "A stage's parameters, each of which `dvc.yaml` must name too; raises `StageError`."
+    "Return a stage's parameters, each of which `dvc.yaml` must name too; raises `StageError`."
     found = declared_parameters(stage.notebook)
     for parameter in found:
         if not any(parameter.key == key or parameter.key.startswith(f"{key}.") for key in stage.params):
@@ -181,7 +181,7 @@ def expected_deps(
     stage: Stage,  # of the project in the root
     root: str | Path = ".",  # the project
 ) -> list[str]:  # data first, then notebook, modules and lock file
-    "What `dvc.yaml` should list as a stage's dependencies."
+    "List the dependencies that `dvc.yaml` should list for a stage."
     data = [dep for dep in stage.deps if not is_code(dep) and dep != "requirements.lock"]
     return [*data, stage.notebook.as_posix(), *stage_modules(stage.notebook, root), "requirements.lock"]
 

@@ -66,7 +66,7 @@ def number_array(
     column: str,  # its name, for messages
     first: int = 1,  # the number of the first row, for messages
 ) -> Array:  # float32, shape [N]; NaN = missing
-    "A column of numbers; raises `DataError` with column and row."
+    "Convert a column of numbers; raises `DataError` with column and row."
     with np.errstate(over="ignore"):
         found: Array = _doubles(values, column, first).astype(np.float32)
     infinite = np.flatnonzero(np.isinf(found))
@@ -92,7 +92,7 @@ def text_array(
     column: str,  # its name, for messages
     first: int = 1,  # the number of the first row, for messages
 ) -> Array:  # Python strings, shape [N]; "" = missing
-    "A column of text; raises `DataError` with column and row."
+    "Convert a column of text; raises `DataError` with column and row."
     found = np.empty(len(values), dtype=object)
     found[:] = [_text(value, column, row) for row, value in enumerate(values, first)]
     return found
@@ -134,7 +134,7 @@ def time_array(
     column: str,  # its name, for messages
     first: int = 1,  # the number of the first row, for messages
 ) -> Array:  # int64, seconds since 1970 UTC, shape [N]; -2**63 = missing
-    "A column of times; raises `DataError` with column and row."
+    "Convert a column of times; raises `DataError` with column and row."
     if isinstance(values, np.ndarray) and values.dtype.kind == "M":
         return values.astype("datetime64[s]").astype(np.int64)
     return np.array([epoch_seconds(value, column, row) for row, value in enumerate(values, first)], dtype=np.int64)
@@ -149,12 +149,12 @@ def _is_column(value: Any) -> bool:
 def is_table(
     rows: Any,  # as `to_columns` takes them
 ) -> bool:
-    "Whether rows come as columns: a DataFrame, or a mapping of sequences."
+    "Return whether rows come as columns: a DataFrame, or a mapping of sequences."
     return hasattr(rows, "columns") or (isinstance(rows, Mapping) and any(map(_is_column, rows.values())))
 
 
 def _values(series: Any) -> Any:
-    "The values of a column of any kind; a DataFrame's time zone is resolved to UTC."
+    "Return the values of a column of any kind; a DataFrame's time zone is resolved to UTC."
     if getattr(getattr(series, "dtype", None), "tz", None) is not None:
         series = series.dt.tz_convert("UTC").dt.tz_localize(None)
     return series.to_numpy() if hasattr(series, "to_numpy") else series
@@ -178,7 +178,7 @@ def missing_columns(
     found: Iterable[str],  # the columns that a table has
     inputs: Sequence[str],  # the columns that it must have
 ) -> str:  # one sentence; empty where all are there
-    "Which inputs a table lacks, all of them at once, each with the nearest column that it has."
+    "Return which inputs a table lacks, all of them at once, each with the nearest column that it has."
     names = list(found)
     lacking = [f"{name!r}{did_you_mean(name, names) if names else ''}" for name in inputs if name not in names]
     hints = [text if "did you mean" in text else text.partition(" (known")[0] for text in lacking]
@@ -219,7 +219,7 @@ def input_arrays(
     others: Iterable[str] = (),  # further names that a row may hold
     first: int = 1,  # the number of the first row, for messages
 ) -> dict[str, Array]:  # by kind: float32, text or int64, shape [N, number of columns]
-    "What a graph is fed with; raises `DataError` with column and row."
+    "Convert rows to the arrays that a graph takes; raises `DataError` with column and row."
     values = to_columns(rows, [name for names in inputs.values() for name in names], others, first)
     return {
         kind: np.stack([ARRAY_CONVERTERS[kind](values[name], name, first) for name in names], axis=1)

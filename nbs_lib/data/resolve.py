@@ -23,7 +23,7 @@ def _configured_value(
     given: Mapping[str, Any],  # the values in `params.yaml`, `auto` where unset
     source: Source,  # its defaults come second
 ) -> Any:  # the value, None where neither says
-    "What is asked for under one key."
+    "Return the value that params.yaml gives under one key."
     value = given.get(key, "auto")
     return source.defaults.get(key) if value == "auto" else value
 
@@ -33,7 +33,7 @@ def _listed_columns(
     value: Any,  # a name, several, or None
     table: pd.DataFrame,  # which has to have them
 ) -> list[str]:  # the names
-    "The columns that a key lists; raises `DataError` where the table has none of that name."
+    "Return the columns that a key lists; raises `DataError` where the table has none of that name."
     names = [value] if isinstance(value, str) else list(value or [])
     for name in names:
         if name not in table.columns:
@@ -50,7 +50,7 @@ def _rows_as_of(
 ) -> tuple[
     pd.DataFrame, str, int
 ]:  # the rows, by time (the index counts the source's); `as_of`; rows without a label yet
-    "What is known at a time; raises `DataError` where no label is."
+    "Keep what was known at a time; raises `DataError` where no label is."
     at = table[timestamp] + parse_duration(delay, "data.label_delay")
     if as_of is None:
         as_of = at.max().isoformat()
@@ -73,7 +73,7 @@ def companion_as_of(
     companion: Companion,  # a further table of a source
     as_of: str | None,  # as `_rows_as_of` gives it; None where the table has no timestamp
 ) -> pd.DataFrame:  # its rows up to then, in their order
-    "What a companion table knows at a time."
+    "Keep what a companion table knew at a time."
     if companion.time is None or as_of is None:
         return companion.table
     return companion.table[companion.table[companion.time] <= pd.to_datetime(as_of, utc=True)].reset_index(drop=True)
@@ -82,7 +82,7 @@ def companion_as_of(
 def _check_timezone(
     name: str,  # `data.timezone`
 ) -> str:  # the same
-    "A time zone that is known; raises `ParamsError` where it is none."
+    "Check a time zone; raises `ParamsError` where it is none."
     known = zoneinfo.available_timezones()
     if name not in known:
         raise ParamsError(
@@ -100,7 +100,7 @@ _MAX_CLASSES = 100
 def _infer_task(
     values: pd.Series,  # the target, where it is not missing
 ) -> tuple[str, str]:  # the task, and why
-    "The task that the target's values call for."
+    "Infer the task from the target's values."
     what, distinct = column_kind(values), values.nunique()
     if distinct == 2:
         return "binary", "two different values"
@@ -136,7 +136,7 @@ def _check_task(
 def _class_names(
     values: pd.Series,  # the target, where it is not missing
 ) -> tuple[list[str], dict[str, int]]:  # the classes by id, and the rows of those that are too rare
-    "The classes that can be learned; raises `DataError` where fewer than two can."
+    "Return the classes that can be learned; raises `DataError` where fewer than two can."
     counts = class_labels(values).value_counts()
     names = [str(name) for name in class_labels(pd.Series(sorted(values.unique())))]
     classes = [name for name in names if counts[name] >= _MIN_CLASS_ROWS]
@@ -152,7 +152,7 @@ def _class_names(
 def _infer_role(
     values: pd.Series,  # a column that no key of `params.yaml` names
 ) -> tuple[str, str]:  # its role, and why
-    "The role of a column, from its values."
+    "Infer the role of a column from its values."
     what, rows, distinct = column_kind(values), int(values.notna().sum()), values.nunique()
     if rows == 0:
         return "dropped", "all values are missing"
@@ -181,7 +181,7 @@ def _columns_by_key(
     given: Mapping[str, Any],  # the values of `data` in `params.yaml`
     source: Source,  # its defaults
 ) -> dict[str, list[str]]:  # the columns under target, timestamp, entity, key, drop and later
-    "The columns that the keys name; raises `DataError` where one is missing or has two roles that exclude each other."
+    "Return the columns that the keys name; raises `DataError` where one is missing or has two roles that exclude each other."
     keys = ("target", "timestamp", "entity", "key", "drop", "later")
     names = {key: _listed_columns(key, _configured_value(key, given, source), table) for key in keys}
     if len(names["target"]) != 1:
@@ -206,7 +206,7 @@ def _column_role(
     names: Mapping[str, list[str]],  # as returned by `_columns_by_key`
     about: Mapping[str, Any],  # what the source says of the column
 ) -> dict[str, Any]:  # role, why, and feature where the role alone doesn't say
-    "The role of a column, from the keys that name it, else from its values."
+    "Return the role of a column, from the keys that name it, else from its values."
     name = str(values.name)
     if name in names["drop"]:
         return {"role": "dropped", "why": "listed in data.drop"}
@@ -264,7 +264,7 @@ def _select_rows(
     given: Mapping[str, Any],  # the values of `data` in `params.yaml`
     notes: list[str],  # gets a sentence on what is left for production
 ) -> tuple[pd.DataFrame, str | None]:  # the rows, and `as_of`
-    "The rows known at `as_of`, by time; all rows where there is no timestamp."
+    "Select the rows known at `as_of`, sorted by time; all rows where there is no timestamp."
     table, as_of = source.table, _configured_value("as_of", given, source)
     if names["timestamp"]:
         name = names["timestamp"][0]

@@ -70,7 +70,7 @@ class Roles:
         return [name for name in (*self.numeric, *self.categorical) if name in named]
 
     def without_views(self) -> "Roles":
-        "The same, but for what feature views bring."
+        "Return the same, but for what feature views bring."
         own = {name: about for name, about in self.columns.items() if "from" not in about}
         return dataclasses.replace(self, columns=own, views=[])
 
@@ -119,7 +119,7 @@ def read_yaml(
 def column_kind(
     values: pd.Series,  # a column with clean types
 ) -> str:  # text, number, bool or time
-    "What a column holds."
+    "Return the kind of values that a column holds."
     if pd.api.types.is_bool_dtype(values):
         return "bool"
     if pd.api.types.is_numeric_dtype(values):
@@ -133,7 +133,7 @@ def column_kind(
 def class_labels(
     values: pd.Series,  # a target of classes
 ) -> pd.Series:  # the same as text: 1.0 is "1", True is "true"; None where missing
-    "The names of the classes, row by row."
+    "Return the names of the classes, row by row."
     names = {value: _label(value) for value in values.dropna().unique()}
     return pd.Series([None if pd.isna(value) else names[value] for value in values], index=values.index, dtype=object)
 
@@ -149,7 +149,7 @@ def _label(value: Any) -> str:
 def roles_table(
     roles: Roles,  # resolved
 ) -> pd.DataFrame:  # one row per column: role, why, unit, description
-    "The roles as people read them: what is learned from first, what is left out last."
+    "Return the roles as people read them: what is learned from first, what is left out last."
     order = ("target", "numeric", "categorical", "time", "timestamp", "entity", "key", "context", "later", "dropped")
     table = pd.DataFrame(roles.columns).T.reindex(columns=["role", "why", "unit", "description"]).fillna("")
     table["feature"] = ["yes" if c in roles.numeric + roles.categorical + roles.time else "" for c in table.index]

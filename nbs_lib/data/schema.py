@@ -27,7 +27,7 @@ SCHEMA_PATH = "data/contract/schema.yaml"
 def _padded_range(
     values: pd.Series,  # numbers, one or more of them not missing
 ) -> tuple[float, float]:  # min and max, whole where all values are
-    "A range with room on either side."
+    "Return a range with room on either side."
     low, high = float(values.min()), float(values.max())
     room = (high - low) / 2 or abs(high) / 2 or 1.0
     step = 10.0 ** (math.floor(math.log10(room)) - 1)
@@ -43,7 +43,7 @@ def _column_schema(
     whole: bool,  # no value may be missing
     about: Mapping[str, Any],  # what the source says of it: min, max
 ) -> dict[str, Any]:  # type, and what of min, max, levels, max_missing applies
-    "What a column promises."
+    "Describe the values that a column may hold."
     missing = float(values.isna().mean())
     promise: dict[str, Any] = {"type": column_kind(values) if missing < 1 else "any"}
     if promise["type"] == "number":
@@ -58,7 +58,7 @@ def _empty_months(
     times: pd.Series,  # the timestamps, ascending
     end: pd.Timestamp,  # months that end by then must have rows
 ) -> list[str]:  # such as 2013-04
-    "The whole months without a row, from the first row on."
+    "Return the whole months without a row, from the first row on."
     months = times.dt.tz_localize(None).dt.to_period("M")
     last = max(months.iloc[-1], end.tz_localize(None).to_period("M") - 1)
     every = pd.period_range(months.iloc[0], last, freq="M")
@@ -70,7 +70,7 @@ def infer_schema(
     roles: Roles,  # as resolved
     about: Mapping[str, Mapping[str, Any]],  # what the source says of its columns
 ) -> dict[str, Any]:  # source, target, key, and what each column promises
-    "A first schema."
+    "Infer a schema from a table."
     whole = {*roles.key, roles.timestamp}
     columns = {c: _column_schema(table[c], c in whole, about.get(c, {})) for c in table.columns}
     if roles.timestamp:
@@ -83,7 +83,7 @@ def infer_schema(
 def _schema_yaml(
     schema: Mapping[str, Any],  # as returned by `infer_schema`
 ) -> str:  # YAML, a line per column
-    "The schema as people read it."
+    "Return the schema as people read it."
     head = "# What the table promises. Correct it under data.schema in params.yaml, or delete it to infer it anew.\n"
     return head + yaml.safe_dump(dict(schema), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
@@ -101,7 +101,7 @@ def _apply_corrections(
     schema: Mapping[str, Any],  # as inferred or committed
     corrections: Mapping[str, Any],  # `data.schema`
 ) -> dict[str, Any]:  # both
-    "The schema with what `params.yaml` says; raises `ParamsError` where that names no column or no property."
+    "Apply the corrections of `params.yaml` to a schema; raises `ParamsError` where one names no column or no property."
     columns = {name: dict(promise) for name, promise in schema["columns"].items()}
     for name, changes in corrections.items():
         if name not in columns:
@@ -223,7 +223,7 @@ def _describe_violation(
     key: list[str],  # the columns that identify a row
     where: str,  # the bound stands
 ) -> str:  # a sentence without its full stop
-    "What is wrong with a row."
+    "Describe in words how a row violates the schema."
     index, name, check = case["index"], case["column"], case["check"]
     if check == "key":
         same = ", ".join(f"{c}={str(table.loc[index, c])[:40]!r}" for c in key)

@@ -26,7 +26,7 @@ LOADED_BY_NAME = ("nbs_lib.demos.*.source",)  # what is imported below, so that 
 def source_module(
     name: str,  # a value of `data.source`
 ) -> ModuleType | None:  # its module `source`, or None where the library has no such folder
-    "The folder of the library that a source names."
+    "Return the folder of the library that a source names."
     if not name.isidentifier() or importlib.util.find_spec(f"nbs_lib.demos.{name}") is None:
         return None
     return importlib.import_module(f"nbs_lib.demos.{name}.source")
@@ -35,7 +35,7 @@ def source_module(
 def _source_file(
     name: str,  # a path, relative to the project's root
 ) -> Path:  # of a file that is there
-    "The file of a source; raises `DataError` where there is none."
+    "Return the file of a source; raises `DataError` where there is none."
     path = Path(name)
     if path.is_file():
         return path
@@ -51,14 +51,14 @@ def _source_file(
 def display_path(
     name: str,  # a value of `data.source`
 ) -> str:  # the same, but of an absolute path only the file's name
-    "How a source is named in what is committed: where it lies on one machine is no one else's matter."
+    "Return how a source is named in what is committed: where it lies on one machine is no one else's matter."
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def file_digests(
     name: str,  # a value of `data.source`
 ) -> dict[str, str]:  # SHA-256 by file
-    "The digests of a source's files; raises `DataError` where one is missing or is not the pinned one."
+    "Return the digests of a source's files; raises `DataError` where one is missing or is not the pinned one."
     module = source_module(name)
     if module is None:
         return {name: sha256(_source_file(name))}

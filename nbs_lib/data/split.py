@@ -84,7 +84,7 @@ def split_at_random(
 def numeric_feature(
     values: pd.Series,  # numbers or truth values
 ) -> np.ndarray:  # float32 [rows], NaN where missing
-    "A numeric feature; raises `DataError` where a number is too large."
+    "Convert a numeric feature to float32; raises `DataError` where a number is too large."
     wide = values.astype("float64").to_numpy()
     with np.errstate(over="ignore"):
         narrow = wide.astype("float32")
@@ -99,7 +99,7 @@ def numeric_feature(
 def _time_feature(
     values: pd.Series,  # times in UTC
 ) -> np.ndarray:  # int64 [rows], seconds since 1970; the smallest integer where missing
-    "A time feature."
+    "Convert a time feature to seconds."
     whole = values.astype("datetime64[us, UTC]").astype("int64").to_numpy() // 1_000_000
     return np.where(values.isna(), MISSING_TIME, whole)
 
@@ -108,7 +108,7 @@ def feature_table(
     table: pd.DataFrame,  # rows of a snapshot
     roles: Roles,  # which columns are features
 ) -> pd.DataFrame:  # the features: numeric, then categorical, then time
-    "What a model learns from."
+    "Build the table of features that a model learns from."
     columns: dict[str, np.ndarray] = {c: numeric_feature(table[c]) for c in roles.numeric}
     columns |= {c: table[c].fillna("").to_numpy(dtype=object) for c in roles.categorical}
     columns |= {c: _time_feature(table[c]) for c in roles.time}
@@ -119,7 +119,7 @@ def target_ids(
     values: pd.Series,  # the target in a snapshot
     roles: Roles,  # task and classes
 ) -> pd.Series:  # float64: the class id or the value; NaN where there is none to learn
-    "The target as numbers."
+    "Encode the target as numbers."
     if roles.task == "regression":
         return values.astype("float64")
     return class_labels(values).map({name: i for i, name in enumerate(roles.classes)}).astype("float64")
@@ -184,7 +184,7 @@ def split_summary(
     table: pd.DataFrame,  # a training set
     roles: Roles,  # as resolved
 ) -> pd.DataFrame:  # a row per part: rows, share, first and last day or number of groups, and the target
-    "The parts of a training set as people read them."
+    "Return the parts of a training set as people read them."
     rows = []
     for name in SPLITS:
         part = table[table["_split"] == name]
@@ -209,7 +209,7 @@ def number_ranges(
     table: pd.DataFrame,  # a training set
     roles: Roles,  # as resolved
 ) -> pd.DataFrame:  # a row per numeric feature: column, min, median, mean, max, missing
-    "The numbers of a training set as people read them."
+    "Return the numbers of a training set as people read them."
     rows = []
     for name in roles.numeric:
         values = table[name].astype("float64")
@@ -222,7 +222,7 @@ def text_levels(
     table: pd.DataFrame,  # a training set
     roles: Roles,  # as resolved
 ) -> pd.DataFrame:  # a row per categorical feature: column, levels, most frequent, its share, missing
-    "The texts of a training set as people read them."
+    "Return the texts of a training set as people read them."
     rows = []
     for name in roles.categorical:
         counts = table[name][table[name] != ""].value_counts()

@@ -48,7 +48,7 @@ def parse_duration(
     text: str,  # such as 2h, 90min or 1d
     key: str,  # where it is written, for the message
 ) -> "pd.Timedelta":  # zero or more
-    "A length of time; raises `ParamsError` where it is none."
+    "Parse a length of time; raises `ParamsError` where it is none."
     import pandas as pd
 
     length = pd.to_timedelta(text, errors="coerce")
@@ -65,7 +65,7 @@ _HEXADECIMAL_PATTERN = r"^\s*[-+]?0[xX]"
 def read_csv_bytes(
     path: Path,  # a `.csv` file
 ) -> bytes:  # its content, known to be UTF-8 and whole
-    "The content of a CSV file; raises `DataError` where it can't be text of one table."
+    "Read a CSV file's content; raises `DataError` where it can't be text of one table."
     data = path.read_bytes()
     if not data.strip():
         raise DataError(f"{path} is empty: it has no header and no rows.")
@@ -176,7 +176,7 @@ def read_parquet(
 def clean_column(
     values: "pa.ChunkedArray",  # a column
 ) -> "pa.ChunkedArray | None":  # string, int64, float64, bool or timestamp in UTC; None where it is none of them
-    "A column in one of the five types that the pipeline knows."
+    "Convert a column to one of the five types that the pipeline knows."
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -204,7 +204,7 @@ def clean_table(
     table: "pa.Table",  # as read
     path: str | Path,  # named in the messages
 ) -> "pd.DataFrame":  # one row or more, names that occur once, clean types
-    "A table that the pipeline can take; raises `DataError` that says why it can't."
+    "Convert a table to what the pipeline can take; raises `DataError` that says why it can't."
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -235,7 +235,7 @@ def clean_table(
 def _parse_times(
     values: "pd.Series",  # text, one or more of them not missing
 ) -> "tuple[pd.Series, str]":  # datetime64[UTC], NaT where a value is no time; the form, as pandas names it
-    "Times in ISO 8601, or all in one other form; raises `DataError` where day and month can't be told apart."
+    "Parse times in ISO 8601, or all in one other form; raises `DataError` where day and month can't be told apart."
     import pandas as pd
     from pandas.tseries.api import guess_datetime_format  # type: ignore[attr-defined]
 
@@ -256,7 +256,7 @@ def _parse_times(
 def time_format(
     values: "pd.Series",  # a column: text or times
 ) -> str | None:  # such as %d/%m/%Y %H:%M; None where the file itself says that these are times
-    "The form in which a column of text writes its times."
+    "Detect the format in which a column of text writes its times."
     import pandas as pd
 
     return _parse_times(values)[1] if pd.api.types.is_object_dtype(values) and values.notna().any() else None
@@ -265,7 +265,7 @@ def time_format(
 def parse_timestamps(
     values: "pd.Series",  # the column named by `data.timestamp`: text or times
 ) -> "pd.Series":  # datetime64[us, UTC], none missing
-    "The times of the rows; raises `DataError` that names the row that has none."
+    "Parse the times of the rows; raises `DataError` that names the row that has none."
     import pandas as pd
 
     name = values.name
@@ -296,7 +296,7 @@ def draw_sample(
 def html_table(
     table: "pd.DataFrame",  # of a few rows
 ) -> "HTML":  # a table without row numbers, shown in a notebook
-    "A small table for people."
+    "Render a small table as HTML."
     import pandas as pd
     from IPython.display import HTML
 

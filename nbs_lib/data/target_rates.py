@@ -17,7 +17,7 @@ from .roles import Roles
 def _levels(
     values: pd.Series,  # a feature of a training set
 ) -> pd.Series:  # text: the level of each row, "" where missing
-    "The levels of a column."
+    "Return the levels of a column."
     if not pd.api.types.is_numeric_dtype(values):
         return values
     numbers = values.astype("float64")
@@ -35,7 +35,7 @@ def rate_by_level(
     target: pd.Series,  # numbers [rows]; 0 and 1 give rates, amounts give means
     min_rows: int = 30,  # of a level
 ) -> pd.DataFrame:  # level, rows, rate; the highest rate first
-    "The mean target of each level."
+    "Compute the mean target of each level."
     found = target.groupby(level, sort=True).agg(["size", "mean"]).set_axis(["rows", "rate"], axis=1)
     found = found[found["rows"] >= min_rows].sort_values("rate", ascending=False, kind="stable")
     return found.rename_axis("level").reset_index()
@@ -46,7 +46,7 @@ def strongest_columns(
     roles: Roles,  # as resolved
     most: int = 10,  # columns
 ) -> pd.DataFrame:  # column, the levels with the highest and the lowest rate, and those rates
-    "The columns whose levels differ most in the target."
+    "Rank the columns whose levels differ most in the target."
     target = table["_target"].astype("float64")
     if roles.task != "regression":
         target = (target == (1 if roles.task == "binary" else target.mode()[0])).astype("float64")

@@ -66,7 +66,7 @@ def is_similar_size(
     size: int,  # of a graph, in bytes
     other: int,  # of a measured one
 ) -> bool:
-    "Whether a graph is about as large."
+    "Return whether a graph is about as large."
     return abs(size - other) <= _SIZE_TOLERANCE * other
 
 
@@ -79,7 +79,7 @@ def find_timing(
     inputs: int,  # how many columns its graph takes
     size: int,  # of its graph, in bytes
 ) -> GraphTiming | None:  # None where there is none
-    "The measurement of a graph of this shape."
+    "Find the measurement of a graph of this shape."
     near = [each for each in timed if (each.name, each.inputs) == (name, inputs) and is_similar_size(size, each.bytes)]
     return min(near, key=lambda each: abs(size - each.bytes), default=None)
 
@@ -91,7 +91,7 @@ def _deciding_timing(
     size: int,  # of its graph, in bytes
     p99_ms: float,  # allowed
 ) -> GraphTiming | None:  # None where there is none
-    "The measurement that decides: one of this shape, or one of a graph that was no larger and too slow already."
+    "Find the measurement that decides: one of this shape, or one of a graph that was no larger and too slow already."
     slow = [
         each for each in timed if (each.name, each.inputs) == (name, inputs) and each.p99_ms[BATCH_SIZES[0]] > p99_ms
     ]
@@ -102,7 +102,7 @@ def _deciding_timing(
 def format_size(
     size: int,  # bytes
 ) -> str:  # 0.152 MB, 45.7 KB
-    "A size as people write it, to three digits that count."
+    "Format a size to three digits that count."
     return (
         f"{size / 1e6:,.3g} MB"
         if 1e5 <= size < 1e9
@@ -118,7 +118,7 @@ def check_candidate_budget(
     timed: GraphTiming | None,  # the measurement that decides
     budget: Mapping[str, float],  # p99_ms, size_mb
 ) -> dict[str, Any]:  # within, bytes, p99_ms, what was seen, a sentence
-    "Whether a candidate is within the budget."
+    "Return whether a candidate is within the budget."
     took, p99 = _describe_time(size, timed)
     seen = f"{format_size(size)}, {took}"
     over = [f"{format_size(size)} where {budget['size_mb']:g} MB are allowed"] * (size > 1e6 * budget["size_mb"])
@@ -134,7 +134,7 @@ def check_candidate_budget(
 
 
 def _describe_time(size: int, timed: GraphTiming | None) -> tuple[str, float | None]:
-    "What is known of a graph's time, in words, and its own p99 where that was measured."
+    "Describe a graph's time in words, and its own p99 where that was measured."
     if timed is None:
         return "time not measured", None
     p99 = timed.p99_ms[BATCH_SIZES[0]]

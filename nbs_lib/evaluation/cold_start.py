@@ -30,7 +30,7 @@ from ..models.search import hide_features, view_columns
 def _identity_columns(
     roles: Roles,  # as resolved, with views
 ) -> list[str]:  # columns of the snapshot, not all of them features
-    "What names who or what a row is about."
+    "List the columns that name who or what a row is about."
     return list(dict.fromkeys([*roles.identities, *roles.entity, *(c for v in roles.views for c in v["entity"])]))
 
 
@@ -39,7 +39,7 @@ def add_identities(
     snapshot: pd.DataFrame,  # that they come from
     roles: Roles,  # as resolved, with views
 ) -> pd.DataFrame:  # the same rows
-    "A training set with the identities that no model learns from beside it."
+    "Add to a training set the identities that no model learns from."
     lacking = [name for name in _identity_columns(roles) if name not in table]
     return table.assign(**{name: snapshot[name].loc[table["_row"]].to_numpy() for name in lacking})
 
@@ -47,7 +47,7 @@ def add_identities(
 def entity_columns(
     roles: Roles,  # as resolved, with views
 ) -> dict[str, tuple[str, ...]]:  # columns by name
-    "Who or what can be new."
+    "Return who or what can be new."
     several = [tuple(view["entity"]) for view in roles.views if len(view["entity"]) > 1]
     return {name: (name,) for name in _identity_columns(roles)} | {" and ".join(names): names for names in several}
 
@@ -56,7 +56,7 @@ def _entity_numbers(
     rows: pd.DataFrame,
     columns: Sequence[str],  # of the entity
 ) -> NDArray[np.int64]:  # a number for each different entity [N], -1 where a part is missing
-    "Who each row is about."
+    "Return who each row is about."
     parts = rows[list(columns)]
     found = parts.groupby(list(columns), dropna=False, sort=False).ngroup().to_numpy()
     return np.where((parts.isna() | (parts == "")).any(axis=1), -1, found)
@@ -67,7 +67,7 @@ def newcomer_mask(
     rows: pd.DataFrame,  # later rows
     columns: Sequence[str],  # of the entity
 ) -> NDArray[np.bool_]:  # [later rows]
-    "Which rows are about somebody of whom nothing is known; a row that says nobody is about no newcomer."
+    "Return which rows are about somebody of whom nothing is known; a row that says nobody is about no newcomer."
     number = _entity_numbers(pd.concat([before[list(columns)], rows[list(columns)]]), columns)
     known, asked = number[: len(before)], number[len(before) :]
     return ~np.isin(asked, known) & (asked >= 0)
@@ -77,7 +77,7 @@ def calendar_periods(
     times: pd.Series,  # when each row happened, in UTC [N]
     zone: str = "UTC",  # whose calendar
 ) -> tuple[pd.PeriodIndex, str]:  # [N]; month, week or day
-    "The part of the calendar that each row belongs to: long enough for some rows, short enough for some parts."
+    "Assign each row to a period of the calendar: long enough for some rows, short enough for some periods."
     local = pd.DatetimeIndex(times).tz_convert(zone).tz_localize(None)
     days = (local.max() - local.min()).days
     code, word = ("M", "month") if days >= 75 else ("W", "week") if days >= 21 else ("D", "day")
@@ -89,7 +89,7 @@ def newcomer_shares(
     who: Mapping[str, Sequence[str]],  # as `entity_columns`
     period: pd.PeriodIndex,  # as `calendar_periods` [N]
 ) -> pd.DataFrame:  # a row per period but the first, a column per entity: the share of newcomers' rows
-    "How often somebody is new."
+    "Return how often somebody is new."
     number, names = pd.factorize(period, sort=True)
     found: dict[str, NDArray[np.float64]] = {}
     for name, columns in who.items():
@@ -112,7 +112,7 @@ def newcomer_missing_features(
     roles: Roles,  # as resolved, with views
     who: Sequence[str],  # identities
 ) -> list[str]:  # features
-    "What is missing of a row that is about somebody new."
+    "List the features that are missing of a row about somebody new."
     views = view_columns(roles)
     about = [v["name"] for v in roles.views if v["name"] in views and set(v["entity"]) & set(who)]
     own = [name for name in who if name in roles.identities]
@@ -122,7 +122,7 @@ def newcomer_missing_features(
 def missing_data_cases(
     roles: Roles,  # as resolved, with views
 ) -> dict[str, list[str]]:  # the features that are hidden
-    "What may be missing of a row, from nothing to all that views and identities say."
+    "List the cases of missing data, from nothing to all that views and identities say."
     views, who = view_columns(roles), _identity_columns(roles)
     found: dict[str, list[str]] = {CASE_UNCHANGED: []} | {
         f"view {view} missing": names for view, names in views.items()
@@ -145,7 +145,7 @@ def bundle_outputs(
     table: pd.DataFrame,  # rows of a training set
     context: bool = False,  # the context graph
 ) -> NDArray[np.float64]:  # [N] or [N, K]
-    "What a bundle's graph answers to rows of a training set."
+    "Ask a bundle's graph for rows of a training set."
     names = bundle.context_names if context else bundle.names
     arrays = {kind: table[name].to_numpy(_INPUT_DTYPES[kind]) for kind, name in names.items() if name}
     return squeeze_output(bundle.ask(arrays, context)[0].astype(np.float64))
@@ -166,7 +166,7 @@ def row_losses(
 def loss_metric(
     task: str,  # binary, multiclass or regression
 ) -> str:  # a metric's name
-    "The loss by which cases are compared."
+    "Return the loss by which cases are compared."
     return "rmse" if task == "regression" else "log_loss"
 
 
@@ -187,7 +187,7 @@ def compare_losses(
     seed: int = 0,  # of the bootstrap
     rows: NDArray[np.bool_] | None = None,  # which rows count [N]; all by default
 ) -> dict[str, dict[str, dict[str, float | None]]]:  # by case: `loss` and `more` than the reference, each value, lo, hi
-    "What each case costs, with intervals over blocks."
+    "Compare the loss of each case, with intervals over blocks."
     some = np.ones(len(block), dtype=bool) if rows is None else rows
     if not some.any():
         raise DataError("There is no row to compare losses on.")
@@ -213,7 +213,7 @@ def _case_outputs(
     test: pd.DataFrame,  # rows of the training set
     say: Callable[[str], None] = lambda _: None,  # told each case
 ) -> dict[str, NDArray[np.float64]]:  # by case: probabilities or values, [N] or [N, K]
-    "What is answered in each case."
+    "Compute the answers of each case."
     found = {}
     for case, names in missing_data_cases(roles).items():
         say(case)
@@ -236,7 +236,7 @@ def _case_outputs(
 def _case_rung(
     case: str,
 ) -> str:  # model, partial, context or prior
-    "Which rung of the ladder a case stands for."
+    "Return which rung of the ladder a case stands for."
     others = {CASE_UNCHANGED: "model", CASE_PRIOR: "prior"} | dict.fromkeys(
         (CASE_CONTEXT, _CASE_CONTEXT_NO_VIEWS, _CASE_ONLY_TIME), "context"
     )
@@ -252,7 +252,7 @@ def cold_start_report(
     seed: int = 0,  # of the bootstrap
     say: Callable[[str], None] = lambda _: None,  # told each case
 ) -> dict[str, Any]:  # metric, rungs and newcomers: what `models/cold_start.json` holds
-    "What each rung costs, and what newcomers get."
+    "Report what each rung costs, and what newcomers get."
     target, block = test["_target"].to_numpy(), test["_block"].to_numpy()
     loss = {
         case: row_losses(roles.task, target, output) for case, output in _case_outputs(bundle, roles, test, say).items()
@@ -285,7 +285,7 @@ def cold_start_summary(
     shares: pd.DataFrame,  # as `newcomer_shares`, or empty
     period: str = "",  # month, week or day
 ) -> str:  # a few sentences
-    "What to expect and to do."
+    "Summarize what to expect and to do."
     loss = {each["case"]: each["loss"]["value"] for each in found["rungs"]}
     what, told = metric_label(found["metric"]), []
     if len(shares) and len(shares.columns):
@@ -318,7 +318,7 @@ def check_encoding_leak(
     target: NDArray[Any],  # class ids or values [N]
     seed: int = 0,  # of the folds
 ) -> tuple[bool, str]:  # whether it leaks, and a sentence with the figures
-    "Whether an encoding tells a model the targets of the rows it learns from."
+    "Return whether an encoding tells a model the targets of the rows it learns from."
     learned = np.asarray(build().fit_transform(levels, target), dtype=np.float64).reshape(len(target), -1)
     honest = np.full_like(learned, np.nan)
     for fit, left in KFold(5, shuffle=True, random_state=seed).split(levels):

@@ -54,7 +54,7 @@ def predicted_targets(
     output: Floats,  # [N], or [N, K]
     threshold: float | None,  # of two classes
 ) -> Array:  # class ids, or values [N]
-    "What was answered."
+    "Return the predicted class or value of each row."
     if task == "multiclass":
         return output.argmax(axis=1)
     return (output >= (threshold or 0.0)).astype(int) if task == "binary" else output
@@ -83,7 +83,7 @@ def mistake_summary(
     answer: Array,  # as `predicted_targets`
     cost: MistakeCosts | None = None,
 ) -> dict[str, Any]:  # rows, loss of a row, and without: that of the one answer that costs least; by task more
-    "How a model goes wrong."
+    "Return how a model goes wrong."
     always = [np.median(target)] if task == "regression" else np.unique(target).tolist()
     blind = min(float(mistake_losses(task, target, np.full(len(target), one), cost).mean()) for one in always)
     found: dict[str, Any] = {
@@ -115,7 +115,7 @@ def losses_by_level(
     loss: Floats,  # as `mistake_losses` [N]
     columns: pd.DataFrame,  # what to look by [N]
 ) -> list[dict[str, Any]]:  # column, level, rows, loss; the worst first
-    "Where a model goes wrong most."
+    "Return where a model goes wrong most."
     found = []
     for name in columns:
         for level, rows in pd.Series(loss).groupby(columns[name].astype(str).to_numpy()):
@@ -131,7 +131,7 @@ def _surprise(
     target: Array,  # class ids, or values [N]
     output: Floats,  # [N], or [N, K]
 ) -> Floats:  # [N]
-    "How little a model had expected what came."
+    "Return how little a model had expected what came."
     if task == "regression":
         return np.abs(target - output)
     if task == "binary":

@@ -30,7 +30,7 @@ from ..pages.blocks import Block, small_note
 def pareto_front(
     points: Mapping[str, tuple[float, float]],  # by name: what it costs, what it is worth (more is better)
 ) -> list[str]:  # names, the cheapest first
-    "The points that no other one beats."
+    "Find the points that no other one beats."
     found: list[str] = []
     best = float("-inf")
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1], name)):
@@ -43,7 +43,7 @@ def pareto_front(
 def _candidate_costs(
     judgments: Mapping[str, Mapping[str, Any]],  # by candidate, as `judge`
 ) -> tuple[dict[str, float], str]:  # by candidate; what it is, for an axis
-    "What candidates cost: time where all of them were measured, else size."
+    "Compute what candidates cost: time where all of them were measured, else size."
     times = {name: each["p99_ms"] for name, each in judgments.items()}
     if None not in times.values():
         return times, "p99 of one row, ms"
@@ -64,7 +64,7 @@ _LABEL_OFFSETS_PT = (
 def _place_labels(
     spots: Mapping[str, _Point],  # by name, in points; labels are put to the right
 ) -> dict[str, int]:  # how far above its spot each name is written, in points
-    "Where names stand that do not cover each other, as far as there is room."
+    "Return where names stand that do not cover each other, as far as there is room."
     taken: list[tuple[float, float, float]] = []
     found = {}
     for name, (x, y) in sorted(spots.items(), key=lambda item: item[1]):
@@ -149,7 +149,7 @@ def _score_cell(found: Mapping[str, Any]) -> object:
 
 
 def _time_cells(timed: GraphTiming | None) -> list[object]:
-    "The median, and below it the p99, by rows asked at once."
+    "Return the median, and below it the p99, by rows asked at once."
     if timed is None:
         return ["—"] * len(BATCH_SIZES)
     return [(f"{timed.p50_ms[rows]:.3g}", _LINE_BREAK, f"{timed.p99_ms[rows]:.3g}") for rows in BATCH_SIZES]
@@ -160,7 +160,7 @@ def alternatives_table(
     facts: Mapping[str, Mapping[str, Any]],  # models/candidates/candidates.json
     metric: str,  # the primary one, which the scores are of
 ) -> Block | None:  # a row for each that belongs to a candidate of this run; None where there is none
-    "What was measured beside the candidates, and why it can't be chosen."
+    "Render what was measured beside the candidates, and why it can't be chosen."
     nets = [(fact["n_inputs"], fact["bytes"]) for fact in facts.values() if fact["kind"] == "net"]
     lines: list[list[object]] = []
     for each in measured.beside:
@@ -180,7 +180,7 @@ def budget_sentence(
     name: str,  # the champion
     metric: str,  # what decides
 ) -> str:  # one sentence
-    "What a champion costs against the best without a budget."
+    "Say what a champion costs against the best without a budget."
     best, limits = metrics["best"], found["budget"]
     within = f"the budget of {limits['p99_ms']:g} ms and {limits['size_mb']:g} MB"
     told, other = (found["candidates"][each] for each in (name, best))

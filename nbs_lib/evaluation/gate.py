@@ -25,7 +25,7 @@ def deciding_metric(
     metrics: dict[str, Any],  # models/metrics.json
     wanted: str = AUTO,  # `gate.metric`; `auto`: the primary metric
 ) -> str:  # a metric that the candidates have
-    "The metric that decides; raises `ParamsError` where the task has no such metric."
+    "Return the metric that decides; raises `ParamsError` where the task has no such metric."
     known = sorted(metrics["candidates"][metrics["best"]]["test"])
     name = metrics["primary"] if wanted == AUTO else wanted
     if name not in known:
@@ -42,7 +42,7 @@ def _metric_difference(
     metric: str,
     confidence: float = _METRICS_CONFIDENCE,  # of the interval, in (0, 1)
 ) -> dict[str, float] | None:  # diff, lo and hi; None where there is no interval
-    "How much better a candidate is; the interval is widened or narrowed as a normal distribution would have it."
+    "Return how much better a candidate is; the interval is widened or narrowed as a normal distribution would have it."
     found = metrics["candidates"][name].get(f"vs_{other}", {}).get(metric)
     if not found or None in (found.get("diff"), found.get("lo"), found.get("hi")):
         return None
@@ -63,7 +63,7 @@ def beats(
     metric: str,  # what decides
     confidence: float = _METRICS_CONFIDENCE,  # `gate.confidence`
 ) -> bool:
-    "Whether a candidate is better than another beyond noise, on the test rows."
+    "Return whether a candidate is better than another beyond noise, on the test rows."
     found = _metric_difference(metrics, name, other, metric, confidence)
     return name != other and found is not None and found["lo"] > 0
 
@@ -72,7 +72,7 @@ def affordable_candidates(
     metrics: dict[str, Any],  # models/metrics.json
     frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
 ) -> list[str]:  # names
-    "The candidates within the budget; all of them where nothing that was learned is."
+    "List the candidates within the budget; all of them where nothing that was learned is."
     names = list(metrics["candidates"])
     within = [name for name in names if frontier is None or frontier["candidates"][name]["within"]]
     return within if within != ["dummy"] and within else names
@@ -82,7 +82,7 @@ def best_candidate(
     metrics: dict[str, Any],  # models/metrics.json
     names: list[str],  # of candidates
 ) -> str:  # one of them
-    "The best on the validation rows; of equals the one that was found to be."
+    "Choose the best on the validation rows; of equals the one that was found to be."
     metric, valid = metrics["primary"], {name: metrics["candidates"][name]["valid"] for name in names}
     if metrics["best"] in names:
         return str(metrics["best"])
@@ -96,7 +96,7 @@ def choose_champion(
     confidence: float = _METRICS_CONFIDENCE,  # `gate.confidence`
     frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
 ) -> str:  # a candidate's name
-    "The champion: the best on the validation rows within the budget, or linear where that does not beat it."
+    "Choose the champion: the best on the validation rows within the budget, or linear where that does not beat it."
     names = affordable_candidates(metrics, frontier)
     best = best_candidate(metrics, names)
     loses = "linear" in names and not beats(metrics, best, "linear", metric, confidence)
@@ -177,7 +177,7 @@ def decide_gate(
     frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
     leaks: dict[str, Any] | None = None,  # what `nbs_lib.evaluation.leakage` said of the champion's inputs
 ) -> dict[str, Any]:  # models/gate.json: decision, champion, sentence, ledger
-    "Whether the champion may be served."
+    "Return whether the champion may be served."
     metric, names = deciding_metric(metrics, metric), affordable_candidates(metrics, frontier)
     best, champion = best_candidate(metrics, names), choose_champion(metrics, metric, confidence, frontier)
     ledger = _champion_checks(metrics, champion, metric, confidence, frontier)
@@ -205,7 +205,7 @@ def decide_gate(
 def _champion_checks(
     metrics: dict[str, Any], name: str, metric: str, confidence: float, frontier: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    "What a champion has to be better than, and the budget."
+    "Check what a champion has to be better than, and the budget."
     found = [_beats_check(metrics, name, "dummy", metric, confidence)]
     if metrics["task"] != "regression" and name != "dummy":
         found.append(_log_loss_check(metrics, name, confidence))

@@ -27,14 +27,14 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def _level_means(task: str, learned: pd.Series, target: Array, asked: pd.Series) -> Array:
-    "The mean target of each level, or its share of each class; of an unknown one, that of all rows: [N, 1 or K]."
+    "Compute the mean target of each level, or its share of each class; of an unknown one, that of all rows: [N, 1 or K]."
     wanted = target[:, None].astype(np.float64) if task == "regression" else np.eye(int(target.max()) + 1)[target]
     means = pd.DataFrame(wanted).groupby(learned.to_numpy()).mean()
     return means.reindex(asked.to_numpy()).fillna(pd.Series(wanted.mean(axis=0))).to_numpy()
 
 
 def _tree_predictions(task: str, learned: pd.Series, target: Array, asked: pd.Series) -> Array:
-    "What a small tree says: [N, 1 or K]."
+    "Predict by a small tree: [N, 1 or K]."
     before, now = (
         np.clip(each.to_numpy(np.float64), -_MAX_FLOAT32, _MAX_FLOAT32).astype(np.float32)[:, None]
         for each in (learned, asked)
@@ -49,7 +49,7 @@ def _tree_predictions(task: str, learned: pd.Series, target: Array, asked: pd.Se
 
 
 def _score_input(task: str, target: Array, said: Array) -> float | None:
-    "How well the answer is told; None where there are too few rows to tell."
+    "Return how well the answer is told; None where there are too few rows to tell."
     if task == "regression":
         if len(target) < _MIN_CLASS_ROWS or len(np.unique(target)) < 2:
             return None
@@ -66,7 +66,7 @@ def _single_input_scores(
     table: pd.DataFrame,  # a training set: the inputs, `_target` and `_split`
     names: Mapping[str, Sequence[str]],  # of the inputs, by kind: numeric, categorical, time
 ) -> dict[str, float]:  # by input, the best first: 1 tells the answer without fault; empty where there are too few rows
-    "How well each input tells the answer by itself, on the test rows."
+    "Return how well each input tells the answer by itself, on the test rows."
     train, test = (table[table["_split"] == part] for part in ("train", "test"))
     train = train.sample(min(_MAX_TRAINING_ROWS, len(train)), random_state=0)
     targets, found = [part["_target"].to_numpy() for part in (train, test)], {}
@@ -94,7 +94,7 @@ def check_leaks(
 ) -> dict[
     str, Any
 ]:  # check, passed (None: a person has to tell), observed, needed, sentence, inputs: those beyond the limit
-    "Whether an input tells the answer by itself."
+    "Return whether an input tells the answer by itself."
     told, needed = _single_input_scores(task, table, names), f"at most {limit:g}"
     if not told:
         sentence = (

@@ -47,7 +47,7 @@ class ChallengeRules:
 
 
 def _bounds(values: Floats, rules: ChallengeRules) -> dict[str, float | None]:
-    "A value with its one-sided lower and upper bound."
+    "Return a value with its one-sided lower and upper bound."
     found = bootstrap_interval(values, 2 * rules.confidence - 1)
     return {"diff": found.value, "lo": found.lo, "hi": found.hi}
 
@@ -97,7 +97,7 @@ def _champion_check(
 
 
 def _residuals(task: str, target: NDArray[Any], output: Floats) -> Floats:
-    "What happened minus what was predicted: [N], or [N, K] for K classes."
+    "Subtract what was predicted from what happened: [N], or [N, K] for K classes."
     if task == "multiclass":
         return np.eye(output.shape[1])[target] - output
     return np.asarray(target - output, dtype=np.float64)

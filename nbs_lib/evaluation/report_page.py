@@ -34,7 +34,7 @@ from ..pages.blocks import Block, inline_code, small_note
 def describe_target(
     found: RunResults,
 ) -> list[object]:  # text and blocks
-    "The target in words, such as: how probable it is that late is yes."
+    "Describe the target in words, such as: how probable it is that late is yes."
     target, about = inline_code(found.roles.target), found.roles.columns[found.roles.target].get("description")
     rest = f" ({about})" if about else ""
     if found.roles.task == "binary":
@@ -47,7 +47,7 @@ def describe_target(
 def describe_quality(
     found: RunResults,
 ) -> str:  # a sentence
-    "The champion's quality in everyday words, beside that of the dummy."
+    "Describe the champion's quality in everyday words, beside that of the dummy."
     both = (found.champion, "dummy")
     unseen = f"Tested on {int(found.rows['_split'].eq('test').sum()):,} rows that it had never seen, "
     if found.roles.task == "binary":
@@ -63,7 +63,7 @@ def describe_quality(
 def calibration_agreement(
     found: RunResults,
 ) -> tuple[Any, int | None, str]:
-    "The champion's reliability by group, how many groups hold (None: no intervals), and what is wrong if most don't."
+    "Count the groups in which the champion's probabilities hold (None: no intervals), and describe what is wrong if most don't."
     curve = found.reliability[found.reliability["candidate"] == found.champion]
     if curve[["lo", "hi"]].isna().any(axis=None):
         return curve, None, ""
@@ -81,12 +81,12 @@ def output_text(
     found: RunResults,
     value: float,  # a probability, or in a regression a value
 ) -> str:
-    "What a model says, as people write it."
+    "Write what a model says, as people write it."
     return format_number(value, metric_digits(found, "mae")) if found.roles.task == "regression" else f"{value:.0%}"
 
 
 def _hold_reason(found: RunResults) -> tuple[str, list[object]]:
-    "Why a run is held, and what to do."
+    "Return why a run is held, and what to do."
     untold = [entry for entry in found.gate["ledger"] if entry["passed"] is None]
     if any(entry.get("inputs") for entry in untold):
         todo = ["What next: look at that input, take it out or raise ", inline_code("gate.leak"), ", and run again. "]
@@ -101,7 +101,7 @@ def _hold_reason(found: RunResults) -> tuple[str, list[object]]:
 def decision_banner(
     found: RunResults,
 ) -> Block:
-    "The decision, its reason, and what to do next."
+    "Render the decision, its reason, and what to do next."
     decision, reason = found.gate["decision"], found.gate["sentence"]
     does = ["For each row it says ", *describe_target(found), ". ", describe_quality(found)]
     if decision == "PROMOTE":
@@ -126,7 +126,7 @@ def _likely_text(ends: dict[str, Any], exact: int, sign: bool = False) -> str:
 def champion_tiles(
     found: RunResults,
 ) -> Block:
-    "The champion's quality, its lead, and the rows behind both."
+    "Render the champion's quality, its lead, and the rows behind both."
     name, meaning = metric_label(found.primary), METRIC_DESCRIPTIONS.get(found.primary, ("", ""))[1]
     quality, exact = found.on_test(found.champion), metric_digits(found, found.primary)
     meaning = f"{_likely_text(quality, exact)}. {meaning[:1].upper()}{meaning[1:]}."
@@ -147,7 +147,7 @@ _SPLIT_USES = {"train": "to learn", "valid": "to choose and calibrate", "test": 
 
 
 def _target_column(found: RunResults) -> tuple[str, Any]:
-    "The head of the target's column, and what it says of a part."
+    "Return the head of the target's column, and what it says of a part."
     roles = found.roles
     if roles.task == "regression":
         exact = metric_digits(found, "mae")
@@ -168,7 +168,7 @@ def _target_column(found: RunResults) -> tuple[str, Any]:
 def splits_table(
     found: RunResults,
 ) -> Block:
-    "How many rows each part has, from when, and how the target is spread in it."
+    "Return how many rows each part has, from when, and how the target is spread in it."
     head, say = _target_column(found)
     dated = found.roles.timestamp is not None
     lines = []
@@ -182,7 +182,7 @@ def splits_table(
 def sources_list(
     found: RunResults,
 ) -> Block:
-    "The table, its columns, and the rows that were left out."
+    "List the table, its columns, and the rows that were left out."
     roles = found.roles
     used = len(roles.numeric) + len(roles.categorical) + len(roles.time)
     when = [" before ", inline_code(roles.timestamp)] if roles.timestamp else []
@@ -201,7 +201,7 @@ def sources_list(
 def _rank_candidates(
     found: RunResults,
 ) -> list[str]:  # names
-    "The candidates, the best on the test rows first."
+    "Rank the candidates, the best on the test rows first."
     sign = -1 if found.primary in HIGHER_IS_BETTER else 1
     values = {name: found.on_test(name)["value"] for name in found.metrics["candidates"]}
     return sorted(values, key=lambda name: (values[name] is None, sign * (values[name] or 0), name))
@@ -210,7 +210,7 @@ def _rank_candidates(
 def candidates_plot(
     found: RunResults,
 ) -> Figure:  # to `show`
-    "The primary metric of each candidate with its interval."
+    "Draw the primary metric of each candidate with its interval."
     names = _rank_candidates(found)
     values, lo, hi = ([found.on_test(name)[end] for name in names] for end in ("value", "lo", "hi"))
     unit = f"{metric_label(found.primary)} on the test rows"
@@ -223,7 +223,7 @@ def candidates_plot(
 def candidates_caption(
     found: RunResults,
 ) -> str:  # a sentence
-    "What the drawing of the candidates shows."
+    "Describe the drawing of the candidates."
     best, preferred, champion = _rank_candidates(found)[0], found.metrics["best"], found.champion
     value = format_number(found.on_test(best)["value"], metric_digits(found, found.primary))
     chosen = f"the champion is {champion}, the best on the validation rows"
@@ -265,7 +265,7 @@ def candidates_table(
 def views_gain_note(
     found: RunResults,
 ) -> Block:
-    "What the feature views add; nothing where there are none."
+    "Say what the feature views add; nothing where there are none."
     views = found.metrics.get("views")
     if not views:
         return Block("")
@@ -280,7 +280,7 @@ def views_gain_note(
 def budget_note(
     found: RunResults,
 ) -> Block:
-    "What the champion costs against the best without a budget."
+    "Say what the champion costs against the best without a budget."
     told = against_best(found.metrics, found.frontier, found.champion, found.primary)
     return Block(f'<p>{escape(told)} <a href="frontier.html">What each candidate costs</a>.</p>')
 
@@ -288,7 +288,7 @@ def budget_note(
 def glossary(
     found: RunResults,
 ) -> Block:
-    "The metrics in words."
+    "Explain the metrics in words."
     used = [m for m in METRIC_DESCRIPTIONS if m in found.metrics["candidates"][found.champion]["test"]]
     lines = "".join(f"<li><b>{METRIC_DESCRIPTIONS[m][0]}</b>: {METRIC_DESCRIPTIONS[m][1]}.</li>" for m in used)
     return Block(f"<ul>{lines}</ul>")
@@ -330,7 +330,7 @@ def show_weak_spots(
 def calibration_note(
     found: RunResults,
 ) -> Block:
-    "Whether what was predicted is what happened, in a few words."
+    "Return whether what was predicted is what happened, in a few words."
     curve, holds, care = calibration_agreement(found)
     worst = curve.loc[(curve["predicted"] - curve["observed"]).abs().idxmax()]
     said, was = output_text(found, float(worst["predicted"])), output_text(found, float(worst["observed"]))
@@ -350,7 +350,7 @@ def _is_excluded(about: dict[str, Any]) -> bool:
 def excluded_columns_table(
     found: RunResults,
 ) -> Block:
-    "The columns that are not learned from, and why."
+    "Render the columns that are not learned from, and why."
     lines = [[name, about.get("why", "")] for name, about in found.roles.columns.items() if _is_excluded(about)]
     if not lines:
         return Block("<p>Every column is learned from.</p>")
@@ -383,7 +383,7 @@ def gate_ledger_table(
 def lineage_table(
     found: RunResults,
 ) -> Block:
-    "What the bundle was made from, as the first digits of each SHA-256."
+    "Render what the bundle was made from, as the first digits of each SHA-256."
     made = found.lineage
     lines = [("bundle", found.bundle), *made["inputs"].items()]
     lines += [(name, made[name]) for name in ("params", "code", "lock") if made.get(name)]

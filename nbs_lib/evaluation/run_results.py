@@ -46,7 +46,7 @@ class RunResults:
         name: str,  # a candidate
         metric: str = "",  # the primary one by default
     ) -> dict[str, Any]:  # value, lo, hi; each None where there is none
-        "A metric on the test rows."
+        "Read a metric on the test rows."
         return self.metrics["candidates"][name]["test"][metric or self.primary]
 
 
@@ -83,7 +83,7 @@ METRIC_DESCRIPTIONS = {  # name: (as written, how to read it)
 def metric_label(
     metric: str,
 ) -> str:  # as people write it
-    "A metric's name."
+    "Return a metric's name."
     return METRIC_DESCRIPTIONS.get(metric, (metric,))[0]
 
 
@@ -91,7 +91,7 @@ def metric_digits(
     found: RunResults,
     metric: str,
 ) -> int:  # after the point
-    "How exactly a metric is written: by the size of its largest value."
+    "Return how exactly a metric is written: by the size of its largest value."
     largest = max(abs(found.on_test(name, metric)["value"] or 0) for name in found.metrics["candidates"])
     return 3 if largest < 10 else 1 if largest < 1000 else 0
 
@@ -101,7 +101,7 @@ def format_number(
     digits: int = 3,  # after the point
     sign: bool = False,  # a plus before what is above 0
 ) -> str:
-    "A value as people write it."
+    "Format a value as people write it."
     if value is None:
         return "—"
     return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")  # noqa: RUF001
@@ -112,7 +112,7 @@ def format_interval(
     digits: int = 3,  # as in `format_number`
     sign: bool = False,  # as in `format_number`
 ) -> str:
-    "An interval in words."
+    "Format an interval in words."
     if ends["lo"] is None:
         return "no interval"
     return f"{format_number(ends['lo'], digits, sign)} to {format_number(ends['hi'], digits, sign)}"

@@ -36,7 +36,7 @@ def score_on_valid(
     task: str,  # binary, multiclass or regression
     classes: int,  # how many; 0 for a regression
 ) -> tuple[str, dict[str, dict[str, float | None]]]:  # the best by the primary metric, and every candidate's metrics
-    "The best candidate on the validation rows; of equals the simpler one."
+    "Choose the best candidate on the validation rows; of equals the simpler one."
     valid = predictions[predictions["_split"] == "valid"]
     target = valid["_target"].to_numpy()
     found = {name: evaluate(task, target, candidate_outputs(valid, name, classes)) for name in names}
@@ -63,7 +63,7 @@ def score_on_test(
     seed: int = 0,  # of the bootstrap
     rivals: Sequence[str] = BASELINES,  # which of the names the others are set against
 ) -> dict[str, dict[str, Any]]:  # by candidate: test, vs_dummy, vs_linear; in each by metric: value or diff, lo, hi
-    "How good the candidates are, with intervals over blocks."
+    "Return how good the candidates are, with intervals over blocks."
     target, block = test["_target"].to_numpy(), test["_block"].to_numpy()
     asked = {
         (name, metric): value
@@ -89,7 +89,7 @@ def format_with_interval(
     digits: int = 4,  # behind the point
     sign: bool = False,  # also write a plus
 ) -> str:  # 0.7190 (0.7010 to 0.7342)
-    "A value with its interval; `-` where there is none."
+    "Format a value with its interval; `-` where there is none."
     value, lo, hi = (found.get("value", found.get("diff")), found["lo"], found["hi"])
     if value is None:
         return "-"
@@ -109,7 +109,7 @@ def compare_without_views(
     resamples: int,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
 ) -> dict[str, dict[str, Any]]:  # as `score_on_test`, the one against the other; empty where there are no views
-    "What the feature views add."
+    "Compute what the feature views add."
     if not any(str(name).startswith(WITHOUT_VIEWS) for name in twin):
         return {}
     both = test.join(twin[twin.columns.difference(test.columns)])
@@ -120,7 +120,7 @@ def views_gain_table(
     found: dict[str, dict[str, Any]],  # as `compare_without_views`
     best: str,  # the candidate with views
 ) -> pd.DataFrame:  # a row per metric
-    "What the feature views add, as people read it; a positive gain is better."
+    "Render what the feature views add; a positive gain is better."
     gains = found[best][f"vs_{WITHOUT_VIEWS}"]
     return pd.DataFrame(
         {
@@ -142,7 +142,7 @@ def slice_columns(
     categorical: Sequence[str],  # its categorical features
     asked: str | Sequence[str],  # `evaluate.slices`: "auto", a column, or several
 ) -> list[str]:  # columns
-    "Which columns to slice by; raises `ParamsError` on one that is no categorical feature."
+    "Return which columns to slice by; raises `ParamsError` on one that is no categorical feature."
     if asked == "auto":
         levels = {name: table[name].nunique() for name in categorical}
         few = [name for name in categorical if 2 <= levels[name] <= 2 * _MAX_LEVELS_SHOWN]
@@ -156,7 +156,7 @@ def slice_columns(
 
 
 def _shown_levels(column: pd.Series) -> pd.Series:
-    "The level of each row, or `(others)` where it is rare."
+    "Name the level of each row, or `(others)` where it is rare."
     shown = column.where(column != "", "(missing)")
     counts = {
         str(level): int(count)
@@ -175,7 +175,7 @@ def score_slices(
     resamples: int,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
 ) -> list[dict[str, Any]]:  # column, level, rows, and the primary metric with its interval
-    "How good a candidate is, level by level."
+    "Return how good a candidate is, level by level."
     target, block, metric = test["_target"].to_numpy(), test["_block"].to_numpy(), primary_metric(task)
     found = []
     for name in columns:
@@ -200,7 +200,7 @@ def reliability_curve(
     resamples: int,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
 ) -> pd.DataFrame:  # candidate, bin, predicted, observed, lo, hi, rows
-    "What was predicted and what happened, in groups of similar predictions."
+    "Compare what was predicted with what happened, in groups of similar predictions."
     target, block = test["_target"].to_numpy(), test["_block"].to_numpy()
     found = []
     for name in names:
@@ -234,7 +234,7 @@ def roc_curves(
     names: Sequence[str],  # the candidates
     classes: int,  # how many; 0 for a regression
 ) -> pd.DataFrame:  # candidate, false_positive_rate, true_positive_rate
-    "The ROC curve of each candidate, at even steps of false alarms."
+    "Compute the ROC curve of each candidate, at even steps of false alarms."
     target = test["_target"].to_numpy()
     truth = target > np.median(target) if classes == 0 else target == 1
     if classes > 2:

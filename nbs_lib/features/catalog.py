@@ -23,7 +23,7 @@ from .views import quote_identifiers
 def _format_duration(
     seconds: float | None,  # of a ttl or delay; None: for ever
 ) -> str:  # such as 28 d, 6 h, 15 min
-    "A length of time as people write it."
+    "Format a length of time."
     if seconds is None:
         return "for ever"
     size, unit = next(
@@ -40,7 +40,7 @@ def views_table(
     roles: Roles,  # with views
     found: dict[str, dict[str, Any]],  # as `build_views` gives it
 ) -> pd.DataFrame:  # a row per view
-    "The views as people read them."
+    "Render the views as a table."
     return pd.DataFrame(
         {
             "view": view["name"],
@@ -61,7 +61,7 @@ def view_features_table(
     view: dict[str, Any],  # one of `Roles.views`
     nulls: dict[str, float],  # the share of nulls, by column
 ) -> pd.DataFrame:  # a row per feature
-    "The features of a view as people read them."
+    "Render the features of a view as a table."
     words = {"numeric": "number", "context": "number", "categorical": "text"}
     named = {name: roles.columns[f"{view['name']}_{name}"] for name in view["columns"]}
     return pd.DataFrame(
@@ -79,7 +79,7 @@ def view_features_table(
 def view_heading(
     view: dict[str, Any],  # one of `Roles.views`
 ) -> str:  # HTML
-    "What a view says, whose it is, and what it may be used for."
+    "Describe a view: what it says, whose it is, and what it may be used for."
     parts = [view["description"], f"owner: {view['owner']}" if view["owner"] else "", f"use: {view['use']}"]
     return f"<h3>{escape(view['name'])}</h3><p>{escape('; '.join(part for part in parts if part))}</p>"
 
@@ -107,7 +107,7 @@ def freshness(
     roles: Roles,  # with views
     folder: str | Path = "data/features",
 ) -> pd.DataFrame:  # a row per view that expires: entities, the age of their last row, expired ones, and their share
-    "How old the last row of each entity is at `data.as_of`."
+    "Return how old the last row of each entity is at `data.as_of`."
     lines: list[dict[str, Any]] = []
     if not roles.views:
         return pd.DataFrame(lines)
@@ -141,7 +141,7 @@ def freshness(
 def bundles_by_view(
     served: str | Path = "served",  # a folder of bundles
 ) -> dict[str, list[str]]:  # by table of a view: the first digits of the bundles' ids
-    "Which bundles were trained on which version of which view."
+    "Return which bundles were trained on which version of which view."
     found: dict[str, list[str]] = {}
     for path in sorted(Path(served).glob("*/schema.json")):
         for view in read_json(path).get("views", []):

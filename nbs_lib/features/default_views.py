@@ -20,7 +20,7 @@ _MAX_CLASSES = 10  # whose shares are features
 def _outcome_measures(
     roles: Roles,  # as resolved
 ) -> dict[str, Measure]:  # by name
-    "What became of a row: its value, or whether a class came true; `_target` is the target as a number."
+    "Measure what became of a row: its value, or whether a class came true; `_target` is the target as a number."
     if roles.task == "regression":
         return {"mean": Measure("_target", f"mean {roles.target}")}
     if roles.task == "binary":
@@ -30,7 +30,7 @@ def _outcome_measures(
 
 
 def _moments_sql(roles: Roles, sums: str, where: str = "TRUE") -> str:
-    "The rows of each entity, those of one moment together: their number, how many are the first of a day, and sums."
+    "Write the SQL that sums the rows of each entity by moment, and counts those that are the first of a day."
     keys, at = quote_identifiers(roles.entity), quote_identifiers([str(roles.timestamp)])
     whole = " AND ".join(f"{quote_identifiers([name])} IS NOT NULL" for name in roles.entity)
     first = f"row_number() OVER (PARTITION BY {keys}, date_trunc('day', {at}) ORDER BY {at}) = 1"
@@ -41,7 +41,7 @@ def _moments_sql(roles: Roles, sums: str, where: str = "TRUE") -> str:
 
 
 def _capped_count_sql(what: str, part: str) -> str:
-    "How many there have been, as far as it matters: a count without end would tell a model the date."
+    "Return how many there have been, as far as it matters: a count without end would tell a model the date."
     return f"least(sum({what}) OVER ({part} ROWS UNBOUNDED PRECEDING), {max(_LAST_N)}) AS {what}"
 
 
@@ -53,7 +53,7 @@ def _history_view(
     roles: Roles,  # of a table with timestamp and entity
     name: str,  # of the view
 ) -> View:
-    "What became of an entity's last rows, known once their labels are."
+    "Build the view of what became of an entity's last rows, known once their labels are."
     keys, at, found = (
         quote_identifiers(roles.entity),
         quote_identifiers([str(roles.timestamp)]),
@@ -93,7 +93,7 @@ def _rhythm_view(
     roles: Roles,  # of a table with timestamp and entity
     name: str,  # of the view
 ) -> View:
-    "How often an entity comes, known at once."
+    "Return how often an entity comes, known at once."
     keys, at = quote_identifiers(roles.entity), quote_identifiers([str(roles.timestamp)])
     part = f"PARTITION BY {keys} ORDER BY {at}"
     gap = f"(epoch({at}) - epoch(lag({at}) OVER ({part}))) / 60 AS gap"
@@ -114,7 +114,7 @@ def _rhythm_view(
 def build_default_views(
     roles: Roles,  # as resolved
 ) -> list[View]:  # none without timestamp or entity
-    "The views that a table has by itself."
+    "Build the views that a table has by itself."
     if roles.timestamp is None or not roles.entity:
         return []
     slug = re.sub(r"[^a-z0-9]+", "_", "_".join(roles.entity).lower()).strip("_")

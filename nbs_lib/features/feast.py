@@ -41,7 +41,7 @@ def _field_types(
     view: dict[str, Any],  # one of `Roles.views`
     path: str | Path,  # its Parquet file
 ) -> dict[str, str]:  # by column: a type of Feast's
-    "What Feast calls the types of a view's entity and columns; raises `ViewError` where it has none."
+    "Map a view's entity and columns to Feast's types; raises `ViewError` where it has none."
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid):
@@ -75,7 +75,7 @@ DATA = Path(__file__).resolve().parent / "data"
 
 
 def _identifier(kind: str, name: str, taken: set[str]) -> str:
-    "A name for Python, near the real one and not yet taken."
+    "Make a name for Python, near the real one and not yet taken."
     base = f"{kind}_{re.sub(r'[^0-9a-zA-Z]+', '_', name)}".rstrip("_")
     found, count = base, 1
     while found in taken:
@@ -91,7 +91,7 @@ def _definitions_text(
     project: str = "nbs",
     first: str = "1970-01-01T00:00:00",  # when the first row was known
 ) -> str:  # Python
-    "The text of `_definitions_text.py`; raises `ViewError` where two views disagree about an entity."
+    "Return the text of `_definitions_text.py`; raises `ViewError` where two views disagree about an entity."
     taken: set[str] = set()
     entities: dict[str, tuple[str, str]] = {}
     parts = [_DEFINITIONS_HEAD.format(project=project, first=first)]
@@ -151,14 +151,14 @@ entity_key_serialization_version: 3
 
 
 def _first_known(paths: Sequence[Path]) -> str:
-    "When the oldest row of some views was known."
+    "Return when the oldest row of some views was known."
     moments = [pc.min(pq.read_table(path, columns=["_known_at"])["_known_at"]).as_py() for path in paths]
     known = [moment for moment in moments if moment is not None]
     return f"{min(known):%Y-%m-%dT%H:%M:%S}" if known else "1970-01-01T00:00:00"
 
 
 def _to_feast_table(table: pa.Table, view: dict[str, Any]) -> pa.Table:
-    "What Feast, which takes what was known by a moment, has to read to give what was known before it."
+    "Shift a table for Feast, which takes what was known by a moment, to what was known before it."
     later = pc.add(table["_known_at"], pa.scalar(1, pa.duration("us")))
     table = table.set_column(table.schema.get_field_index("_known_at"), "_known_at", later)
     return table if view["entity"] else table.add_column(0, _ALL_ROWS_ENTITY, pa.array(["all"] * len(table)))

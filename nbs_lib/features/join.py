@@ -44,7 +44,7 @@ def declared_views(
     snapshot: pd.DataFrame
     | None = None,  # tells whether the entity is text or whole numbers, as the default views need it
 ) -> list[View]:  # none without a timestamp
-    "The views of a table."
+    "Load the views of a table: of a demo or the default ones, then your own."
     if roles.timestamp is None:
         return []
     if snapshot is not None and not all(_is_valid_key(snapshot[name]) for name in roles.entity):
@@ -66,14 +66,14 @@ def open_database(
     spill: str | Path = ".nbs/spill",  # where DuckDB puts what does not fit into memory
     memory: str = MEMORY_LIMIT,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    "A database that gives equal bytes for equal data: one thread, times in UTC."
+    "Open a database that gives equal bytes for equal data: one thread, times in UTC."
     with duckdb.connect(config={"threads": 1, "memory_limit": memory, "temp_directory": str(spill)}) as db:
         db.execute("SET TimeZone = 'UTC'")
         yield db
 
 
 def _is_valid_key(values: pd.Series) -> bool:
-    "Whether a column holds text or whole numbers."
+    "Return whether a column holds text or whole numbers."
     if column_kind(values) == "number":
         return bool((values.dropna() % 1 == 0).all())
     return column_kind(values) == "text"
@@ -82,7 +82,7 @@ def _is_valid_key(values: pd.Series) -> bool:
 def quote_path(
     path: str | Path,
 ) -> str:  # for SQL
-    "A path as SQL takes it."
+    "Quote a path for SQL."
     return "'" + str(path).replace("'", "''") + "'"
 
 
@@ -241,7 +241,7 @@ def summarize_view(
     entity: Iterable[str],  # its columns
     columns: Iterable[str],  # its other columns
 ) -> dict[str, Any]:  # rows, entities, first and last (when they were known), and the share of nulls by column
-    "What there is to say of a view's table."
+    "Summarize a view's table."
     names = list(columns)
     nulls = ", ".join(f"1 - count({quote_identifiers([name])}) / greatest(count(*), 1)" for name in names)
     many = f"count(DISTINCT ({quote_identifiers(entity)}))" if entity else "1"
@@ -261,7 +261,7 @@ def _roles_with_views(
     views: Sequence[View],
     version: dict[str, str],  # by view
 ) -> Roles:  # with the views and their columns
-    "The roles of request and views together; raises `ViewError` where a name is taken."
+    "Join the roles of request and views; raises `ViewError` where a name is taken."
     columns, described = dict(roles.columns), []
     for view in views:
         for key in view.entity:
@@ -327,7 +327,7 @@ VIEW_STATUSES = ("present", "expired", "missing")
 def table_name(
     view: Mapping[str, Any],  # one of `Roles.views`
 ) -> str:  # such as shop@1a2b3c4d5e6f
-    "What the table of a view is called, on disk and in the store: two versions never meet."
+    "Name the table of a view, on disk and in the store: two versions never meet."
     return f"{view['name']}@{view['version']}"
 
 
@@ -335,12 +335,12 @@ def view_file(
     folder: str | Path,
     view: Mapping[str, Any],  # one of `Roles.views`
 ) -> Path:
-    "Where the table of a view lies."
+    "Return where the table of a view lies."
     return Path(folder, f"{table_name(view)}.parquet")
 
 
 def _join_view_sql(view: dict[str, Any], folder: str | Path, rows: str, status: bool) -> str:
-    "The columns that a view adds to rows, as a query."
+    "Write the query for the columns that a view adds to rows."
     name, ttl = view["name"], view["ttl"]
     late = f"epoch_us(r._at) - epoch_us(v._known_at) > {round(ttl * 1e6)}" if ttl is not None else ""
     columns = {c: f"v.{quote_identifiers([c])}" for c in view["columns"]}
@@ -368,7 +368,7 @@ def join_query(
     rows: str,  # a relation with the entity columns, `_at`, and `_position` from 0 on
     status: bool = False,  # also a column `name_status` for each view
 ) -> str:  # a query that gives the views' columns in the order of `_position`
-    "The point-in-time join, view by view: in one long chain, each join would sort the columns of all before it."
+    "Write the point-in-time join, view by view: in one long chain, each join would sort the columns of all before it."
     for view in views:
         db.execute(
             f"CREATE OR REPLACE TEMP TABLE joined_{view['name']} AS {_join_view_sql(view, folder, rows, status)}"
@@ -382,7 +382,7 @@ def point_in_time_join(
     folder: str | Path = "data/features",
     status: bool = False,  # also a column `name_status` for each view
 ) -> pd.DataFrame:  # the views' columns for each row, in the rows' order
-    "What was known of each row at its prediction time."
+    "Join each row to what was known at its prediction time."
     keys = list(dict.fromkeys(key for view in views for key in view["entity"]))
     asked = rows[[*keys, "_at"]].assign(_position=np.arange(len(rows)))
     with open_database() as db:
@@ -395,7 +395,7 @@ def prediction_times(
     rows: pd.DataFrame,  # of the snapshot
     roles: Roles,  # timestamp and horizon
 ) -> pd.Series:  # datetime64[us, UTC]
-    "When the prediction of each row is made: `data.horizon` before it happens."
+    "Return when the prediction of each row is made: `data.horizon` before it happens."
     return rows[roles.timestamp] - parse_duration(roles.horizon, "data.horizon")
 
 
@@ -405,7 +405,7 @@ def attach_views(
     folder: str | Path = "data/features",
     status: bool = False,  # also a column `name_status` for each view
 ) -> pd.DataFrame:  # the same rows, with the views' columns
-    "The rows of a snapshot with all that was known of each; as they are where there is no view."
+    "Join the rows of a snapshot to all that was known of each; as they are where there is no view."
     if not roles.views:
         return rows
     found = point_in_time_join(rows.assign(_at=prediction_times(rows, roles)), roles.views, folder, status)

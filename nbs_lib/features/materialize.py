@@ -41,7 +41,7 @@ _FETCH_ROWS = 10_000  # fetched at a time
 def parse_time_us(
     written: str | None,  # such as 2020-02-13 or 2020-02-13T06:00Z; in UTC where it names no zone
 ) -> int:  # microseconds since 1970
-    "A moment that a person wrote; raises `ParamsError` where it is none."
+    "Parse a moment that a person wrote; raises `ParamsError` where it is none."
     found = pd.to_datetime(str(written), utc=True, errors="coerce")
     if pd.isna(found):
         raise ParamsError(f"{written!r} is no time such as 2020-02-13.")
@@ -58,7 +58,7 @@ def _latest_rows(
     now_us: int,  # microseconds since 1970
     folder: str | Path = FEATURES_FOLDER,
 ) -> Iterator[tuple[str, bytes]]:  # key and value
-    "The last rows of a view known before a moment; raises `DataError` where its file is missing or damaged."
+    "Read the last rows of a view known before a moment; raises `DataError` where its file is missing or damaged."
     path = view_file(folder, view)
     if not path.is_file():
         raise DataError(f"{path} is missing: `make run` writes it.")
@@ -82,7 +82,7 @@ def _latest_rows(
 
 # %% ../../notebooks/lib/features/05_materialize.ipynb #4b84447c
 def _with_progress(table: str, entries: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    "The same entries; how many there were and how long they took is printed."
+    "Pass entries on; print how many there were and how long they took."
     start, rows = time.perf_counter(), 0
     for each in tqdm(entries, desc=table, unit=" rows", disable=None, leave=False, delay=1):
         rows += 1
@@ -109,7 +109,7 @@ def _tables_in_use(
     roles: Roles,  # with views
     served: str | Path = SERVED_FOLDER,  # a folder of bundles
 ) -> set[str]:  # such as shop@1a2b3c4d5e6f
-    "The tables that the contract or a served bundle reads."
+    "List the tables that the contract or a served bundle reads."
     return {*map(table_name, roles.views), *bundles_by_view(served)}
 
 
@@ -217,7 +217,7 @@ def _to_columns(rows: pd.DataFrame) -> dict[str, list[Any]]:
 
 
 def _lookup_single_rows(lookup: Lookup, rows: Mapping[str, Sequence[Any]]) -> LookupResult:
-    "What a service would be told, request by request."
+    "Look rows up one by one, as a service would."
     count = len(next(iter(rows.values())))
     each = [lookup.lookup({name: values[i : i + 1] for name, values in rows.items()}) for i in range(count)]
     columns = {name: [one.columns[name][0] for one in each] for name in each[0].columns}
@@ -232,7 +232,7 @@ def _is_missing(value: Any) -> bool:
 def _count_equal_cells(
     view: Mapping[str, Any], rows: pd.DataFrame, offline: pd.DataFrame, found: LookupResult, now_us: int
 ) -> int:
-    "How many cells are equal; raises `StoreError` at the first that is not."
+    "Return how many cells are equal; raises `StoreError` at the first that is not."
     names = [*view["columns"], *(["age"] if view["age"] else []), "status"]
     for name in names:
         online = found.status[view["name"]] if name == "status" else found.columns[f"{view['name']}_{name}"]
@@ -249,7 +249,7 @@ def _count_equal_cells(
 
 @contextlib.contextmanager
 def _temporary_store(url: str) -> Iterator[tuple[OnlineStore, str]]:
-    "A store for a while, and what it is called."
+    "Open a store for a while, with what it is called."
     if url:
         from nbs_lib.features.online.redis import RedisStore
 

@@ -48,14 +48,14 @@ class View:
 
     @property
     def age(self) -> bool:
-        "Whether the minutes since its row was known are a feature too: they are where a row can expire."
+        "Return whether the minutes since its row was known are a feature too: they are where a row can expire."
         return self.ttl is not None
 
 # %% ../../notebooks/lib/features/01_views.ipynb #1b4b17ee
 def _parse_sql(
     view: View,
 ) -> exp.Query:  # its SELECT
-    "The SQL of a view; raises `ViewError` where it is no single SELECT."
+    "Parse the SQL of a view; raises `ViewError` where it is no single SELECT."
     try:
         statements = [s for s in sqlglot.parse(view.sql, dialect="duckdb") if s is not None]
     except sqlglot.errors.SqlglotError as error:
@@ -78,7 +78,7 @@ def view_duration_s(
     view: View,
     what: str,  # delay or ttl
 ) -> float | None:  # None: no ttl
-    "A length of time of a view; raises `ViewError` where it is none."
+    "Return a length of time of a view; raises `ViewError` where it is none."
     written = getattr(view, what)
     if written is None:
         return None
@@ -126,7 +126,7 @@ def check_view(
 def source_tables(
     view: View,
 ) -> list[str]:  # sorted
-    "The tables and views that a view's SQL reads."
+    "List the tables and views that a view's SQL reads."
     query = _parse_sql(view)
     read = {
         source.name
@@ -141,7 +141,7 @@ def order_views(
     views: Iterable[View],
     known: Iterable[str],  # the snapshot and its companion tables
 ) -> list[View]:  # each after those that it reads, else as declared
-    "Views that can be computed one after the other; raises `ViewError` on a duplicate, an unknown table or a circle."
+    "Order views so that each can be computed after those that it reads; raises `ViewError` on a duplicate, an unknown table or a circle."
     views, known = list(views), list(known)
     named: dict[str, View] = {}
     for view in views:
@@ -174,7 +174,7 @@ def view_versions(
     views: Sequence[View],  # in an order in which they can be computed
     target: Sequence[Any] = (),  # what `_target` stands for: its column, task and classes
 ) -> dict[str, str]:  # by name: 12 hex digits
-    "The version of each view: a hash of what it means."
+    "Hash what each view means into its version."
     found: dict[str, str] = {}
     for view in views:
         query = normalize_identifiers(_parse_sql(view), dialect="duckdb")
@@ -221,7 +221,7 @@ def rolling_features(
     measures: Mapping[str, Measure],  # by prefix
     days: str | None = None,  # the suffix of the window whose days with events are counted; below two nothing is said
 ) -> dict[str, Any]:  # sql, columns, entity, timestamp, history: what `View` takes
-    "The statistics of an entity's events over windows that end with its last event."
+    "Build the SQL and columns for statistics of an entity's events over windows that end with its last event."
     keys, at = quote_identifiers(entity), quote_identifiers([timestamp])
     lead = f"{keys}, " if entity else ""
     part = f"PARTITION BY {keys} " if entity else ""

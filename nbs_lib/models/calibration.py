@@ -37,7 +37,7 @@ class Calibration:
         self,
         raw: _Floats,  # as in `margin`
     ) -> _Floats:  # same shape: probability of class 1, of each class, or the value
-        "What a person reads."
+        "Convert margins to what a person reads."
         margin = self.margin(raw)
         if self.task == "regression":
             return margin

@@ -50,7 +50,7 @@ class Candidate:
         trials: int,  # how many, at most
         seed: int = 0,  # of the draws
     ) -> list[dict[str, Any]]:  # the estimator's own settings first, then different random draws from the space
-        "What to try."
+        "Draw the settings to try."
         own = estimator.get_params()
         space = {name: values for name, values in self.space.items() if name in own}
         first = {name: own[name] for name in space}
@@ -171,7 +171,7 @@ REQUIRED_CANDIDATES = ("dummy", "linear")
 def select_candidates(
     names: str | Sequence[str],  # `train.candidates`: "auto" for all, a name, or several
 ) -> list[Candidate]:  # in the order of the registry
-    "The candidates that take part; raises `ParamsError` on an unknown name."
+    "Select the candidates that take part; raises `ParamsError` on an unknown name."
     wanted = [names] if isinstance(names, str) else list(names)
     if wanted == ["auto"]:
         return list(CANDIDATES.values())

@@ -41,28 +41,28 @@ class Variant:
 
     @property
     def name(self) -> str:
-        "What it is called everywhere."
+        "Return what it is called everywhere."
         return self.fitted.candidate.name
 
     def graph(
         self,
         table: pd.DataFrame,  # as `export_graph` takes it
     ) -> onnx.ModelProto:
-        "The variant as one graph."
+        "Export the variant as one graph."
         return _store_as_int8(export_graph(self.fitted, table), self.codes)
 
     def describe(
         self,
         size: int,  # of its graph, in bytes
     ) -> dict[str, Any]:  # as `describe_candidate`, and variant_of
-        "What is kept of a variant beside its graph."
+        "Describe a variant for the file beside its graph."
         return describe_candidate(self.fitted, size) | {"variant_of": self.base}
 
 
 def _with_estimator(
     fitted: FittedCandidate, estimator: Any, valid: pd.DataFrame, name: str, what: str
 ) -> FittedCandidate:
-    "A fitted candidate with another estimator, calibrated anew."
+    "Copy a fitted candidate with another estimator, calibrated anew."
     kind, target = fitted.task.kind, valid["_target"].to_numpy()
     pipeline = Pipeline([*fitted.pipeline.steps[:-1], (fitted.pipeline.steps[-1][0], estimator)])
     raw = uncalibrated_margins(pipeline, valid[fitted.task.layout.features], kind)
@@ -81,7 +81,7 @@ def _first_trees(
     count: int,  # how many rounds to keep
     valid: pd.DataFrame,  # the validation rows
 ) -> Variant:
-    "The first trees of a candidate."
+    "Keep the first trees of a candidate."
     name, estimator = fitted.candidate.name, copy.copy(fitted.pipeline[-1])
     estimator._predictors = estimator._predictors[:count]
     return Variant(
@@ -92,7 +92,7 @@ def _first_trees(
 def quantize_int8(
     weight: NDArray[np.float32],  # shape [rows, columns]
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:  # whole numbers of the same shape, scales [rows, 1]
-    "A matrix in bytes: their product with the scales is at most half a step away."
+    "Quantize a matrix to bytes: their product with the scales is at most half a step away."
     scale = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
     scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
     return np.round(weight / scale).astype(np.int8), scale
@@ -102,7 +102,7 @@ def _quantize_net(
     fitted: FittedCandidate,  # a net
     valid: pd.DataFrame,  # the validation rows
 ) -> Variant:
-    "A net whose matrices are stored as bytes."
+    "Quantize the matrices of a net to bytes."
     name, estimator = fitted.candidate.name, copy.copy(fitted.pipeline[-1])
     estimator.net_ = copy.deepcopy(estimator.net_)
     weights = {key: value for key, value in estimator.net_.named_parameters() if value.ndim == 2}
@@ -140,7 +140,7 @@ def make_variants(
     fits: Iterable[FittedCandidate],  # the candidates
     valid: pd.DataFrame,  # the validation rows
 ) -> list[Variant]:  # in the order of the candidates
-    "The variants of the candidates that have learned."
+    "Make the variants of the candidates that have learned."
     found = []
     for fitted in fits:
         estimator, count = fitted.pipeline[-1], VARIANT_ROUNDS.get(fitted.candidate.name, 0)
@@ -155,6 +155,6 @@ def variants_table(
     cheaper: Iterable[Variant],
     kind: str,  # binary, multiclass or regression
 ) -> pd.DataFrame:  # a row per variant
-    "The variants, as people read them."
+    "Render the variants as a table."
     lines = [[one.name, one.fitted.candidate.description, f"{one.fitted.trials[0].score:.4f}"] for one in cheaper]
     return pd.DataFrame(lines, columns=["variant", "what it is", f"{primary_metric(kind)} on validation rows"])

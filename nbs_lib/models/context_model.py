@@ -27,7 +27,7 @@ _CANDIDATE_NAME = "context"  # among predictions, and of its folder
 def _context_roles(
     roles: Roles,  # as resolved, with views
 ) -> Roles:  # the same, without the features that name somebody or are known of somebody
-    "What the context model learns from."
+    "Select the roles that the context model learns from."
     shared = {f"{view['name']}@{view['version']}" for view in roles.views if not view["entity"]}
     named = set(roles.identities)
     here: dict[str, dict[str, Any]] = {"timestamp": {"feature": True}, "context": {"role": "numeric"}}
@@ -42,7 +42,7 @@ def _context_roles(
 def context_inputs(
     roles: Roles,  # as resolved, with views
 ) -> dict[str, list[str]]:  # numeric, categorical and time, in the order of the graph's columns
-    "What the context graph takes; nothing where no row could be new."
+    "List the inputs of the context graph; nothing where no row could be new."
     known = _context_roles(roles)
     new = roles.timestamp is not None or bool(roles.identities) or bool(roles.views)
     return {kind: getattr(known, kind) if new else [] for kind in ("numeric", "categorical", "time")}

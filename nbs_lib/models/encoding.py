@@ -32,7 +32,7 @@ def _frequent_levels(
     column: pd.Series,  # text; "" = missing
     least: int,  # rows; a level seen less often counts as unknown
 ) -> tuple[str, ...]:  # most frequent first, equals by name, so that equal data give equal codes
-    "The levels of a categorical column that are worth a code of their own."
+    "Find the levels of a categorical column that are worth a code of their own."
     counts = {str(level): int(count) for level, count in column.value_counts().items() if count >= least}
     return tuple(sorted(counts.keys() - {""}, key=lambda level: (-counts[level], level)))
 
@@ -71,7 +71,7 @@ class FeatureLayout:
         self,
         names: Iterable[str],  # of features
     ) -> list[int]:  # where they stand among the features
-        "Where features stand: pipelines and graphs address columns by position."
+        "Return where features stand: pipelines and graphs address columns by position."
         return [self.features.index(name) for name in names]
 
     @property
@@ -137,14 +137,14 @@ class TimeParts(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def n_out(self) -> int:
-        "How many columns come out."
+        "Return how many columns come out."
         return self.n_features_in_ * ((6 if self.circle else 3) + 1 if self.dates else (4 if self.circle else 2))
 
     def transform(
         self,
         X: Any,  # as in `fit`
     ) -> np.ndarray:  # float32 [N, n_out]: first all hours, then all weekdays, …
-        "The parts of each time."
+        "Split each time into its parts."
         times = np.asarray(X, dtype=np.int64)
         hour = (times % DAY_S).astype(np.float32) / np.float32(3600)
         weekday = ((times + 3 * DAY_S) % _WEEK_S // DAY_S).astype(np.float32)

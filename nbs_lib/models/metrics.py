@@ -31,7 +31,7 @@ HIGHER_IS_BETTER = frozenset({"auc", "accuracy", "auc_ovr", "r2"})
 def primary_metric(
     task: str,  # binary, multiclass or regression
 ) -> str:  # a metric's name
-    "The metric that chooses."
+    "Return the metric that chooses."
     return TASK_METRICS[task][0]
 
 
@@ -40,7 +40,7 @@ def metric_gain(
     value: Any,  # a value or an array of values
     other: Any,  # what to compare with
 ) -> Any:  # their difference, positive where `value` is better
-    "How much better a value is."
+    "Return how much better a value is."
     return value - other if metric in HIGHER_IS_BETTER else other - value
 
 # %% ../../notebooks/lib/models/05_metrics.ipynb #0bebd42f
@@ -103,7 +103,7 @@ def metric_statistics(
     target: NDArray[Any],  # class ids or values [N]
     output: Floats,  # probability of class 1 [N], of each class [N, K], or values [N]
 ) -> dict[str, Statistic]:  # the task's metrics by name, each a function of row weights [N]
-    "The metrics of one candidate; a metric without a value, such as the AUC of a single class, is NaN."
+    "Compute the metrics of one candidate; a metric without a value, such as the AUC of a single class, is NaN."
     if task == "regression":
         square = (target - output) ** 2
         return {"rmse": _root(_mean(square)), "mae": _mean(np.abs(target - output)), "r2": _r2(target, square)}
@@ -175,7 +175,7 @@ def bootstrap_interval(
     values: Floats,  # the value, then those of the draws
     confidence: float = 0.95,  # share of the draws between the ends
 ) -> Interval:
-    "The percentile interval of a bootstrap; draws without a value, such as of a single class, are left out."
+    "Compute the percentile interval of a bootstrap; draws without a value, such as of a single class, are left out."
     drawn = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not len(drawn):
         return Interval(float(values[0]) if np.isfinite(values[0]) else None, None, None)

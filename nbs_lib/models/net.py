@@ -26,7 +26,7 @@ def _bin_edges(
     column: NDArray[Any],  # numbers [N], NaN = missing
     bins: int,  # at most
 ) -> NDArray[np.float32]:  # ascending, two at least
-    "The distinct quantiles of a column."
+    "Compute the distinct quantiles of a column."
     known = column[~np.isnan(column)].astype(np.float64)
     if not len(known):
         return np.array([0, 1], np.float32)
@@ -127,7 +127,7 @@ def _scores(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _running_mean(average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
-    "The next running mean over about the last tenth of all steps."
+    "Update the running mean over about the last tenth of all steps."
     return torch.lerp(average, now, float(9 / (10 + n)))
 
 
@@ -211,7 +211,7 @@ class _Net(BaseEstimator):  # type: ignore[misc]
             return _scores(self.net_, torch.from_numpy(np.asarray(X, dtype=np.float32))).numpy().astype(np.float64)
 
     def to_onnx(self) -> onnx.ModelProto:
-        "The fitted net as a graph from `encoded` [N, features] to `scores` [N, outputs]."
+        "Export the fitted net as a graph from `encoded` [N, features] to `scores` [N, outputs]."
         buffer = io.BytesIO()
         axes = {"encoded": {0: "N"}, "scores": {0: "N"}}
         with warnings.catch_warnings(), _reproducible(self.random_state):
@@ -272,7 +272,7 @@ class NetClassifier(ClassifierMixin, _Net):  # type: ignore[misc]
         self,
         X: Any,  # as in `fit`
     ) -> NDArray[Any]:  # class ids [N]
-        "The most probable class."
+        "Predict the most probable class."
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 

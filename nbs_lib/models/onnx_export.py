@@ -39,7 +39,7 @@ def graph_feeds(
     table: pd.DataFrame,  # rows of a training set
     layout: FeatureLayout,  # which columns go where
 ) -> dict[str, NDArray[Any]]:  # matrices by the graph's input names
-    "A training set's rows as a graph takes them."
+    "Convert a training set's rows to what a graph takes."
     columns = {kind: list(getattr(layout, kind)) for kind in INPUT_TYPES}
     return {kind: table[names].to_numpy(dtype=INPUT_TYPES[kind][0]) for kind, names in columns.items() if names}
 
@@ -70,7 +70,7 @@ def _convert(estimator: Any, inputs: list[tuple[str, Any]], name: str) -> onnx.M
 
 
 def _constant_graph(values: NDArray[np.float64]) -> onnx.ModelProto:
-    "The same answer for every row."
+    "Build a graph that gives the same answer for every row."
     row = numpy_helper.from_array(values.astype(np.float32).reshape(1, -1), "row")
     nodes = [
         helper.make_node("Shape", ["encoded"], ["rows"], name="rows", start=0, end=1),
@@ -83,7 +83,7 @@ def _constant_graph(values: NDArray[np.float64]) -> onnx.ModelProto:
 
 
 def _gives_probabilities(estimator: Any) -> bool:
-    "Whether an estimator's graph gives probabilities instead of margins."
+    "Return whether an estimator's graph gives probabilities instead of margins."
     return is_classifier(estimator) and not hasattr(estimator, "decision_function") and not _is_dummy(estimator)
 
 
@@ -140,7 +140,7 @@ def export_graph(
     fitted: FittedCandidate,  # a candidate that has learned
     table: pd.DataFrame,  # a row or more of the training set
 ) -> onnx.ModelProto:  # inputs as `graph_feeds` gives them; outputs `margin` and `output`, float32 [N, 1] or [N, K]
-    "A candidate as one graph."
+    "Export a candidate as one graph."
     layout, kind = fitted.task.layout, fitted.task.kind
     inputs = [(name, INPUT_TYPES[name][1]([None, x.shape[1]])) for name, x in graph_feeds(table[:1], layout).items()]
     encoded = fitted.pipeline[:-1].transform(table[layout.features][:1])

@@ -39,7 +39,7 @@ def prediction_columns(
     name: str,  # a candidate, or `name@margin`
     width: int,  # how many numbers each row has: the classes, or 1 for two classes and for a value
 ) -> list[str]:  # columns of a table of predictions
-    "Where the predictions of a candidate are kept."
+    "Return where the predictions of a candidate are kept."
     return [name] if width == 1 else [f"{name}:{k}" for k in range(width)]
 
 
@@ -47,7 +47,7 @@ def predictions_table(
     answers: Mapping[str, Mapping[str, NDArray[np.float64]]],  # by candidate: margin and output, [N, 1] or [N, K]
     table: pd.DataFrame,  # the rows of the training set that were answered
 ) -> pd.DataFrame:  # _row, _split, _target, _block, then float64 columns for each candidate
-    "What each candidate answered, row by row."
+    "Collect what each candidate answered, row by row."
     found = table[["_row", "_split", "_target", "_block"]].reset_index(drop=True)
     for name, answer in answers.items():
         for key, values in {name: answer["output"], f"{name}@margin": answer["margin"]}.items():
@@ -58,7 +58,7 @@ def predictions_table(
 def candidate_names(
     predictions: pd.DataFrame,  # as `predictions_table`
 ) -> list[str]:  # in the order of the candidates, simplest first
-    "Whose predictions were kept."
+    "Return whose predictions were kept."
     columns = [str(c) for c in predictions if not str(c).startswith("_") and "@" not in str(c)]
     return list(dict.fromkeys(c.partition(":")[0] for c in columns))
 
@@ -68,5 +68,5 @@ def candidate_outputs(
     name: str,  # a candidate
     classes: int,  # how many; 0 for a regression
 ) -> NDArray[np.float64]:  # probabilities or values [N], or probabilities [N, K] for K > 2 classes
-    "What a candidate answered."
+    "Read what a candidate answered."
     return squeeze_output(predictions[prediction_columns(name, classes if classes > 2 else 1)].to_numpy(np.float64))

@@ -49,7 +49,7 @@ def uncalibrated_margins(
 def view_columns(
     roles: Roles,  # as resolved, with views
 ) -> dict[str, list[str]]:  # by view, in the order of the training set
-    "The features that each view brings."
+    "List the features that each view brings."
     features = {name: roles.columns[name].get("from") for name in (*roles.numeric, *roles.categorical)}
     sources = {view["name"]: f"{view['name']}@{view['version']}" for view in roles.views}
     found = {view: [name for name, source in features.items() if source == own] for view, own in sources.items()}
@@ -59,7 +59,7 @@ def view_columns(
 def mask_groups(
     roles: Roles,  # as resolved, with views
 ) -> tuple[tuple[str, ...], ...]:  # features that can be missing together
-    "A group for each view, and one for each identity."
+    "Group the features that can be missing together: one group for each view, and one for each identity."
     groups = [*view_columns(roles).values(), *([name] for name in roles.identities)]
     return tuple(tuple(group) for group in groups)
 
@@ -118,7 +118,7 @@ class FittedCandidate:
         self,
         table: pd.DataFrame,  # rows of a training set
     ) -> dict[str, NDArray[np.float64]]:  # margin and output, both calibrated, [N, 1] or [N, K]
-        "What the training library answers."
+        "Predict with the training library."
         raw = uncalibrated_margins(self.pipeline, table[self.task.layout.features], self.task.kind)
         return {"margin": self.calibration.margin(raw), "output": self.calibration.output(raw)}
 
@@ -160,7 +160,7 @@ def describe_candidate(
     fitted: FittedCandidate,
     size: int,  # of its graph, in bytes
 ) -> dict[str, Any]:  # kind, description, params, best_trial, n_inputs, calibration, bytes
-    "What is kept of a candidate beside its graph."
+    "Describe a candidate for the file beside its graph."
     return {
         "kind": fitted.candidate.kind,
         "description": fitted.candidate.description,
@@ -205,7 +205,7 @@ def refit(
     train: pd.DataFrame,  # as in `tune_candidate`
     valid: pd.DataFrame,  # as in `tune_candidate`
 ) -> FittedCandidate:
-    "What a candidate would have learned of a task, without another search."
+    "Fit a candidate on another task with known settings, without another search."
 
     def build(task: Task) -> Pipeline:
         pipeline = fitted.candidate.build(task)
@@ -221,6 +221,6 @@ def refit_without_views(
     train: pd.DataFrame,  # as in `tune_candidate`
     valid: pd.DataFrame,  # as in `tune_candidate`
 ) -> FittedCandidate:  # from the request alone
-    "The twin of a candidate that was never told what the feature views say."
+    "Fit the twin of a candidate that is never told what the feature views say."
     own, task = roles.without_views(), fitted.task
     return refit(fitted, replace(task, layout=task.layout.learn(train, own), masks=mask_groups(own)), train, valid)

@@ -43,7 +43,7 @@ def badge(
     word: str,  # a status, such as PROMOTE
     tone: str = "",  # GOOD, WARN or BAD
 ) -> Block:
-    "A word that stands out."
+    "Render a status word that stands out."
     return Block(f'<span class="badge {tone}">{html.escape(word)}</span>')
 
 
@@ -54,7 +54,7 @@ def callout(
     reasons: Iterable[Sequence[object]],  # paragraphs, each of text and blocks
     todo: Sequence[object],  # what to do next
 ) -> Block:
-    "What a reader must know first."
+    "Render what a reader must know first."
     text = "".join(f"<p>{inline_html(*reason)}</p>" for reason in reasons)
     return Block(
         f'<div class="verdict {tone}">{badge(word).code}<h2>{html.escape(headline)}</h2>{text}'
@@ -65,7 +65,7 @@ def callout(
 def metric_tiles(
     items: Iterable[tuple[str, str, str]],  # what it is, the figure, how to read it
 ) -> Block:
-    "A few large figures side by side."
+    "Render a few large figures side by side."
     cells = (
         f'<div><dt>{html.escape(name)}</dt><dd><div class="figure">{html.escape(figure)}</div>'
         f'<div class="note">{html.escape(note)}</div></dd></div>'
@@ -83,7 +83,7 @@ def table_block(
     rows: Iterable[Sequence[object]],  # a cell is text, a block, or a tuple of both
     strong: int | None = None,  # the row that stands out
 ) -> Block:
-    "A table of a few rows."
+    "Render a table of a few rows."
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = ""
     for number, row in enumerate(rows):
@@ -95,5 +95,5 @@ def table_block(
 def small_note(
     text: object,  # small print below a value
 ) -> Block:
-    "A second, quieter line."
+    "Render small print below a value."
     return Block(f"<small>{html.escape(str(text))}</small>")

@@ -35,7 +35,7 @@ def _scrub(text: str) -> str:
 
 
 def _outputs(cell: "NotebookNode") -> "list[NotebookNode]":
-    "A cell's outputs without stderr and run-time noise; pieces of stdout are joined."
+    "Return a cell's outputs without stderr and run-time noise; pieces of stdout are joined."
     kept: list[NotebookNode] = []
     for output in cell.outputs:
         output = output.copy()
@@ -62,7 +62,7 @@ def _outputs(cell: "NotebookNode") -> "list[NotebookNode]":
 def _canonical_notebook(
     notebook: "NotebookNode",  # executed
 ) -> "NotebookNode":  # a new one: prose, outputs and code in the order of the page
-    "A notebook without anything that differs from run to run."
+    "Drop from a notebook all that differs from run to run."
     from nbformat import from_dict
 
     cells: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def _canonical_notebook(
 def _injected_parameters(
     notebook: "NotebookNode",  # executed by Papermill
 ) -> dict[str, str]:  # key in `params.yaml`: value, both as text
-    "The parameters a notebook was run with, in the order of its parameters cell."
+    "Return the parameters a notebook was run with, in the order of its parameters cell."
     sources = {tag: c.source for c in notebook.cells for tag in c.metadata.get("tags", []) if c.cell_type == "code"}
     keys = dict(re.findall(r'^(\w+)\s*:.*params\["([^"]+)"\]', sources.get("parameters", ""), re.MULTILINE))
     values = {}
@@ -115,7 +115,7 @@ def escape_markdown(
     value: object,  # from the data
     width: int = 80,  # characters at most
 ) -> str:  # for Markdown text; not for code between backticks
-    "A value as plain words inside Markdown, on one line."
+    "Escape a value as plain words inside Markdown, on one line."
     text = " ".join(str(value).translate(_BIDI).split())
     text = text if len(text) <= width else f"{text[: width - 1]}…"
     safe = "".join(c if c in " …" or c.isalnum() or not c.isascii() else f"&#{ord(c)};" for c in text)
@@ -132,14 +132,14 @@ CONTENT_SECURITY_POLICY = (
 def _stage_label(
     stage: str,  # as in `dvc.yaml`
 ) -> str:  # for a reader
-    "A stage's name in words."
+    "Write a stage's name in words."
     return stage.replace("_", " ").capitalize()
 
 
 def _page_links(
     folder: str | Path = "notebooks/pipeline",  # where the stage notebooks are
 ) -> list[dict[str, str]]:  # stage, href and label; the overview first, then in the order of the pipeline
-    "The pages that the stage notebooks become."
+    "List the pages that the stage notebooks become."
     stages = [re.sub(r"^\d+_", "", path.stem) for path in sorted(Path(folder).glob("[0-9]*_*.ipynb"))]
     first = {"stage": "report", "href": "index.html", "label": "Overview"}
     return [first, *({"stage": s, "href": f"{s}.html", "label": _stage_label(s)} for s in stages if s != "report")]
@@ -167,7 +167,7 @@ def render_page(
     stage: str,  # the stage's name, as in `dvc.yaml`
     folder: str | Path = "notebooks/pipeline",  # the stage notebooks, for the links between pages
 ) -> str:  # one HTML document
-    "A notebook as a self-contained, sanitized page; the same notebook gives the same bytes."
+    "Render a notebook as a self-contained, sanitized page; the same notebook gives the same bytes."
     from jinja2 import Environment, PackageLoader
 
     body, _ = _exporter().from_notebook_node(_canonical_notebook(notebook))

@@ -63,7 +63,7 @@ def new_figure(
     width: float = _WIDE_INCHES,  # inches; the default fills a page's column
     height: float = 3.2,  # inches
 ) -> tuple[Figure, Axes]:  # to draw on, and then to `show_figure`
-    "An empty figure in the house style, which stays on for the rest of the notebook."
+    "Open an empty figure in the house style, which stays on for the rest of the notebook."
     matplotlib.rcParams.update(_RC_PARAMS)
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots()
@@ -72,7 +72,7 @@ def new_figure(
 def _figure_svg(
     fig: Figure,  # drawn
 ) -> str:  # an `<svg>` element
-    "A figure as SVG text: no dates, no random ids, colors that follow the reader's screen."
+    "Render a figure as SVG: no dates, no random ids, colors that follow the reader's screen."
     text = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has it
@@ -93,7 +93,7 @@ _NARROW_SVG_MIME = "application/x.nbs-narrow+svg"  # known to `page` alone: note
 def mime_bundle(
     fig: Figure,  # drawn
 ) -> dict[str, str]:  # by media type: for a page's column and, where it is too wide for a phone, for a phone
-    "A figure as it is shown; formulas are off, and a logarithmic axis counts 1, 10, 100."
+    "Render a figure as it is shown; formulas are off, and a logarithmic axis counts 1, 10, 100."
     for axes in fig.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
@@ -124,14 +124,14 @@ def short_label(
     value: object,  # a name or level from the data
     width: int = 24,  # characters at most
 ) -> str:  # on one line
-    "A value as the label of a row or an axis."
+    "Shorten a value to the label of a row or an axis."
     text = "".join(c if unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") else " " for c in str(value))
     text = " ".join(text.split()) or "(empty)"
     return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
 
 # %% ../../notebooks/lib/pages/02_plots.ipynb #6e3edf31
 def _row_axes(names: Sequence[object], unit: str) -> tuple[Figure, Axes]:
-    "A figure with one named row per value, the first on top."
+    "Open a figure with one named row per value, the first on top."
     fig, ax = new_figure(height=0.75 + 0.34 * max(len(names), 2))
     ax.set_yticks(range(len(names)), [short_label(name) for name in names])
     ax.set_ylim(len(names) - 0.4, -0.6)

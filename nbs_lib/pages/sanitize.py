@@ -42,7 +42,7 @@ def _cleaner() -> Any:
 def sanitize_html(
     text: str,  # HTML from a cell, with whatever values are in it
 ) -> str:  # HTML without anything that runs or fetches
-    "The harmless part of a piece of HTML; long tables are cut, wide ones scroll."
+    "Keep the harmless part of a piece of HTML; long tables are cut, wide ones scroll."
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(text, "html.parser")

@@ -34,7 +34,7 @@ SERIES_COLORS = ("blue", "orange", "green", "purple", "ochre", "gray")
 def css_variables(
     colors: Mapping[str, tuple[str, str]] = COLORS,  # name: (light, dark)
 ) -> str:  # rules for `:root`, light by default
-    "The colors as CSS custom properties that follow the reader's preference."
+    "Write the colors as CSS custom properties that follow the reader's preference."
     light, dark = (";".join(f"--{name}:{pair[i]}" for name, pair in colors.items()) for i in (0, 1))
     return f":root{{color-scheme:light dark;{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
@@ -43,7 +43,7 @@ def _contrast_ratio(
     one: str,  # a color as #rrggbb
     other: str,  # another
 ) -> float:  # 1 (the same) … 21 (black on white)
-    "The contrast ratio of two colors."
+    "Compute the contrast ratio of two colors."
 
     def luminance(color: str) -> float:
         channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]

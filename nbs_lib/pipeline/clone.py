@@ -78,7 +78,7 @@ def clone_as_of(
     root: str | Path = ".",  # the project
     again: bool = False,  # go on in the clone that was left when this failed, or was killed, before
 ) -> Iterator[Path]:  # its folder, which is removed afterwards
-    "A temporary clone of the last commit as of another moment; raises `UserError`."
+    "Make a temporary clone of the last commit as of another moment; raises `UserError`."
     root = Path(root).resolve()
     folder = root / _CLONES_FOLDER / (_clone_name(root, as_of) if again else f"once-{secrets.token_hex(8)}")
     if not (folder / _READY_FILE).exists():
@@ -102,13 +102,13 @@ _READY_FILE = "ready"  # beside a clone that is whole
 
 
 def _clone_name(root: Path, as_of: str) -> str:
-    "The commit and the moment: of another of either nothing is gone on with."
+    "Return the commit and the moment: of another of either nothing is gone on with."
     head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     return f"again-{hashlib.sha256(f'{head} {as_of}'.encode()).hexdigest()[:16]}"
 
 
 def _dvc_config(root: Path) -> str:
-    "The clone's own settings of DVC: the project's, with the project's cache."
+    "Return the clone's own settings of DVC: the project's, with the project's cache."
     import configparser
 
     config = configparser.ConfigParser(interpolation=None)

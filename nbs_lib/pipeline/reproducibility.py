@@ -24,7 +24,7 @@ from ..registry.tracking import PENDING_RUNS
 def _output_digests(
     root: str | Path = ".",  # the project
 ) -> dict[str, str]:  # SHA-256 by path, in the order of the stages
-    "The digest of every file that the pipeline wrote: data, models, metrics and pages."
+    "Compute the digest of every file that the pipeline wrote: data, models, metrics and pages."
     root = Path(root)
     found: dict[str, str] = {}
     for out in ["dvc.lock", "data/source.json", *(out for stage in load_stages(root).values() for out in stage.outs)]:

@@ -148,7 +148,7 @@ def _summary_lines(
     metrics: dict[str, Any],  # models/metrics.json
     gate: dict[str, Any],  # models/gate.json
 ) -> list[str]:  # three lines
-    "The three figures that matter: how good, how much better than linear, and what the gate decides."
+    "Write the three figures that matter: how good, how much better than linear, and what the gate decides."
     name, primary = gate["champion"], metrics["primary"]
     champion = metrics["candidates"][name]
     rival = "dummy" if name == "linear" else "linear"

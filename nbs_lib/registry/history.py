@@ -50,7 +50,7 @@ def read_history(
 
 
 def _current_champion_id(root: str | Path) -> str:
-    "What the pointer says, whether that is there or not; empty: nothing."
+    "Read the id of the bundle that is served; empty where there is none."
     path = Path(root) / CURRENT_FILE
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 
@@ -82,7 +82,7 @@ def _rewind_chain(way: list[str], id: str) -> None:
 def rollback_chain(
     root: str | Path = ".",  # the project
 ) -> list[str]:  # ids; the last is the champion, the one before it the previous champion
-    "The champions that rollbacks would go back through."
+    "List the champions that rollbacks would go back through."
     way: list[str] = []
     for move in read_history(root):
         _rewind_chain(way, move.before)
@@ -97,7 +97,7 @@ def rollback_chain(
 def rolled_back(
     root: str | Path = ".",  # the project
 ) -> dict[str, ChampionChange]:  # by the id of a bundle: the move that ended it
-    "The bundles that were rolled back, and have not been served since."
+    "Find the bundles that were rolled back, and have not been served since."
     found: dict[str, ChampionChange] = {}
     for move in read_history(root):
         if move.what == ROLLBACK:

@@ -31,7 +31,7 @@ def tracking_uri(
     uri: str = "",  # `uri` in `settings.ini`; empty: the local database
     root: str | Path = ".",  # the project
 ) -> str:  # absolute
-    "Where runs and models are recorded."
+    "Return where runs and models are recorded."
     if not uri:
         return f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -43,7 +43,7 @@ def is_reachable(
     uri: str,  # absolute
     seconds: float = 2.0,  # how long to wait
 ) -> bool:  # also where there is no server to ask
-    "Whether a server answers; MLflow's own client would try for four minutes."
+    "Return whether a server answers; MLflow's own client would try for four minutes."
     if not uri.startswith(("http://", "https://")):
         return True
     try:
@@ -91,7 +91,7 @@ def _import_mlflow() -> Any:
 
 
 def _create_database(database: Path) -> None:
-    "A new database, moved into place when it is complete."
+    "Create a database, moved into place when it is complete."
     database.parent.mkdir(parents=True, exist_ok=True)
     temporary = database.with_name(f"{database.name}.new")
     temporary.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ _ROLLED_BACK_TAG = "rolled_back"  # the tag of a version
 
 
 def _served_ids(root: Path) -> dict[str, str]:
-    "The ids of the champion and of the one before; empty: there is none."
+    "Return the ids of the champion and of the one before; empty: there is none."
     before, now = ["", "", *rollback_chain(root)][-2:]
     return {"champion": now, "previous": before}
 
@@ -147,7 +147,7 @@ def _set_aliases(client: "MlflowClient", name: str, root: Path) -> None:
 
 
 def _was_rolled_back(client: "MlflowClient", name: str, number: str, id: str, root: Path) -> bool:
-    "Whether a bundle was rolled back, here or on another machine."
+    "Return whether a bundle was rolled back, here or on another machine."
     if id in rolled_back(root):
         return True
     elsewhere = client.get_model_version(name, number).tags.get(_ROLLED_BACK_TAG)
@@ -158,7 +158,7 @@ def _was_rolled_back(client: "MlflowClient", name: str, number: str, id: str, ro
 
 
 def _call_mlflow(ask: Callable[[], str], tracking: TrackingSettings, root: Path, what: str) -> str:
-    "What MLflow says to a question; empty, and a warning, where it is down or fails."
+    "Call MLflow; returns nothing, and warns, where it is down or fails."
     if not is_reachable(tracking_uri(tracking.uri, root)):
         warn(f"MLflow at {tracking.uri} does not answer; {what} with the next run")
         return ""
@@ -195,7 +195,7 @@ UNCHANGED, REJECTED, RETRY_LATER, WITHDRAWN = "unchanged", "rejected", "retry la
 
 
 def _is_registered(marker: dict[str, Any], root: Path) -> bool:
-    "Whether the last registration was this one and what it served is still served, or was rolled back."
+    "Return whether the last registration was this one and what it served is still served, or was rolled back."
     path = root / REGISTERED_FILE
     if not path.exists() or not (marker["uri"] or (root / "mlflow.db").exists()):
         return False

@@ -22,7 +22,7 @@ from ..core.paths import CURRENT_FILE, SERVED_FOLDER
 def champion_path(
     root: str | Path = ".",  # the project
 ) -> Path:  # a bundle's folder
-    "The bundle that is served; raises `NoChampionError`, or `BundleError` where the pointer leads nowhere."
+    "Find the bundle that is served; raises `NoChampionError`, or `BundleError` where the pointer leads nowhere."
     pointer = Path(root) / CURRENT_FILE
     try:
         id = pointer.read_text(encoding="utf-8").strip()
@@ -41,7 +41,7 @@ _ABORTED_FILE = Path("served/SHADOW.aborted")
 
 
 def _read_shadow_pointer(root: str | Path) -> tuple[str, str] | None:
-    "The ids of the challenger and of the champion that it stands beside."
+    "Read the ids of the challenger and of the champion that it stands beside."
     try:
         found = re.fullmatch(
             r"([0-9a-f]{64})\n([0-9a-f]{64})\n", (Path(root) / _SHADOW_FILE).read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def abort_shadow(
 def read_shadow_abort(
     root: str | Path = ".",  # the project
 ) -> ShadowAbort | None:
-    "What stopped the challenger that `served/SHADOW` names; None where nothing did."
+    "Read why the challenger that `served/SHADOW` names was stopped; None where it was not."
     found = _read_shadow_pointer(root)
     with contextlib.suppress(DataError, OSError, TypeError):
         if found and (told := ShadowAbort(**read_json(Path(root) / _ABORTED_FILE))).bundle == found[0]:
@@ -106,7 +106,7 @@ def read_shadow_abort(
 def challenger_path(
     root: str | Path = ".",  # the project
 ) -> Path | None:  # a bundle's folder
-    "The bundle that answers in the champion's shadow; None where nobody is to."
+    "Find the bundle that answers in the champion's shadow; None where there is none."
     found = _read_shadow_pointer(root)
     try:
         current = (Path(root) / CURRENT_FILE).read_text(encoding="utf-8").strip()
@@ -120,7 +120,7 @@ def challenger_path(
 def shadow_status(
     root: str | Path = ".",  # the project
 ) -> str:
-    "What there is to say of the challenger, in one sentence."
+    "Describe the challenger in one sentence."
     found, stopped = _read_shadow_pointer(root), read_shadow_abort(root)
     if found is None:
         return "no challenger is in shadow: `nbs shadow FOLDER` puts a bundle there."

@@ -33,13 +33,13 @@ from .pointers import stop_shadow
 
 # %% ../../notebooks/lib/registry/07_rollback.ipynb #01c875d7
 def _other_bundles(ids: Sequence[str]) -> str:
-    "What else could be served."
+    "List the other bundles that could be served."
     shown = ", ".join(id[:12] for id in ids)
     return f"`nbs rollback --to ID` serves another one ({shown})" if ids else "there is no other bundle"
 
 
 def _resolve_target(to: str | None, root: Path) -> str:
-    "The id to go back to; raises `UserError` where there is none."
+    "Resolve the id to go back to; raises `UserError` where there is none."
     way = rollback_chain(root)
     there = sorted(
         p.name for p in (root / SERVED_FOLDER).glob("*") if p.is_dir() and re.fullmatch("[0-9a-f]{64}", p.name)
@@ -65,7 +65,7 @@ def _resolve_target(to: str | None, root: Path) -> str:
 
 # %% ../../notebooks/lib/registry/07_rollback.ipynb #ef442c0c
 def _unreadable_view(views: Sequence[dict[str, Any]], root: Path, settings: Settings) -> str:
-    "Why a view can't be read from a store that answers; empty: all can."
+    "Return why a view can't be read from a store that answers; empty: all can."
     if not views:
         return ""
     try:

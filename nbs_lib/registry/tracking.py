@@ -54,7 +54,7 @@ def _flatten(
     value: Any,  # what a JSON file holds
     prefix: str = "",  # of the names
 ) -> dict[str, float]:  # numbers by dotted name
-    "The finite numbers in nested mappings, under names that MLflow takes."
+    "Flatten the finite numbers in nested mappings, under names that MLflow takes."
     if isinstance(value, Mapping):
         found: dict[str, float] = {}
         for key, each in value.items():
@@ -68,7 +68,7 @@ def _flatten(
 def _git_state(
     root: str | Path = ".",  # the project
 ) -> tuple[str, bool]:  # the commit, and whether tracked files differ from it
-    "Where git stands; nothing where there is no git or no commit."
+    "Return where git stands; nothing where there is no git or no commit."
     try:
         commands = (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         texts = [subprocess.check_output(["git", *c], cwd=root, text=True, stderr=subprocess.DEVNULL) for c in commands]
@@ -78,7 +78,7 @@ def _git_state(
 
 
 def _read_dvc_stages(path: Path) -> dict[str, Any]:
-    "The stages in `dvc.yaml` or `dvc.lock`, read by the loader in C: a lock has a thousand lines."
+    "Read the stages in `dvc.yaml` or `dvc.lock` by the loader in C: a lock has a thousand lines."
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return yaml.load(path.read_bytes(), Loader=loader).get("stages", {}) if path.exists() else {}
 
@@ -106,7 +106,7 @@ def _describe_stage_run(
     started: float,  # seconds since 1970
     root: str | Path = ".",  # the project
 ) -> StageRun:
-    "What is known of a run that has just ended."
+    "Describe a run that has just ended."
     commit, dirty = _git_state(root)
     notebook, deps = stage.notebook.as_posix(), _dvc_hashes(stage.deps, root)
     run = StageRun(stage.name, notebook, status, started, time.time(), dict(params), deps, {}, commit, dirty)
@@ -141,7 +141,7 @@ def log_stage(
 
 
 def _has_next_stage(stage: Stage) -> bool:
-    "Whether a stage comes after this one: importing MLflow costs 2 CPU seconds, and the last can log for all."
+    "Return whether a stage comes after this one: importing MLflow costs 2 CPU seconds, and the last can log for all."
     names = list(load_stages())
     return stage.name in names[:-1]
 
@@ -241,13 +241,13 @@ def find_runs(
     experiment: str,  # its id
     pipeline: str,  # the value of `NBS_PIPELINE`
 ) -> list[Any]:  # MLflow's runs, the parent first
-    "What MLflow holds of a pipeline run."
+    "Find the records of a pipeline run in MLflow."
     found = client.search_runs([experiment], f"tags.`{_PIPELINE_TAG}` = '{pipeline}'")
     return sorted(found, key=lambda run: "mlflow.parentRunId" in run.data.tags)
 
 
 def _with_page_in(run: StageRun, folder: Path) -> StageRun:
-    "A run whose page lies where the folder is now: what was made in a clone has moved."
+    "Return a run whose page lies where the folder is now: what was made in a clone has moved."
     page = folder / Path(run.page).name
     return dataclasses.replace(run, page=str(page)) if run.page and page.is_file() else run
 

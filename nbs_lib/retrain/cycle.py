@@ -76,12 +76,12 @@ def _run_stage(
 
 # %% ../../notebooks/lib/retrain/06_cycle.ipynb #01780b43
 def open_champion() -> Bundle:
-    "The champion; raises `NoChampionError` (the first one is made by `make run`), or `BundleError`."
+    "Open the champion; raises `NoChampionError` (the first one is made by `make run`), or `BundleError`."
     return Bundle.open(champion_path())
 
 
 def _is_later(as_of: str, now: Bundle) -> bool:
-    "Whether a moment is later than what the champion was made of; raises `ParamsError` where it is none."
+    "Return whether a moment is later than what the champion was made of; raises `ParamsError` where it is none."
     known = now.read("reference").get("known", {}).get("as_of")
     return parse_time_us(as_of) > (parse_time_us(known) if known else 0)
 
@@ -90,7 +90,7 @@ def _next_as_of(
     settings: Settings,
     roles: Roles,
 ) -> str:  # a day, such as 2013-10-01
-    "The moment of the next turn; raises `UserError` where nothing was answered yet."
+    "Find the moment of the next turn; raises `UserError` where nothing was answered yet."
     if settings.store.clock == "wall":
         return f"{pd.Timestamp.now('UTC'):%Y-%m-%d}"
     found = logged_days(settings.serve.log) if settings.serve.log else []
@@ -112,7 +112,7 @@ def load_served_rows(
     since: int,  # seconds since 1970: what both have learned from ends there
     as_of: str,  # of the turn
 ) -> pd.DataFrame:  # as the rows of a training set
-    "The answered rows of the last weeks that neither has learned from, and whose labels were due and came back."
+    "Load the answered rows of the last weeks that neither has learned from, and whose labels were due and came back."
     settings, roles = load_settings(), Roles.load(CONTRACT_FILE)
     delay = parse_duration(roles.label_delay, "data.label_delay").total_seconds()
     until = parse_time_us(as_of) // 1_000_000 - int(delay)

@@ -99,7 +99,7 @@ def _evaluate_triggers(
     state: RetrainState,
     policy: RetrainPolicy,
 ) -> list[dict[str, Any]]:  # trigger, counts, fired (None: can't be told), observed, needed
-    "What each trigger says, those that don't count included."
+    "Evaluate each trigger, those that don't count included."
     found = []
     for name, rule in _RULES.items():
         fired, observed, needed = rule(state, policy)
@@ -118,7 +118,7 @@ def build_state(
     as_of: str,  # of the turn
     tried: str | None,  # `as_of` of the last retrain; None: there was none
 ) -> RetrainState:
-    "What the monitor has found, as the rules need it."
+    "Collect what the monitor has found, as the rules need it."
     performance, known = seen.get("performance") or {}, seen["champion"].get("as_of")
     return RetrainState(
         contract=seen["status"] != CONTRACT_FAILURE,
@@ -139,7 +139,7 @@ def decide_retrain(
     state: RetrainState,
     policy: RetrainPolicy,
 ) -> dict[str, Any]:  # verdict, scheduled, reasons, sentence, triggers
-    "Whether to learn again, and why."
+    "Return whether to learn again, and why."
     told = _evaluate_triggers(state, policy)
     fired = [each["trigger"] for each in told if each["counts"] and each["fired"]]
     verdict, sentence = _verdict(state, policy, fired)

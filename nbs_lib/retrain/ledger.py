@@ -29,7 +29,7 @@ NOTHING_NEW, WAIT, CONTRACT_FAILURE, TURN_FAILED, INTERRUPTED = (
 
 
 def _utc_now() -> str:
-    "The moment, UTC, to the second."
+    "Return the moment, UTC, to the second."
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -81,6 +81,6 @@ def finish_turn(
 def last_retrain(
     found: list[dict[str, Any]],  # turns
 ) -> str | None:  # its `as_of`; None: there was none
-    "When a challenger was last judged, whatever became of it."
+    "Return when a challenger was last judged, whatever became of it."
     judged = [each["as_of"] for each in found if each["outcome"] in DECISIONS]
     return judged[-1] if judged else None

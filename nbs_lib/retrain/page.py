@@ -75,7 +75,7 @@ _TODO: dict[str, tuple[object, ...]] = {
 def turn_headline(
     turn: Mapping[str, Any],  # the last one
 ) -> Block:
-    "What came of the last turn, and what to do."
+    "Say what came of the last turn, and what to do."
     outcome = turn["outcome"]
     todo = _TODO.get(outcome, ("Nothing to do.",))
     reasons = [[turn["sentence"]]]
@@ -91,7 +91,7 @@ def cycle_tiles(
     due: datetime | None,  # of the next run; None: nothing is scheduled
     champion: str,  # the id of what is served
 ) -> Block:
-    "A few large figures."
+    "Render a few large figures."
     promoted = [each for each in turns if each["outcome"] == PROMOTE]
     own = [each["as_of"] for each in promoted if each.get("challenger") == champion]
     when = f"{due:%Y-%m-%d %H:%M} UTC" if due else "not scheduled"
@@ -124,7 +124,7 @@ def turns_table(
 
 
 def _turn_row(turn: Mapping[str, Any]) -> tuple[object, ...]:
-    "A turn: when, what came of it, and what led to it."
+    "Render a turn: when, what came of it, and what led to it."
     decided, gain = turn.get("decision", {}), _gain(turn)
     seen = [f"monitor: {turn['monitor']['status']}"] if turn.get("monitor") else []
     seen += [f"called for by {' and '.join(decided['reasons'])}"] if decided.get("reasons") else []
@@ -156,7 +156,7 @@ def turn_checks_table(
 def triggers_table(
     turn: Mapping[str, Any],
 ) -> Block | None:  # None where nothing was decided
-    "What each trigger said."
+    "Render what each trigger said."
     told = turn.get("decision", {}).get("triggers")
     if not told:
         return None

@@ -22,7 +22,7 @@ def trained_until(
     bundle: Bundle,
     timestamp: str,  # the column of the rows' times
 ) -> int:  # seconds since 1970
-    "The last moment of the rows that a bundle was learned or chosen by."
+    "Find the last moment of the rows that a bundle was learned or chosen by."
     reference = bundle.read("reference")
     known = reference.get("known", {}).get("learnt_until")
     return int(known if known is not None else reference["inputs"][timestamp]["max"])
@@ -32,7 +32,7 @@ def unseen_test_rows(
     table: pd.DataFrame,  # the challenger's training set
     since: int,  # seconds since 1970: what the champion has learned from ends there
 ) -> pd.DataFrame:  # its test rows after that moment
-    "The rows that neither the champion nor the challenger has learned from."
+    "Select the rows that neither the champion nor the challenger has learned from."
     return table[(table["_split"] == "test") & (table["_time"] > since)].reset_index(drop=True)
 
 # %% ../../notebooks/lib/retrain/03_promotion.ipynb #d51f1699
@@ -81,7 +81,7 @@ def judge_challenger(
     served: pd.DataFrame | None = None,  # labeled rows of the prediction log, as a training set has them
     seed: int = 0,  # of the bootstrap
 ) -> dict[str, Any]:  # decision, sentence, ledger, gain, rows, blocks, metric
-    "Whether a challenger takes the champion's place."
+    "Return whether a challenger takes the champion's place."
     ledger = [
         ledger_entry(
             "own gate",

@@ -32,7 +32,7 @@ def find_broken_window(
     window: int,  # days
     zone: str = "UTC",  # of the days
 ) -> list[dict[str, Any]]:  # entries of the contract, of the first window that breaks it
-    "What is wrong with rows that the champion does not know; nothing, where they keep the contract."
+    "Find what is wrong with rows that the champion does not know; nothing, where they keep the contract."
     kinds = monitored_inputs(bundle)
     known = rows["_time"] <= known_until
     if known.all() or not known.any():
@@ -89,7 +89,7 @@ def _run(there: Path, remote: str, root: str | Path, *stages: str) -> None:
 
 
 def _keep_runs(there: Path, root: Path) -> None:
-    "What the stages in the clone left to be logged waits with the turn's own."
+    "Keep the stage runs of the clone that wait to be logged with the turn's own."
     for folder in (there / PENDING_RUNS).glob("*"):
         shutil.copytree(folder, root / PENDING_RUNS / folder.name, dirs_exist_ok=True)
         shutil.rmtree(folder)  # a turn that goes on here must not hand them over once more
@@ -102,7 +102,7 @@ _PUBLISHED_FILE = Path("models/cycle/published.json")  # what the last promotion
 def _changed_files(
     there: Path,  # the clone, in which the pipeline ran
 ) -> list[str]:  # paths
-    "The committed files that the pipeline has changed."
+    "List the committed files that the pipeline has changed."
     listed = subprocess.run(
         ["git", "-C", str(there), "diff", "--name-only", "HEAD"], check=True, capture_output=True, text=True
     )

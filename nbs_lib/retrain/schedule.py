@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # %% ../../notebooks/lib/retrain/07_schedule.ipynb #af22ea6d
 def _trigger(schedule: ScheduleSettings) -> "CronTrigger | None":
-    "When the cycle runs; raises `SettingsError`."
+    "Return when the cycle runs; raises `SettingsError`."
     from apscheduler.triggers.cron import CronTrigger
 
     if not schedule.cron:
@@ -63,7 +63,7 @@ def next_run(
     root: str | Path = ".",  # the project
     now: datetime.datetime | None = None,  # with its zone; the clock's by default
 ) -> datetime.datetime | None:  # with its zone; None: nothing is scheduled
-    "When the cycle is due next, as `settings.ini` says; raises `SettingsError`."
+    "Return when the cycle is due next, as `settings.ini` says; raises `SettingsError`."
     trigger = _trigger(load_settings(Path(root) / "settings.ini").schedule)
     return trigger.get_next_fire_time(None, now or _now()) if trigger else None
 
@@ -79,7 +79,7 @@ def missed_run(
     root: str | Path = ".",  # the project
     now: datetime.datetime | None = None,  # with its zone; the clock's by default
 ) -> datetime.datetime | None:  # when it was due; None: nothing was missed
-    "The first time that the cycle was due, and not done, since it was done last; raises `SettingsError`."
+    "Find the first time that the cycle was due, and not done, since it was done last; raises `SettingsError`."
     root, now = Path(root), now or _now()
     schedule = load_settings(root / "settings.ini").schedule
     trigger = _trigger(schedule)
@@ -107,14 +107,14 @@ _GRACE_S = 60.0  # that a cycle is given to end when the scheduler ends
 def _describe_exit_code(
     code: int,  # an exit code; negative: the signal that ended it
 ) -> str:
-    "What came of a cycle, in words."
+    "Describe what came of a cycle."
     if code < 0:
         return f"it was ended by {signal.Signals(-code).name}"
     return EXIT_CODE_TEXTS.get(code, "it failed, as said above")
 
 
 def _reset_child_signals() -> None:
-    "What a child has to undo: it takes signals again, and dies with its parent."
+    "Let a child take signals again, and die with its parent."
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     end_with_parent()
@@ -173,7 +173,7 @@ def _only_scheduler(root: Path) -> Iterator[None]:
 
 
 def _scheduler(cycles: _CycleRunner, trigger: Any, first: datetime.datetime) -> Any:
-    "A scheduler that is never too late, runs once what is due many times, and never runs two at once."
+    "Build a scheduler that is never too late, runs once what is due many times, and never runs two at once."
     from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_MAX_INSTANCES
     from apscheduler.schedulers.background import BackgroundScheduler
 

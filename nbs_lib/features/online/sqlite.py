@@ -57,7 +57,7 @@ class SqliteStore:
         self._local = threading.local()
 
     def state(self) -> tuple[int, int, int] | None:  # None: the file is missing
-        "What changes when the file is replaced."
+        "Return what changes when the file is replaced."
         try:
             found = os.stat(self._file)
         except OSError:
@@ -107,7 +107,7 @@ class SqliteStore:
         self,
         keys: Sequence[tuple[str, str]],  # table and key
     ) -> StoreReadResult:
-        "The values, all of one moment; raises `StoreError`."
+        "Return the values, all of one moment; raises `StoreError`."
         with self._errors():
             held = self._current_file()
             tables = tuple([table for table, _ in keys])
@@ -125,7 +125,7 @@ class SqliteStore:
         return [held.db.execute(statements[table], (key,)).fetchone()[0] for table, key in keys]
 
     def tables(self) -> dict[str, dict[str, Any]]:  # rows and materialized (ISO 8601), by table
-        "The catalog; nothing where the file is not there yet."
+        "Return the catalog; nothing where the file is not there yet."
         return dict(self.read(()).tables) if self.path.exists() else {}
 
     def write(
