@@ -1,4 +1,4 @@
-"""What fits the budget is chosen, and says why; what is cheaper answers as it learned, whatever else is in its batch."""
+"""What fits the budget is chosen, and says why; what is cheaper answers as it learned, whatever is in its batch."""
 
 import json
 from pathlib import Path

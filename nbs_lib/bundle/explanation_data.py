@@ -91,8 +91,8 @@ class ExplanationData:
         content = bundle.content(CASES_FILE)
         if content is None:
             raise BundleError(
-                f"bundle {bundle.id[:12]} can't be explained: it holds no {CASES_FILE}, for it was made before there were "
-                "explanations. `make run` makes new ones."
+                f"bundle {bundle.id[:12]} can't be explained: it holds no {CASES_FILE}, as it was made before "
+                "there were explanations. `make run` makes new ones."
             )
         table = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
         part = table["_part"].to_numpy(zero_copy_only=False)

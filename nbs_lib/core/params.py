@@ -126,7 +126,7 @@ class Parameter:
 def declared_parameters(
     notebook: str | Path,  # a stage notebook
 ) -> list[Parameter]:  # in the order of the cell's lines
-    "List the parameters that a stage's parameters cell declares; raises `StageError` without one, or on a line of another form."
+    "List what a stage's parameters cell declares; raises `StageError` without one, or on a line of another form."
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError):

@@ -181,7 +181,7 @@ def _columns_by_key(
     given: Mapping[str, Any],  # the values of `data` in `params.yaml`
     source: Source,  # its defaults
 ) -> dict[str, list[str]]:  # the columns under target, timestamp, entity, key, drop and later
-    "Return the columns that the keys name; raises `DataError` where one is missing or has two roles that exclude each other."
+    "Return the columns that the keys name; raises `DataError` where one is missing or has two roles."
     keys = ("target", "timestamp", "entity", "key", "drop", "later")
     names = {key: _listed_columns(key, _configured_value(key, given, source), table) for key in keys}
     if len(names["target"]) != 1:

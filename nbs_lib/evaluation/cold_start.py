@@ -302,7 +302,8 @@ def cold_start_summary(
         told.append(f"While the store is down, expect {loss[_CASE_NO_VIEWS]:.3f}: bring it back.")
     if {CASE_ALL_NEW, CASE_CONTEXT} <= loss.keys():
         told.append(
-            f"Where everybody is new, the model has {loss[CASE_ALL_NEW]:.3f}, the context model {loss[CASE_CONTEXT]:.3f}."
+            f"Where everybody is new, the model has {loss[CASE_ALL_NEW]:.3f}, "
+            f"the context model {loss[CASE_CONTEXT]:.3f}."
         )
     if CASE_CONTEXT in loss:
         told.append(f"The prior, the answer of last resort, has {loss[CASE_PRIOR]:.3f}.")

@@ -27,7 +27,7 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def _level_means(task: str, learned: pd.Series, target: Array, asked: pd.Series) -> Array:
-    "Compute the mean target of each level, or its share of each class; of an unknown one, that of all rows: [N, 1 or K]."
+    "Compute the mean target, or share of each class, by level; of an unknown one, that of all rows: [N, 1 or K]."
     wanted = target[:, None].astype(np.float64) if task == "regression" else np.eye(int(target.max()) + 1)[target]
     means = pd.DataFrame(wanted).groupby(learned.to_numpy()).mean()
     return means.reindex(asked.to_numpy()).fillna(pd.Series(wanted.mean(axis=0))).to_numpy()

@@ -63,7 +63,7 @@ def describe_quality(
 def calibration_agreement(
     found: RunResults,
 ) -> tuple[Any, int | None, str]:
-    "Count the groups in which the champion's probabilities hold (None: no intervals), and describe what is wrong if most don't."
+    "Count the groups whose probabilities hold (None: no intervals), and describe what is wrong if most don't."
     curve = found.reliability[found.reliability["candidate"] == found.champion]
     if curve[["lo", "hi"]].isna().any(axis=None):
         return curve, None, ""
@@ -273,7 +273,8 @@ def views_gain_note(
     lead, exact = views[best][f"vs_{without}"][found.primary], metric_digits(found, found.primary)
     values = [format_number(views[name]["test"][found.primary]["value"], exact) for name in (best, without)]
     gain = f"{format_number(lead['diff'], exact, True)} ({format_interval(lead, exact, True)})"
-    told = f"{best} reaches {metric_label(found.primary)} {values[0]} with the feature views, and {values[1]} without: {gain}."
+    metric = metric_label(found.primary)
+    told = f"{best} reaches {metric} {values[0]} with the feature views, and {values[1]} without: {gain}."
     return Block(f"<p>{escape(told)}</p>")
 
 

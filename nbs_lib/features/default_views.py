@@ -100,7 +100,8 @@ def _rhythm_view(
     return View(
         name=name,
         entity=tuple(roles.entity),
-        sql=f"SELECT {keys}, {at}, {_capped_count_sql('rows', part)}, {gap} FROM ({_moments_sql(roles, 'max(1) AS one')})",
+        sql=f"SELECT {keys}, {at}, {_capped_count_sql('rows', part)}, {gap} "
+        f"FROM ({_moments_sql(roles, 'max(1) AS one')})",
         timestamp=str(roles.timestamp),
         columns={
             "rows": {"description": f"rows so far, up to {max(_LAST_N)}"},

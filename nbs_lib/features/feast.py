@@ -55,7 +55,7 @@ def _field_types(
     return found
 
 # %% ../../notebooks/lib/features/06_feast.ipynb #bec2df27
-_DEFINITIONS_HEAD = '''"""The feature views of {project}, as `nbs feast` wrote them: change the views there, not this file.
+_DEFINITIONS_HEAD = '''"""The feature views of {project}, as `nbs feast` wrote them: change them there, not here.
 
 Feast applies `ttl` to training rows only: `get_online_features` goes on serving values that have expired.
 The entity `all_rows` is "all" in every row.
@@ -91,7 +91,7 @@ def _definitions_text(
     project: str = "nbs",
     first: str = "1970-01-01T00:00:00",  # when the first row was known
 ) -> str:  # Python
-    "Return the text of `_definitions_text.py`; raises `ViewError` where two views disagree about an entity."
+    "Return the text of `definitions.py`; raises `ViewError` where two views disagree about an entity."
     taken: set[str] = set()
     entities: dict[str, tuple[str, str]] = {}
     parts = [_DEFINITIONS_HEAD.format(project=project, first=first)]

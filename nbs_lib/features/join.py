@@ -229,7 +229,8 @@ def _compute_view(
     keys = f"{quote_identifiers(view.entity)}, " if view.entity else ""
     known = f"{quote_identifiers([view.timestamp])} + to_seconds({view_duration_s(view, 'delay')}) AS _known_at"
     whole = " AND ".join(f"{quote_identifiers([name])} IS NOT NULL" for name in view.entity) or "TRUE"
-    query = f"SELECT {keys}{known}, {_typed_columns_sql(view)} FROM {quote_identifiers([view.name])} WHERE {whole} ORDER BY {keys}_known_at"
+    source = quote_identifiers([view.name])
+    query = f"SELECT {keys}{known}, {_typed_columns_sql(view)} FROM {source} WHERE {whole} ORDER BY {keys}_known_at"
     with atomic_write(path) as temporary:
         db.execute(f"COPY ({query}) TO {quote_path(temporary)} (FORMAT parquet, COMPRESSION zstd)")
     return summarize_view(db, path, view.entity, view.columns)

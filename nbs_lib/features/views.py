@@ -108,7 +108,8 @@ def check_view(
             raise ViewError(f"view {view.name}: column {name!r} is its entity, time, age or status already: rename it.")
         if about.get("type", "number") not in _COLUMN_TYPES:
             raise ViewError(
-                f"view {view.name}: column {name!r} is of type {about['type']!r}{did_you_mean(about['type'], _COLUMN_TYPES)}."
+                f"view {view.name}: column {name!r} is of type {about['type']!r}"
+                f"{did_you_mean(about['type'], _COLUMN_TYPES)}."
             )
     if view.history is not None and view.history not in view.columns:
         raise ViewError(
@@ -141,7 +142,7 @@ def order_views(
     views: Iterable[View],
     known: Iterable[str],  # the snapshot and its companion tables
 ) -> list[View]:  # each after those that it reads, else as declared
-    "Order views so that each can be computed after those that it reads; raises `ViewError` on a duplicate, an unknown table or a circle."
+    "Order views after those that they read; raises `ViewError` on a duplicate, an unknown table or a circle."
     views, known = list(views), list(known)
     named: dict[str, View] = {}
     for view in views:

@@ -62,7 +62,7 @@ def override_sample(
     path: str | Path = "params.yaml",
     memory: str | Path = ".nbs/sample",  # holds what the line said before
 ) -> Iterator[None]:
-    "Override `run_pipeline.sample` for one run, and touch nothing else; raises `ParamsError` where the key is not there."
+    "Override `run.sample` for one run; raises `ParamsError` where the key is not there."
     path, memory = Path(path), Path(memory)
     if memory.exists():
         _set_sample(path, memory.read_text())
@@ -118,7 +118,7 @@ def run_dvc(
 
 
 def reproduce(
-    *targets: str,  # stages or files of stages; none: `run_dvc.yaml`
+    *targets: str,  # stages or files of stages; none: `dvc.yaml`
     remote: str = "",  # a DVC remote; empty: none
     force: bool = False,  # run every stage, changed or not
 ) -> None:

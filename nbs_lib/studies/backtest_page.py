@@ -98,7 +98,7 @@ def compare_policies(
 ) -> list[
     dict[str, Any]
 ]:  # policy, gated, changes, stopped, fits, cpu; as value, lo, hi: metric, loss, off, gain, more, behind, price
-    "Side by side: `metric_gain` and `more` over the first, `behind` the best that has the gate, `price` of the gate."
+    "Side by side: `gain` and `more` over the first, `behind` the best that has the gate, `price` of the gate."
     drawn, first, told = _bootstrap_draws(found, task, resamples, seed), courses[0].name, []
     gated = [each.name for each in courses if each.gated] or [first]
     best = min(gated, key=lambda name: float(drawn[name, "loss"][0]))

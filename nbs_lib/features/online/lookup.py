@@ -135,7 +135,8 @@ class Lookup:
         "One read, or none while the store is left alone, so that a slow one does not slow every request."
         if self._failures_in_row >= FAILURE_THRESHOLD and time.monotonic() < self._retry_at:
             raise StoreError(
-                f"the online store failed {FAILURE_THRESHOLD} times in a row: it is asked again after {RETRY_AFTER_S:g} s."
+                f"the online store failed {FAILURE_THRESHOLD} times in a row: "
+                f"it is asked again after {RETRY_AFTER_S:g} s."
             )
         try:
             reading = self.store.read(pairs)
