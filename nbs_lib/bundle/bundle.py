@@ -34,7 +34,7 @@ MANIFEST_FILE = "manifest.json"
 def bundle_id(
     digests: Mapping[str, str],  # SHA-256 by file name
 ) -> str:  # 64 hex digits
-    "The id of a bundle: the SHA-256 over the digests of its files."
+    "Compute the id of a bundle: the SHA-256 over the digests of its files."
     return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 # %% ../../notebooks/lib/bundle/01_bundle.ipynb #3f82ebab
@@ -78,7 +78,7 @@ def write_bundle(
 
 # %% ../../notebooks/lib/bundle/01_bundle.ipynb #cc92cb5b
 def _read_manifest(path: Path) -> dict[str, str]:
-    "The digests that the manifest lists."
+    "Read the digests that the manifest lists."
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_bytes())
         version, files = manifest["format"], dict(manifest["files"])
@@ -121,7 +121,7 @@ def read_verified(
 def inference_session(
     graph: bytes,  # an ONNX graph
 ) -> Any:  # of onnxruntime
-    "A session on one thread that doesn't spin: in a service, idle threads that spin are the slowest thing there is."
+    "Open a session on one thread that doesn't spin: idle threads that spin slow a service down most."
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -155,7 +155,7 @@ def run_graph(
 
 
 def _names_by_kind(inputs: list[dict[str, Any]]) -> dict[str, list[str]]:
-    "The names of the inputs of each kind, in the order of their columns."
+    "Return the names of the inputs of each kind, in the order of their columns."
     ordered = sorted(inputs, key=lambda each: each["position"])
     kinds = ("numeric", "categorical", "time")
     return {kind: [each["name"] for each in ordered if each["input"] == kind] for kind in kinds}
@@ -186,7 +186,7 @@ class Bundle:
                 raise BundleError(f"bundle {id[:12]}: input {each['name']!r} is from {source}, which it does not list.")
 
     def _open_graph(self, name: str, names: Mapping[str, list[str]]) -> Any:
-        "A session of a graph that takes what the schema lists."
+        "Open a session of a graph that takes what the schema lists."
         opened = inference_session(self._contents[name])
         wanted = {each.name: each.shape[1] for each in opened.get_inputs()}
         if wanted != {kind: len(each) for kind, each in names.items() if each}:
@@ -219,7 +219,7 @@ class Bundle:
         self,
         name: str,  # of a file, such as model.onnx
     ) -> bytes | None:  # None: this bundle does not hold it
-        "The bytes of one of the bundle's files."
+        "Read one of the bundle's files."
         return self._contents.get(name)
 
     def predict(
@@ -236,7 +236,7 @@ class Bundle:
         rows: Any,  # as `predict` takes them
         first: int = 1,  # the number of the first row, for messages
     ) -> dict[str, Array]:  # as `predict`
-        "What the context graph answers; raises `BundleError` where there is none."
+        "Predict with the context graph; raises `BundleError` where there is none."
         if self._context is None:
             raise BundleError(f"bundle {self.id[:12]} has no {CONTEXT_FILE}.")
         others = {*self.schema.get("others", ()), *(each["name"] for each in self.schema["inputs"])}
@@ -246,7 +246,7 @@ class Bundle:
         self,
         rows: int,  # how many
     ) -> dict[str, Array]:  # as `predict`
-        "The answer of last resort, which asks no graph."
+        "Return the answer of last resort, which asks no graph."
         try:
             usual = self.read("fallback")["prior"]
             output, margin = (np.array(usual[part], dtype=np.float32).reshape(1, -1) for part in ("output", "margin"))
@@ -267,7 +267,7 @@ class Bundle:
         return output[:1], margin[:1]
 
     def _depends_on_batch(self, graph: Any) -> bool:
-        "Whether a graph answers a row otherwise when it is alone: one row is multiplied in another order than many."
+        "Return whether a graph answers a row otherwise when it is alone, as sums of one row may be ordered otherwise."
         if graph not in self._batch_dependent:
             rng, shapes = np.random.default_rng(0), {each.name: each.shape[1] for each in graph.get_inputs()}
             rows = {kind: rng.normal(size=(32, width)).astype(np.float32) for kind, width in shapes.items()}
@@ -284,7 +284,7 @@ class Bundle:
         output: Array,  # shape [N, 1 or K]
         margin: Array,  # shape [N, 1 or K]
     ) -> dict[str, Array]:  # as `predict`
-        "What a graph's numbers mean."
+        "Convert a graph's numbers to classes and probabilities, or values."
         if self.task == "multiclass":
             return {"output": output, "margin": margin, "class": self._labels[output.argmax(axis=1)]}
         answer = {"output": output[:, 0], "margin": margin[:, 0]}
@@ -297,7 +297,7 @@ class Bundle:
         self,
         answer: Mapping[str, Array],  # what `predict` returned
     ) -> dict[str, Array]:  # one column each, shape [N]
-        "An answer as the columns of a table: class and probabilities, or the value."
+        "Convert an answer to the columns of a table: class and probabilities, or the value."
         if self.task == "regression":
             return {"value": answer["output"]}
         if self.task == "binary":
@@ -318,5 +318,5 @@ class _PyFunc:
 
 
 def _load_pyfunc(path: str) -> _PyFunc:
-    "What `mlflow.pyfunc.load_model` calls."
+    "Open a bundle for `mlflow.pyfunc.load_model`."
     return _PyFunc(Bundle.open(path))

@@ -15,13 +15,13 @@ from .request import RequestField, request_fields
 
 # %% ../../notebooks/lib/bundle/11_example.ipynb #c4a6ff5a
 def _levels(field: RequestField, known: dict[str, Any]) -> list[str]:
-    "The levels of a field, the most frequent first."
+    "List the levels of a field, the most frequent first."
     shares = known.get("levels") or dict.fromkeys(field.about.get("levels") or [], 0)
     return sorted(shares, key=lambda level: -shares[level])
 
 
 def _typical_value(field: RequestField, known: dict[str, Any]) -> Any:
-    "A value that a field often has; None where nothing is known."
+    "Choose a value that a field often has; None where nothing is known."
     about = field.about
     middle = known.get("quantiles", {}).get("0.5")
     if middle is None and about.get("min") is not None and about.get("max") is not None:
@@ -41,7 +41,7 @@ def example_row(
     bundle: Bundle,
     lookup: ViewLookup | None = None,  # reads the bundle's views
 ) -> dict[str, Any]:  # a row
-    "A row that can be sent as it is."
+    "Build a row that can be sent as it is."
     known = bundle.read("reference").get("inputs", {})
     own = {field.name: field for field in request_fields(bundle) if not field.view}
     row = {name: _typical_value(field, known.get(name, {})) for name, field in own.items()}
@@ -56,7 +56,7 @@ def example_row(
 
 
 def _row_with_most_views(rows: list[dict[str, Any]], entities: list[str], lookup: ViewLookup) -> dict[str, Any]:
-    "The first of the rows of which the store knows most."
+    "Choose the first of the rows of which the store knows most."
     status = lookup.lookup({name: [row.get(name) for row in rows] for name in entities}).status
     known = [sum(of[k] == VIEW_PRESENT for of in status.values()) for k in range(len(rows))]
     return rows[known.index(max(known))]

@@ -73,7 +73,7 @@ def draw_explanation_data(
 
 @dataclass(frozen=True)
 class ExplanationData:
-    "What a bundle holds for those who explain it."
+    "The rows that a bundle holds for explanations."
 
     background: dict[str, Array]  # what the graphs take, by kind, shape [N, number of columns]
     past: dict[str, Array]  # the same of rows that training did not see

@@ -26,7 +26,7 @@ VIEW_PRESENT, VIEW_MISSING, VIEW_FAILED = "present", "missing", "failed"  # what
 
 
 class ViewLookupResult(Protocol):
-    "What a store knows of some rows."
+    "The values and statuses that a store gives for some rows."
 
     @property
     def columns(self) -> Mapping[str, Sequence[Any]]: ...  # the values of each input, N each
@@ -37,7 +37,7 @@ class ViewLookupResult(Protocol):
 
 
 class ViewLookup(Protocol):
-    "What reads a store: `nbs_lib.features.online.lookup.Lookup`."
+    "A reader of a store: `nbs_lib.features.online.lookup.Lookup`."
 
     def lookup(self, rows: Mapping[str, Sequence[Any]]) -> ViewLookupResult: ...
 
@@ -47,14 +47,14 @@ _NUMBER_TYPES, _TEXT_TYPES = {float, int, type(None)}, {str, type(None)}
 
 
 def _is_valid_column(values: Sequence[Any], kind: str) -> bool:
-    "Whether a graph can take what a store gave."
+    "Return whether a graph can take the values that a store gave."
     if kind == "categorical":
         return _TEXT_TYPES.issuperset(map(type, values))
     return _NUMBER_TYPES.issuperset(map(type, values)) and all(map(_MAX_FLOAT32.__ge__, map(abs, filter(None, values))))
 
 
 class _ViewInputs:
-    "What a store knows of the rows."
+    "The values of views for the rows, as a graph takes them."
 
     def __init__(self, layout: InputLayout, lookup: ViewLookup | None, failed: Callable[[str, str, int], None]) -> None:
         self.layout, self.lookup, self.failed = layout, lookup, failed
@@ -85,7 +85,7 @@ class _ViewInputs:
         n: int,  # rows
         asked: Sequence[str],  # views
     ) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[Any]]]:  # by view: statuses [N]; by input: values [N]
-        "What a store knows; nothing where it can't be read."
+        "Look the views of rows up; nothing where the store can't be read."
         statuses: dict[str, Sequence[str]] = {view: [VIEW_FAILED] * n for view in asked}
         found = self._read_store(entities, n, asked) if asked and n else None
         if found is None:
@@ -96,7 +96,7 @@ class _ViewInputs:
         return statuses, values
 
     def _read_store(self, entities: Mapping[str, list[Any]], n: int, asked: Sequence[str]) -> ViewLookupResult | None:
-        "What the store says, if it says something of use."
+        "Read the store; None where it gives nothing of use."
         try:
             if self.lookup is None:
                 raise LookupError("there is none")
@@ -113,7 +113,7 @@ class _ViewInputs:
     def _valid_status(
         self, found: ViewLookupResult, view: str, n: int, values: dict[str, Sequence[Any]]
     ) -> Sequence[str]:
-        "What became of a view [N]; its values that a graph can take are put among the others."
+        "Check the statuses of a view [N], and put its values that a graph can take among the others."
         try:
             status, columns = found.status[view], {name: found.columns[name] for name in self.layout.inputs[view]}
             sizes = {len(status), *map(len, columns.values())}
@@ -142,7 +142,7 @@ class _ViewInputs:
         return status
 
     def _sent_mask(self, sent: dict[str, Array], kind: str, n: int) -> Array:
-        "Which values of views came with the rows, shape [N, number of columns]."
+        "Mark the values of views that came with the rows, shape [N, number of columns]."
         none = np.zeros(n, dtype=bool)
         return np.stack([sent.get(self.layout.view_of[name], none) for name in self.layout.view_columns[kind]], axis=1)
 
@@ -155,7 +155,7 @@ class _ViewInputs:
 
 
 def _to_array(values: Mapping[str, Sequence[Any]], kind: str, names: list[str]) -> Array:
-    "What was found, as a graph takes it, shape [N, number of columns]."
+    "Convert values to what a graph takes, shape [N, number of columns]."
     if kind == "categorical":
         return np.array([["" if v is None else v for v in values[name]] for name in names], dtype=object).T
     return np.array([values[name] for name in names], dtype=np.float64).T.astype(np.float32)
@@ -164,7 +164,7 @@ def _to_array(values: Mapping[str, Sequence[Any]], kind: str, names: list[str]) 
 def describe_error(
     error: Exception,
 ) -> str:  # one line
-    "What an exception says."
+    "Describe an exception in one line."
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 # %% ../../notebooks/lib/bundle/06_fallback.ipynb #aea5042c
@@ -213,7 +213,7 @@ class FallbackLadder:
         self,
         numeric: Array,  # what the graphs take, shape [N, number of columns]
     ) -> Array:  # days [N]; NaN where no view counts any
-        "How many days the view with the shortest history knows of each row."
+        "Count the days of history behind each row, of the view that has the fewest."
         if not self._reading.history:
             return np.full(len(numeric), np.nan, dtype=np.float32)
         days = numeric[:, self._reading.history]
@@ -242,7 +242,7 @@ class FallbackLadder:
             self.reasons[what] = reason
 
     def _choose_rung(self, states: tuple[str, ...], empty: bool) -> str:
-        "The rung that a row begins on, by what became of its views."
+        "Choose the rung that a row begins on, by the statuses of its views."
         own = [state for state, of_entity in zip(states, self._own, strict=True) if of_entity]
         shared = [state for state, of_entity in zip(states, self._own, strict=True) if not of_entity]
         nothing = empty and self._sees_empty and VIEW_PRESENT not in own
@@ -272,7 +272,7 @@ class FallbackLadder:
         return output, margin, rung
 
     def _run_graph_on(self, graph: str, arrays: dict[str, Array], rows: Array) -> tuple[tuple[Array, Array], str]:
-        "What a graph gives for some rows, or NaN and why it failed."
+        "Run a graph on some rows; NaN, and the reason, where it fails."
         places = self._reading.model if graph == MODEL_RUNG else self._reading.context
         try:
             taken = {kind: arrays[kind][rows][:, part] for kind, part in places.items()}

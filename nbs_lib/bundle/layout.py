@@ -36,7 +36,7 @@ def _entity_keys(
     column: str,  # its name, for messages
     first: int = 1,  # the number of the first row, for messages
 ) -> list[Any]:  # text or whole numbers; None = missing
-    "A column that says who or what a row is about; raises `DataError` with column and row."
+    "Convert a column that says who or what a row is about; raises `DataError` with column and row."
     if kind == "text":
         return [value or None for value in text_array(values, column, first)]
     return [_whole_number(value, column, row) for row, value in enumerate(values, first)]
@@ -49,7 +49,7 @@ def _as_slice(places: list[int]) -> Any:
 
 
 class InputLayout:
-    "What a bundle's graphs take, and where each value comes from."
+    "The inputs of a bundle's graphs, and where each value comes from."
 
     def __init__(self, bundle: Bundle) -> None:
         schema, told = bundle.schema, bundle.schema.get("context") or {"inputs": []}
@@ -93,7 +93,7 @@ class InputRows:
 
 
 class RowReader(InputLayout):
-    "How rows are read."
+    "A reader of rows: many at once, in columns."
 
     def many(
         self,
@@ -128,7 +128,7 @@ class RowReader(InputLayout):
         self,
         names: Iterable[Any],  # of its columns
     ) -> list[str]:  # the missing ones that have to be there among them
-        "Which columns of a table are read: an entity's are not needed where its view's are there."
+        "List the columns of a table that are read: an entity's are not needed where its view's are there."
         found = list(map(str, names))
         brought = [view for view, names in self.inputs.items() if set(names) <= set(found)]
         needed = [name for view, names in self.entity.items() if view not in brought for name in names]
@@ -136,7 +136,7 @@ class RowReader(InputLayout):
         return [*required, *(name for name in self.columns_to_read if name in found and name not in required)]
 
     def _sent(self, rows: Sequence[Mapping[str, Any]], place: str, first: int = 1) -> dict[str, Array]:
-        "Which rows bring the values of a view."
+        "Mark the rows that bring the values of a view."
         found = {}
         for view, names in self.inputs.items():
             count = np.array([sum(name in row for name in names) for row in rows], dtype=int)

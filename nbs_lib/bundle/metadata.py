@@ -69,7 +69,7 @@ _STATISTICS = {"numeric": _numeric_statistics, "categorical": _categorical_stati
 def model_features(
     roles: Roles,
 ) -> dict[str, list[str]]:  # by kind
-    "What the model takes, in its order."
+    "List the inputs of the model, in its order."
     return {"numeric": roles.numeric, "categorical": roles.categorical, "time": roles.time}
 
 
@@ -77,7 +77,7 @@ def all_inputs(
     roles: Roles,
     context: Mapping[str, Sequence[str]] | None,  # what the context graph takes, by kind; None: there is none
 ) -> list[str]:
-    "What all graphs take."
+    "List the inputs of all graphs."
     named = [*model_features(roles).values(), *(context or {}).values()]
     return list(dict.fromkeys(name for names in named for name in names))
 
@@ -86,7 +86,7 @@ def build_reference(
     roles: Roles,
     training: pd.DataFrame,  # the training rows of the training set, `_target` included
 ) -> dict[str, Any]:  # rows, the target, and each input by name
-    "What the training rows looked like: what later rows are compared with."
+    "Describe the training rows, for later rows to be compared with."
     inputs = {
         name: _STATISTICS[kind](training[name].to_numpy())
         for kind, names in model_features(roles).items()
@@ -168,7 +168,7 @@ _VIEW_KEYS = ("name", "version", "entity", "ttl", "columns", "age", "history", "
 
 
 def _input_source(roles: Roles, snapshot: pd.DataFrame, name: str, group: str) -> dict[str, Any]:
-    "Where an input comes from, and what callers send."
+    "Describe where an input comes from, and what callers send."
     told = roles.columns[name]
     view = told.get("from")
     sent = {"numeric": "number", "categorical": "text"}[group] if view else column_kind(snapshot[name])
@@ -180,7 +180,7 @@ def prior_threshold(
     probability: Array,  # of the positive class, on the validation rows, shape [N]
     target: Array,  # 0 or 1, shape [N]
 ) -> float:  # in [0, 1]
-    "The probability above which as many rows lie as are positive."
+    "Find the probability above which as many rows lie as are positive."
     values = np.sort(np.asarray(probability, dtype=np.float64))[::-1]
     positive = int(np.sum(target))
     if positive in (0, len(values)):
@@ -191,7 +191,7 @@ def prior_threshold(
 def decision_rule(
     schema: dict[str, Any],  # of a bundle
 ) -> str:  # one sentence
-    "How a bundle decides, for people."
+    "Describe in words how a bundle decides."
     if schema["task"] == "binary":
         yes, at = schema["classes"][1], schema["threshold"]
         where = "above it lie as many validation rows as are"
@@ -202,7 +202,7 @@ def decision_rule(
 def input_table(
     schema: dict[str, Any],  # of a bundle
 ) -> pd.DataFrame:  # one row per input
-    "The inputs of a bundle as people read them."
+    "Render the inputs of a bundle as a table."
     return pd.DataFrame(
         {
             "input": each["name"],
@@ -234,7 +234,7 @@ def _mask_entities(
     rows: pd.DataFrame,  # of the training set
     roles: Roles,
 ) -> pd.DataFrame:  # the same, without names and without what views know of them
-    "What rows look like when nobody has seen their entities before."
+    "Hide what depends on the entities of rows, as if nobody had seen them before."
     known = [f"{view['name']}@{view['version']}" for view in roles.views if view["entity"]]
     from_views = [name for name, told in roles.columns.items() if told.get("from") in known]
     hidden = {name for name in [*from_views, *roles.identities] if name in rows}
@@ -248,7 +248,7 @@ def context_takes_over(
     context: bytes,  # the context graph
     names: Mapping[str, Sequence[str]],  # what it takes, by kind, in its order
 ) -> tuple[bool, str]:  # whether the context graph is better beyond noise; a sentence with the figures
-    "Which graph answers for newcomers."
+    "Decide which graph answers for newcomers."
     rows, metric = _mask_entities(valid, roles), "rmse" if roles.task == "regression" else "log_loss"
     if roles.timestamp and roles.timestamp not in rows:
         rows = rows.assign(**{roles.timestamp: rows["_time"]})
@@ -271,7 +271,7 @@ def build_fallback(
     roles: Roles,
     target: Array,  # of the training rows, shape [N]: class ids or values
 ) -> dict[str, Any]:  # output and margin, as the graph would give them for one row
-    "The prior: the training target's shares, or its mean."
+    "Compute the prior: the training target's shares, or its mean."
     if not roles.classes:
         return {"prior": {"output": float(np.mean(target)), "margin": float(np.mean(target))}}
     shares = np.bincount(target, minlength=len(roles.classes)) / len(target)

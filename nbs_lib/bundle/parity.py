@@ -27,7 +27,7 @@ def _scaled_difference(
     answered: Array,  # from the graph, as many values
     scale: Array | float = 1.0,  # what a difference is measured by
 ) -> float:  # infinite where one of them is not a number
-    "The largest difference between what was learned and what is answered."
+    "Compute the largest difference between what was learned and what is answered."
     learned, answered = np.asarray(learned, dtype=np.float64), np.asarray(answered, dtype=np.float64)
     if learned.size != answered.size:
         raise BundleError(f"the graph answers {answered.size} numbers, and the training library {learned.size}.")
@@ -38,7 +38,7 @@ def _scaled_difference(
 def difference_bound(
     largest: float,  # a largest difference
 ) -> float:  # 1e-6, 1e-5, 1e-4, …
-    "A power of ten at least twice a difference: its last bits differ between machines, and a report must not."
+    "Round a difference up to a power of ten, at least twice as large: its last bits differ between machines."
     if largest == math.inf:
         return largest
     power = 10.0 ** math.ceil(math.log10(max(2 * largest, 1e-6)))
@@ -50,7 +50,7 @@ def parity_difference(
     learned: Mapping[str, Array],  # output and margin of the training library
     answered: Mapping[str, Array],  # output and margin of the graph
 ) -> float:  # on the scale of a probability, or of the target's spread
-    "How far outputs and margins are apart at most."
+    "Compute the largest differences of outputs and margins."
     scales: dict[str, Array | float] = {"output": 1.0, "margin": 4.0 * np.maximum(1.0, np.abs(learned["margin"]))}
     if task == "regression":
         spread = float(np.std(learned["output"])) or 1.0
@@ -63,7 +63,7 @@ def saved_predictions(
     name: str,  # a candidate
     classes: int,  # number of classes; 0 in a regression
 ) -> dict[str, Array]:  # output and margin, shape [N], or [N, K] for K > 2 classes
-    "What the training library answered."
+    "Read what the training library answered."
     parts = {"output": name, "margin": f"{name}@margin"}
     if classes <= 2:
         return {part: predictions[column].to_numpy() for part, column in parts.items()}
@@ -79,7 +79,7 @@ def bundle_parity(
     learned: Mapping[str, Array],  # output and margin of the training library
     context: bool = False,  # ask the context graph
 ) -> float:  # as `parity_difference`
-    "How far a bundle is from the training library, on raw rows."
+    "Compute the largest difference between a bundle and the training library, on raw rows."
     ask = bundle.context if context else bundle.predict
     records = [
         {str(name): None if pd.isna(value) else value for name, value in record.items()}
@@ -100,7 +100,7 @@ def graph_parity(
     roles: Roles,
     learned: Mapping[str, Array],  # output and margin of the training library
 ) -> float:  # as `parity_difference`
-    "How far a graph is from the training library."
+    "Compute the largest difference between a graph and the training library."
     features = {"numeric": roles.numeric, "categorical": roles.categorical, "time": roles.time}
     return parity_difference(roles.task, learned, graph_outputs(graph, encoded, features))
 
@@ -110,7 +110,7 @@ def graph_outputs(
     encoded: pd.DataFrame,  # rows of the training set
     features: Mapping[str, Sequence[str]],  # what the graph takes, by kind, in its order
 ) -> dict[str, Array]:  # output and margin, shape [N], or [N, K] for K > 2 classes
-    "What a graph answers to encoded rows."
+    "Run a graph on encoded rows."
     arrays = {kind: encoded[list(names)].to_numpy() for kind, names in features.items() if names}
     found = zip(("output", "margin"), run_graph(inference_session(graph), arrays), strict=True)
     return {part: values[:, 0] if values.shape[1] == 1 else values for part, values in found}
@@ -130,7 +130,7 @@ def parity_table(
     bundled: Collection[str],  # those that are in the bundle
     rows: int,  # that were compared
 ) -> pd.DataFrame:  # a row per candidate
-    "The differences as people read them, each as its bound."
+    "Render the differences, each as its bound."
     ways = {True: "raw rows, through the bundle", False: "encoded rows, through its graph"}
     same = {True: "yes", False: "no, it is another model"}
     found = [

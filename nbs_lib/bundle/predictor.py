@@ -39,7 +39,7 @@ _NO_VIEWS = ViewValues((), b"", (), NO_HISTORY)  # what no views know
 
 @dataclass
 class Predictions:
-    "What became of some rows, row by row."
+    "The answers to some rows, with their rungs and flags."
 
     output: Array  # float32, shape [N, 1 or K]
     margin: Array  # float32, shape [N, 1 or K]
@@ -66,7 +66,7 @@ class Predictions:
 
 
 def _training_range(field: RequestField) -> tuple[float, float]:
-    "What training saw, a bit wider: a number of 64 bits that is rounded to one of its ends is within."
+    "Widen the range that training saw a bit: a number of 64 bits that is rounded to one of its ends is within."
     low, high = (np.float32(field.about.get(end, ends)) for end, ends in (("min", -np.inf), ("max", np.inf)))
     return float(np.nextafter(low, np.float32(-np.inf))), float(np.nextafter(high, np.float32(np.inf)))
 
@@ -139,14 +139,14 @@ class Predictor:
         return Predictions(output, margin, rungs, history, arrays, flags, odd, [each.status for each in found])
 
     def prior(self, rows: Sequence[Row]) -> Predictions:
-        "What is left to say of rows when there is no time to look or ask."
+        "Answer rows from the prior, when there is no time to look up or ask."
         found = [self._joined([view.empty_values(VIEW_FAILED) for view in self._views])] * len(rows)
         arrays, prior = self._arrays(rows, found), self.bundle.prior(len(rows))
         output, margin = prior["output"].reshape(len(rows), -1), prior["margin"].reshape(len(rows), -1)
         return Predictions(output, margin, [PRIOR_RUNG] * len(rows), [_NAN] * len(rows), arrays, {}, [], [])
 
     def state(self) -> Any:
-        "What an answer depends on beside its row; None where only a read can tell."
+        "Return the state of the store that answers depend on; None where only a read can tell."
         return self.lookup.state() if self.lookup and self._views else ()
 
     @property
@@ -155,7 +155,7 @@ class Predictor:
         return [view.name for view in self._views]
 
     def _view_values(self, rows: Sequence[Row], state: Any) -> list[ViewValues]:
-        "What the views know of each row, or what was sent."
+        "Collect the values of views for each row: those that were sent, else those of the store."
         if not self._views:
             return [_NO_VIEWS] * len(rows)
         own = self.request_parser.n_request_fields
@@ -170,7 +170,7 @@ class Predictor:
         return merge_view_values(found, self._ordered, self._worded) if found else _NO_VIEWS
 
     def _sent(self, row: Row) -> ViewValues | None:
-        "What a row brings, if it brings the values of all views."
+        "Return the values of views that a row brings; None unless it brings those of all views."
         firsts, states = self._firsts(row), self._all
         if UNSET in firsts:
             return None
@@ -188,7 +188,7 @@ class Predictor:
         return ViewValues(states, pack_floats(self._pack_viewed, self._viewed(row)), words, days)
 
     def _looked_up(self, rows: Sequence[Row], state: Any) -> list[list[ViewValues]]:
-        "What each view knows of each row, by row."
+        "Look up the values of each view for each row."
         if state is None or state != self._state:
             self._forget(state)
         known = list(map(self._sent_or_cached, rows))
@@ -205,7 +205,7 @@ class Predictor:
             view.cached.clear()
 
     def _sent_or_cached(self, row: Row) -> list[ViewValues | None]:
-        "What was sent of a row, and what is kept of it."
+        "Collect the values that were sent with a row, and those that are cached."
         if len(row) > self.request_parser.n_request_fields:
             return [
                 view.from_request(row) if view.was_sent(row) else view.cached.get(view.key(row)) for view in self._views
@@ -230,7 +230,7 @@ class Predictor:
                     view.cached[key] = each
 
     def _arrays(self, rows: Sequence[Row], found: Sequence[ViewValues]) -> dict[str, Array]:
-        "What the graphs are fed with."
+        "Build the arrays that the graphs take."
         own, pack = self._own, self._pack
         parts = [
             part for row, each in zip(rows, found, strict=True) for part in (pack_floats(pack, row[own]), each.numbers)
@@ -249,14 +249,14 @@ class Predictor:
         }
 
     def _empty(self, row: Row, known: ViewValues) -> bool:
-        "Whether a row brings nothing but a time."
+        "Return whether a row brings nothing but a time."
         if self._inputs and row[self._inputs[0]]:
             return False
         sent = (status for view, status in zip(self._views, known.status, strict=True) if view.was_sent(row))
         return not any(row[k] not in (None, "") for k in self._inputs) and VIEW_PRESENT not in sent
 
     def _find_unusual(self, rows: Sequence[Row]) -> tuple[dict[int, list[str]], list[tuple[int, str, str]]]:
-        "What training did not see in what was sent."
+        "Flag the values that training did not see."
         flags: dict[int, list[str]] = {}
         odd: list[tuple[int, str, str]] = []
         own = self.request_parser.n_request_fields
@@ -290,5 +290,5 @@ class Predictor:
 
 
 def _column_order(found: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
-    "Where what is wanted is found; None where it is in order."
+    "Find the positions to pick values from; None where they are in order already."
     return None if list(found) == list(wanted) else [found.index(name) for name in wanted]

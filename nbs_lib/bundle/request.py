@@ -40,7 +40,7 @@ _FIELD_KINDS = {"numeric": "number", "categorical": "text", "time": "time"}
 def request_fields(
     bundle: Bundle,
 ) -> list[RequestField]:  # numbers, texts and times of the request, entities that are no inputs, then view by view
-    "What a request to a bundle may hold."
+    "List the fields that a request to a bundle may hold."
     schema, layout = bundle.schema, InputLayout(bundle)
     told = {each["name"]: each for each in [*(schema.get("context") or {"inputs": []})["inputs"], *schema["inputs"]]}
 
@@ -136,7 +136,7 @@ class RequestParser:
         self._last_field_mark = f'"{self.names[-1]}"'.encode()  # stands in what brings the values of all views
 
     def _decoder(self, whole: bool) -> Callable[[bytes], Any]:
-        "What reads rows that may bring the values of views, or have to bring all of them."
+        "Build the decoder of rows that may bring the values of views, or have to bring all of them."
         told = [
             (f"f{k}", _type(field, whole), _struct_field(field, self._renamed.get(field.name, field.name), whole))
             for k, field in enumerate(self.fields)
@@ -151,7 +151,7 @@ class RequestParser:
         self,
         body: bytes,  # JSON: a row, or a list of rows
     ) -> list[Row]:  # one at least; what belongs to views is cut off where nothing of it was sent
-        "The rows of a body; raises `RequestError` naming the field."
+        "Parse the rows of a body; raises `RequestError` naming the field."
         if body.rfind(self._last_field_mark) > 0:  # from behind, where it mostly stands
             try:
                 return self._rows(self._decode_whole(body), whole=True)
@@ -174,7 +174,7 @@ class RequestParser:
         return [self._row(msgspec.structs.astuple(row), number, whole) for number, row in enumerate(found, 1)]
 
     def _row(self, row: Row, number: int | None, whole: bool) -> Row:
-        "What a type can't say of a row: its times are some, and of a view all columns were sent or none."
+        "Check what a type can't: times are valid, and of a view all columns were sent or none."
         if self._times is not None:
             times = []
             for value in row[self._times]:
@@ -205,13 +205,13 @@ class RequestParser:
                 raise RequestError(422, f"{_location(None, number)}{reason}", name, number)
 
     def _rename_fields(self, found: Any) -> Any:
-        "A document with other names for the fields that msgspec can't name."
+        "Rename the fields of a document that msgspec can't name."
         if isinstance(found, list):
             return [self._rename_fields(row) for row in found]
         return {self._renamed.get(name, name): v for name, v in found.items()} if isinstance(found, dict) else found
 
     def _malformed(self, body: bytes, reason: str) -> RequestError:
-        "What is wrong with what is no JSON; Python's own reader is laxer, and says where an odd number stands."
+        "Describe what is wrong with a body that is no JSON; Python's laxer reader finds odd numbers."
         try:
             for place, value in _leaves(json.loads(body)):
                 name, row = _field_and_row(place)
@@ -224,7 +224,7 @@ class RequestParser:
         return RequestError(400, f"the body is not JSON: {reason[:200]}.")
 
     def _refused(self, body: bytes, reason: str) -> RequestError:
-        "What is wrong with JSON that is no row of this model."
+        "Describe what is wrong with JSON that is no row of this model."
         for own, other in self._renamed.items():
             reason = reason.replace(f".{other}`", f".{own}`").replace(f"`{other}`", f"`{own}`")
         what, _, where = reason.partition(" - at `$")
@@ -244,19 +244,19 @@ class RequestParser:
 
 
 def _type(field: RequestField, whole: bool) -> Any:
-    "What a field may hold."
+    "Build the type of a field."
     return _TYPES[field.kind] | None | UnsetType if field.view and not whole else _TYPES[field.kind] | None
 
 
 def _struct_field(field: RequestField, name: str, whole: bool) -> Any:
-    "The name of a field in JSON, and what stands where it is left out."
+    "Declare a field by its name in JSON, and its default."
     if field.required or (field.view and whole):
         return msgspec.field(name=name)
     return msgspec.field(name=name, default=UNSET if field.view else None)
 
 
 def _path(where: str) -> list[str | int]:
-    "The steps of a path such as `[3].width`."
+    "Return the steps of a path such as `[3].width`."
     steps: list[str | int] = []
     where = where.rstrip("`")
     if where.startswith("["):
@@ -266,7 +266,7 @@ def _path(where: str) -> list[str | int]:
 
 
 def _field_and_row(path: list[str | int]) -> tuple[str | None, int | None]:
-    "The field and the row, counted from 1, of a path."
+    "Return the field and the row, counted from 1, of a path."
     row = path[0] + 1 if path and isinstance(path[0], int) else None
     return next((step for step in path if isinstance(step, str)), None), row
 

@@ -53,7 +53,7 @@ class ResponseWriter:
         ]
 
     def _predicted_values(self, answers: Predictions) -> Iterable[tuple[Any, ...]]:
-        "What was predicted for each row."
+        "List the predicted values of each row."
         task, classes = self.bundle.task, self.bundle.classes
         if task == "regression":
             return [(value,) for value in answers.output[:, 0].tolist()]
@@ -68,7 +68,7 @@ def with_id(
     id: str,
     reply: bytes,  # a JSON object
 ) -> bytes:
-    "A reply with its id in front."
+    "Put an id in front of a reply."
     return b'{"id":"%b",%b' % (id.encode(), reply[1:])
 
 # %% ../../notebooks/lib/bundle/10_response.ipynb #5cb6aff4
@@ -76,13 +76,13 @@ PRIOR_FILE = Path("data/contract/prior.json")
 
 
 class PriorResponseWriter:
-    "What is answered where there is nobody to ask."
+    "The answers while there is no champion."
 
     def __init__(
         self,
         path: str | Path,  # of a prior.json
     ) -> None:
-        "Raises `BundleError` where the file is missing or damaged."
+        "Read the prior; raises `BundleError` where the file is missing or damaged."
         try:
             told = json.loads(Path(path).read_bytes())
             output, classes = told["prior"]["output"], told["classes"]
@@ -104,7 +104,7 @@ class PriorResponseWriter:
         body: bytes,
         max_rows: int,
     ) -> tuple[list[bytes], bool]:  # replies without their ids, and whether it was one row and no list
-        "A reply for each row of a body; raises `RequestError`."
+        "Build a reply for each row of a body; raises `RequestError`."
         try:
             found = self._decode(body)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:

@@ -19,7 +19,7 @@ from .request import Row
 
 # %% ../../notebooks/lib/bundle/08_view_cache.ipynb #a8ce6965
 class ViewValues(NamedTuple):
-    "What a view, or all of them, know of somebody."
+    "The values of a view, or of all views, for one entity."
 
     status: Any  # present, expired, missing or failed; of all views, a tuple
     numbers: bytes  # float32, as the graph takes them
@@ -34,7 +34,7 @@ _FLOAT32 = Struct("<f")
 def as_float32(
     value: float | None,
 ) -> float:  # 0 where there is none
-    "A number as 32 bits hold it."
+    "Round a number to 32 bits."
     return float(_FLOAT32.unpack(_FLOAT32.pack(value))[0]) if value is not None and value == value else 0.0
 
 
@@ -49,12 +49,12 @@ def pack_floats(
 def row_getter(
     places: Sequence[int],  # in a row
 ) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    "What takes values out of a row."
+    "Build a function that takes values out of a row."
     return itemgetter(*places) if len(places) > 1 else lambda row: tuple([row[place] for place in places])
 
 
 class ViewCache:
-    "Where a view's columns stand in a row, and what is kept of it."
+    "A view's columns: their places in a row, and its cached values."
 
     def __init__(
         self,
@@ -78,13 +78,13 @@ class ViewCache:
         self._empty_values: dict[str, ViewValues] = {}
 
     def empty_values(self, status: str) -> ViewValues:
-        "What is known where nothing is."
+        "Return the values where nothing is known."
         if status not in self._empty_values:
             self._empty_values[status] = self._view_values(status, [None] * len(self.numbers), [""] * len(self.words))
         return self._empty_values[status]
 
     def from_store(self, value: Mapping[str, Any]) -> ViewValues:
-        "What a store said, by input."
+        "Pack what a store gave, by input."
         return self._view_values(VIEW_PRESENT, [value[n] for n in self.numbers], [value[n] or "" for n in self.words])
 
     def _view_values(self, status: str, numbers: Sequence[Any], words: Sequence[str]) -> ViewValues:
@@ -92,16 +92,16 @@ class ViewCache:
         return ViewValues(status, pack_floats(self.pack, numbers), tuple(words), days)
 
     def was_sent(self, row: Row) -> bool:
-        "Whether the caller knows better."
+        "Return whether a row brings the view's values."
         return self.first is not None and self.first < len(row) and row[self.first] is not UNSET
 
     def from_request(self, row: Row) -> ViewValues:
-        "What the caller knows better."
+        "Pack the view's values that a row brings."
         words = [word or "" for word in row[self.text_slice]]
         return self._view_values(self.status(row), row[self.number_slice], words)
 
     def status(self, row: Row) -> str:
-        "What became of a view that was sent."
+        "Return the status of a view that was sent."
         numbers = row[self.number_slice]
         return VIEW_PRESENT if numbers.count(None) < len(numbers) or any(row[self.text_slice]) else VIEW_MISSING
 
@@ -111,7 +111,7 @@ def merge_view_values(
     ordered: Callable[[Any], Iterable[bytes]],  # puts views into the order in which a graph takes their numbers
     worded: Sequence[int],  # which of them have texts
 ) -> ViewValues:
-    "What all views know."
+    "Merge the values of all views."
     statuses, numbers, words, days = zip(*found, strict=True)
     return ViewValues(
         statuses, b"".join(ordered(numbers)), tuple([word for k in worded for word in words[k]]), min(days)

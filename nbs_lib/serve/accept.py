@@ -19,7 +19,7 @@ NOT_ACCEPTING = 2**31 - 1  # what stands there for a process that takes none
 
 
 class ConnectionCounts:
-    "How many connections each of several processes has."
+    "The number of connections that each of several processes has."
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class ConnectionCounts:
         self._counts[self.own if process is None else process] = count
 
     def is_ahead(self) -> bool:
-        "Whether another process has less than this one."
+        "Return whether another process has fewer than this one."
         counts: Sequence[int] = self._counts.tolist()
         return counts[self.own] > min(counts)
 

@@ -29,7 +29,7 @@ from .web.openapi import MAX_EXPLAIN_ROWS, problem_responses
 
 # %% ../../notebooks/lib/serve/07_api.ipynb #f7ecc99d
 class ServiceState(Protocol):
-    "What the service knows: `nbs_lib.serve.asgi`."
+    "What the routes need of the service: `nbs_lib.serve.asgi`."
 
     settings: ServeSettings
 
@@ -71,7 +71,7 @@ def _error_response(
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    "A refusal."
+    "Build the answer to a refused request."
     return _json({"error": sentence, "field": field, "row": None}, status, headers)
 
 
@@ -89,7 +89,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _retry_headers(status: int) -> dict[str, str] | None:
-    "When to come again."
+    "Tell when to come again."
     return {"retry-after": seconds} if (seconds := {429: "1", 503: "5"}.get(status)) else None
 
 
@@ -103,7 +103,7 @@ async def _store_error(request: Request, error: Exception) -> Response:
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    "What went wrong inside stays inside; the log has it under the same number."
+    "Answer an unexpected error: the reason stays inside, in the log, under the same number."
     number = secrets.token_hex(6)
     logging.getLogger("nbs").error("failure %s: %s %s", number, request.method, request.url.path, exc_info=error)
     return _error_response(
@@ -118,7 +118,7 @@ async def _read_body(
     request: Request,
     most: int = _MAX_BODY_BYTES,  # bytes
 ) -> bytes:
-    "The body of a request; raises `RequestError` where it isn't JSON by its own account, or too large."
+    "Read the body of a request; raises `RequestError` where it isn't JSON by its own account, or too large."
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON_TYPE:
         raise RequestError(415, f"the body must be sent with the content type {_JSON_TYPE}.")
     body = b""
@@ -162,7 +162,7 @@ class _SecurityHeadersMiddleware:
 def index_page(
     status: int = 200,  # 401: whoever has the token may type it there
 ) -> Response:
-    "The page at `/`; it knows nothing of the model, and asks `/form`."
+    "Answer the page at `/`; it knows nothing of the model, and asks `/form`."
     return Response(FORM_PAGE, status, _SECURITY_HEADERS | {"content-security-policy": FORM_CSP}, "text/html")
 
 
@@ -170,7 +170,7 @@ def make_app(
     state: ServiceState,
     secured: bool = False,  # a token is asked for, by whatever stands before this
 ) -> FastAPI:
-    "The application."
+    "Build the FastAPI application."
     handlers: dict[Any, Any] = {
         HTTPException: _http_error,
         RequestError: _request_error,
@@ -210,7 +210,7 @@ def make_app(
 
 
 def _responses(*statuses: int, text: str = _JSON_TYPE, schema: Mapping[str, Any] | None = None) -> dict[int | str, Any]:
-    "The responses of an operation: what it gives, and its refusals."
+    "Describe the responses of an operation: what it gives, and its refusals."
     ok = {"description": "OK", "content": {text: {"schema": schema or {"type": "object"}}}}
     return {200: ok, **{int(status): told for status, told in problem_responses(*statuses).items()}}
 
@@ -219,7 +219,7 @@ _MONITORING_TAGS: list[Any] = ["What watches it"]
 
 
 def _add_monitoring_routes(app: FastAPI, state: ServiceState) -> None:
-    "What watches the service."
+    "Add the routes for health and metrics."
 
     @app.get(
         "/livez", tags=_MONITORING_TAGS, summary="Whether it is alive", response_class=Response, responses=_responses()
@@ -245,7 +245,7 @@ def _add_monitoring_routes(app: FastAPI, state: ServiceState) -> None:
 
 
 def _add_model_routes(app: FastAPI, state: ServiceState) -> None:
-    "What concerns the served model."
+    "Add the routes about the served model."
 
     @app.post("/predict", include_in_schema=False)
     async def predict() -> Response:  # answered before it comes here; other methods are refused by this route
@@ -284,7 +284,7 @@ def _add_model_routes(app: FastAPI, state: ServiceState) -> None:
 
 
 def _add_explanation_routes(app: FastAPI, state: ServiceState) -> None:
-    "Why something is answered."
+    "Add the route that explains answers."
     sent = {"required": True, "content": {_JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Asked"}}}}
     given = {"$ref": "#/components/schemas/Explanations"}
     change = {"name": "change", "in": "query", "schema": {"enum": ["0", "1"], "default": "0"}}
@@ -309,7 +309,7 @@ def _add_explanation_routes(app: FastAPI, state: ServiceState) -> None:
 
 
 def _add_page_routes(app: FastAPI, state: ServiceState, example_of: Callable[[Bundle | None], dict[str, Any]]) -> None:
-    "What people read."
+    "Add the pages that people read."
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:

@@ -118,7 +118,7 @@ class Service(WorkerState):
             await self._forward(scope, receive, send)
 
     def _is_authorized(self, headers: _Headers) -> bool:
-        "Whether the secret is among the headers; wrong ones all take the same time."
+        "Check the token among the headers; wrong ones all take the same time."
         return any(hmac.compare_digest(value, self._token) for name, value in headers if name == b"authorization")
 
     def predict(self, headers: _Headers, body: bytes, since: float, reply: ReplyTarget) -> None:
@@ -138,7 +138,7 @@ class Service(WorkerState):
             self.worker_metrics.observe("nbs_request_seconds", time.perf_counter() - since)
 
     def _refusal(self, headers: _Headers) -> Reply | None:
-        "What is said before a body is read."
+        "Check a request before its body is read; None: it may go on."
         if self._token and not self._is_authorized(headers):
             return _error_reply(401, _TOKEN_REQUIRED)
         if self._too_many():
@@ -151,7 +151,7 @@ class Service(WorkerState):
         return _error_reply(415, "the body must be sent as application/json.")
 
     async def _predict_reply(self, headers: _Headers, receive: _Receive, since: float) -> Reply | None:
-        "What a prediction is answered; None: the client has gone."
+        "Answer a prediction; None: the client has gone."
         if (refused := self._refusal(headers)) is not None:
             return refused
         message = await receive()
@@ -168,7 +168,7 @@ class Service(WorkerState):
         return await self.batcher.ask(body, since)
 
     def _too_many(self) -> bool:
-        "Whether one more could not be answered in time."
+        "Return whether one more request could not be answered in time."
         batches, most = self.batcher, self.settings.max_waiting
         if batches.wait() > self._max_wait or batches.size > _MAX_WAITING_BYTES:
             return True
@@ -178,7 +178,7 @@ class Service(WorkerState):
         return _error_reply(413, f"the body is larger than {self.settings.max_kb} kB.")
 
     async def _read_body(self, body: bytes, receive: _Receive) -> bytes | None:
-        "A body that comes in parts; None: the client has gone; raises `RequestError` where it takes too long."
+        "Read a body that comes in parts; None: the client has gone; raises `RequestError` where it takes too long."
         self._arriving += 1
         try:
             return await asyncio.wait_for(self._read_parts(body, receive), self._deadline)
@@ -188,7 +188,7 @@ class Service(WorkerState):
             self._arriving -= 1
 
     async def _read_parts(self, body: bytes, receive: _Receive) -> bytes | None:
-        "What is too large is not read to its end."
+        "Read the parts of a body; one that is too large is not read to its end."
         parts, size = [body], len(body)
         while size <= self._limit:
             message = await receive()
@@ -201,7 +201,7 @@ class Service(WorkerState):
         return b"".join(parts)
 
     async def _forward(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        "What FastAPI answers."
+        "Hand a request on to FastAPI."
         path = scope["path"]
         try:
             body = b"" if scope["method"] in ("GET", "HEAD") else await self._read_body(b"", receive)

@@ -35,7 +35,7 @@ Reply = tuple[int, bytes]  # status and body
 
 
 class ReplyTarget(Protocol):
-    "Where a reply goes: a future, or a connection."
+    "The receiver of a reply: a future, or a connection."
 
     def done(self) -> bool: ...
     def set_result(self, reply: Reply, /) -> None: ...
@@ -88,7 +88,7 @@ class RequestBatcher:
         return len(self._waiting)
 
     def wait(self) -> float:  # seconds
-        "How long a request that comes now will have to wait."
+        "Estimate how long a request that comes now will have to wait."
         return self.size * self._pace
 
     def ask(
@@ -136,7 +136,7 @@ class RequestBatcher:
             self._schedule_flush(self.deadline / 20 if self._is_busy() else 0.0)
 
     def _measure(self) -> float:
-        "How fast bytes leave the queue, and how many are left; what time it is."
+        "Measure how fast bytes leave the queue, and how many are left; return the time."
         now, size = time.perf_counter(), sum([len(each.body) for each in self._waiting])
         gone, self.size = self.size - size, size
         if self._slow is not None and self._slow is self.current_model():
@@ -147,7 +147,7 @@ class RequestBatcher:
         return now
 
     def _is_busy(self) -> bool:
-        "Whether the model that is to be asked is asked in a thread now."
+        "Return whether the current model is busy in its thread."
         return self._busy is not None and self._busy is self.current_model()
 
     def _schedule_flush(self, seconds: float = 0.0) -> None:
@@ -281,7 +281,7 @@ class RequestBatcher:
             self._schedule_flush()
 
     def _recover(self, took: float) -> None:
-        "A model that was slow for a moment only gets back to where there is no thread."
+        "Let a model that was slow for a moment only go back to where there is no thread."
         self._quick = self._quick + 1 if took < SLOW_SHARE * self.deadline / 2 else 0
         if self._quick >= _MIN_FAST_BATCHES:
             self._slow = None

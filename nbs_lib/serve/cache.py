@@ -46,11 +46,11 @@ class AnswerCache:
             self.key = key
 
     def get(self, body: bytes) -> CachedAnswer | None:
-        "The answer to a body, if one is kept."
+        "Return the kept answer to a body; None where there is none."
         return self._answers.get(body)
 
     def should_store(self, body: bytes) -> bool:
-        "Whether the answer to a body is to be kept; a body that comes for the first time is only remembered."
+        "Decide whether to keep the answer to a body; a body that comes for the first time is only remembered."
         if not self.max_answers or self.key[1] is None or len(body) > _MAX_BODY_BYTES:
             return False
         if (number := hash(body)) in self._seen_once:

@@ -151,7 +151,7 @@ class ChallengerProcess:
             os.close(handle)
 
     def _handle_exit(self, process: "subprocess.Popen[bytes]") -> None:
-        "A process that ended without a reason was ended by its challenger."
+        "Handle the end of the process: without another reason, the challenger ended it."
         mark_process_dead(process.pid, self.environment["PROMETHEUS_MULTIPROC_DIR"])
         self.running, found, code = None, challenger_path(self.root), process.returncode
         if code == 0 or found is None or found.name != self._id:

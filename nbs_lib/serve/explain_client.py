@@ -26,7 +26,7 @@ _NOT_AVAILABLE = "explanations are given by `nbs serve` alone."
 
 
 class ExplainClient:
-    "How a worker asks."
+    "A worker's client of the process that explains."
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ExplainClient:
         body: bytes,  # as it came
         change: bool = False,  # also what would change the answer
     ) -> Reply:
-        "An answer; raises `RequestError` where there is none."
+        "Ask for an explanation; raises `RequestError` where there is none."
         if self.path is None or not self.path.exists():
             raise RequestError(503, _NOT_AVAILABLE)
         if self.waiting >= MAX_WAITING_EXPLANATIONS:

@@ -53,7 +53,7 @@ GAUGES = {
 
 
 class WorkerMetrics:
-    "What one worker counts; the folder that it shares with the others is in the environment."
+    "The metrics of one worker; the folder that it shares with the others is in the environment."
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -87,7 +87,7 @@ class WorkerMetrics:
         self._child(name, labels).inc(by)
 
     def _child(self, name: str, labels: tuple[str, ...]) -> Any:
-        "A counter with its labels: to look for it takes longer than to count."
+        "Return a counter with its labels, cached: to look for it takes longer than to count."
         if (child := self._children.get((name, labels))) is None:
             counter = self._counters[name]
             child = self._children[name, labels] = counter.labels(*labels) if labels else counter
@@ -124,7 +124,7 @@ class WorkerMetrics:
         return bytes(self._text(registry)) + self._restarts()
 
     def _restarts(self) -> bytes:
-        "What the parent of the workers counts, in a file beside theirs."
+        "Read the restarts that the parent of the workers counts, in a file beside theirs."
         try:
             count = (Path(os.environ[METRICS_DIR_ENV]) / "restarts").read_text()
         except (KeyError, OSError):
@@ -138,6 +138,6 @@ def mark_process_dead(
     pid: int,  # of a worker that ended
     folder: str | Path,  # that the workers share
 ) -> None:
-    "A worker that ended waits for nothing and serves nothing; what it counted stays counted."
+    "Drop the gauges of a worker that ended; what it counted stays counted."
     for file in Path(folder).glob(f"gauge_live*_{pid}.db"):
         file.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ _REQUEST_TIMEOUT_S = 10.0  # seconds for a request that has begun to be complete
 
 @cache
 def _response_head(status: int, last: bool) -> bytes:
-    "What stands before the length of a body."
+    "Build the response head up to the length of the body."
     more = [STATUS_HEADERS[status]] if status in STATUS_HEADERS else []
     close = [(b"connection", b"close")] if last else []
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % each for each in [*JSON_HEADERS, *more, *close])
@@ -49,7 +49,7 @@ class _FastRequest:
         "Something happened to the connection: nobody waits for it."
 
     def done(self) -> bool:
-        "Whether there is nobody to answer any more."
+        "Return whether there is nobody to answer any more."
         return self.response_complete or self.disconnected
 
     def set_result(self, reply: Reply) -> None:
@@ -117,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def _is_free(self) -> bool:
-        "Whether the connection has nothing else to do and nothing special was asked for."
+        "Return whether the connection has nothing else to do and nothing special was asked for."
         parser, cycle = self.parser, self.cycle
         plain = parser.get_method() == b"POST" and parser.get_http_version() == "1.1" and parser.should_keep_alive()
         free = (cycle is None or cycle.response_complete) and not self.pipeline and not self.flow.write_paused

@@ -43,7 +43,7 @@ def is_sampled(
     first: int,  # the number of the request's first row
     share: float,  # of the requests
 ) -> bool:
-    "Whether a challenger is asked too."
+    "Decide whether a challenger is asked too."
     digest = hashlib.blake2b(f"{worker}-{first}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64
 
@@ -53,7 +53,7 @@ _MAX_FAILURES, _MAX_FAILURE_SHARE = 5, 0.01  # of them may go wrong: so many, or
 
 
 class _ChallengerHealth:
-    "How a challenger does."
+    "The health of a challenger: its failures and processor time of late."
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class _LogTail:
         self,
         folder: str | Path,  # of the log
     ) -> None:
-        "Raises `StoreError`."
+        "Open the log; raises `StoreError`."
         self.folder = Path(folder)
         self._places = {day: self._last(day) for day in self.days()}  # of the stored rows that were seen
 
     def days(self) -> list[str]:
-        "The days that may get rows now."
+        "List the days that may get rows now."
         now_us = time.time_ns() // 1000
         return list(dict.fromkeys([utc_day(now_us - _MIDNIGHT_GRACE_US), utc_day(now_us)]))
 
@@ -109,7 +109,7 @@ class _LogTail:
         self,
         day: str,
     ) -> tuple[str, list[LogEntry]] | None:  # the worker, and what it answered; None where nothing is new
-        "The next stored row; raises `StoreError`."
+        "Read the next stored row; raises `StoreError`."
         query = "SELECT rowid, worker, data FROM batches WHERE rowid > ? ORDER BY rowid LIMIT 1"
         for place, worker, data in self._rows(day, query, self._places.get(day, 0)):
             self._places[day] = place
@@ -144,7 +144,7 @@ class ShadowScorer:
         meters: WorkerMetrics,
         root: str | Path = ".",  # the project
     ) -> None:
-        "Raises `StoreError` where the log can't be read."
+        "Open the log at its end; raises `StoreError` where it can't be read."
         self.served, self.settings, self.worker_metrics = served, settings, meters
         self.health, self.folder = _ChallengerHealth(settings.shadow_p99_ms), shadow_folder(Path(root) / settings.log)
         self.log_tail = _LogTail(Path(root) / settings.log)
@@ -161,7 +161,7 @@ class ShadowScorer:
             self.worker_metrics.flush()
 
     def _answered_of(self, day: str) -> dict[str, list[EncodedEntry]]:
-        "What the challenger says to what came, by worker."
+        "Collect the challenger's answers to what came, by worker."
         found: dict[str, list[EncodedEntry]] = {}
         while self._may_continue() and (step := self.log_tail.step(day)):
             worker, entries = step
@@ -177,7 +177,7 @@ class ShadowScorer:
         self.worker_metrics.count("nbs_shadow_rows", result, by=rows)
 
     def _answered(self, worker: str, entry: LogEntry) -> list[EncodedEntry]:
-        "What the challenger says to what was drawn of an entry."
+        "Collect the challenger's answers to the sampled rows of an entry."
         found, first = [], entry.first
         for body, rows in zip(entry.bodies, entry.sizes, strict=True):
             if is_sampled(worker, first, self.settings.shadow):
@@ -189,7 +189,7 @@ class ShadowScorer:
         return found
 
     def _ask(self, body: bytes, rows: int) -> Predictions | None:
-        "The challenger's answers; None where there are none."
+        "Ask the challenger; None where it has no answers."
         signal.setitimer(signal.ITIMER_PROF, _MAX_REQUEST_CPU_S)
         answering, answers, problem, start = self.served.predictor, None, "", time.thread_time()
         try:
@@ -264,7 +264,7 @@ def _run_shadow(
 
 
 def _main() -> None:
-    "What the process runs: `python -m nbs_lib.serve.shadow`."
+    "Run the shadow process: `python -m nbs_lib.serve.shadow`."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent has it too, and ends this process
     lower_priority()
     _run_shadow()

@@ -31,7 +31,7 @@ _CONNECTIONS_FILE = "connections"  # the file beside the counts of the workers t
 
 
 def _make_server(app: Any, drain_s: float, listener: socket.socket, crowd: ConnectionCounts | None) -> Any:
-    "A server that takes its share of the connections, and drains before it ends."
+    "Build a server that takes its share of the connections, and drains before it ends."
     import uvicorn
 
     from nbs_lib.serve.protocol import HttpProtocol
@@ -96,7 +96,7 @@ def _run_worker(
 
 
 def _main() -> None:
-    "What a worker's process runs: `python -m nbs_lib.serve.supervisor FD COUNT NUMBER`."
+    "Run a worker process: `python -m nbs_lib.serve.supervisor FD COUNT NUMBER`."
     fd, count, number = map(int, sys.argv[1:])
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     _run_worker(

@@ -30,7 +30,7 @@ _LOAD_RETRY_S = 30.0  # after which a champion that could not be loaded is tried
 
 
 class WorkerState:
-    "What a worker serves, and what it says of itself."
+    "The state of a worker: the model that it serves, and what it reports of itself."
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class WorkerState:
         )
 
     def _prior(self) -> PriorResponseWriter | None:
-        "What answers while there is no champion, where the settings allow it."
+        "Load the prior that answers while there is no champion, where the settings allow it."
         allowed = self.settings.without_champion
         return PriorResponseWriter(self.root / PRIOR_FILE) if allowed == "prior" else None
 
@@ -94,7 +94,7 @@ class WorkerState:
 
     @property
     def lookup(self) -> Lookup | None:
-        "What reads the bundle's views."
+        "Return the reader of the bundle's views."
         return self.served.predictor.lookup if self.served else None
 
     @property
@@ -114,12 +114,12 @@ class WorkerState:
         self.worker_metrics.flush()
 
     def metrics(self) -> bytes:
-        "What Prometheus reads."
+        "Write the metrics in Prometheus's text format."
         self.flush_metrics()
         return self.worker_metrics.text()
 
     def model(self) -> dict[str, Any]:
-        "What is served."
+        "Describe the served model."
         assert self.served is not None
         bundle, schema = self.served.bundle, self.served.bundle.schema
         return {
