@@ -688,6 +688,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'nbs_lib.core.stages.stage_parameters': ( 'lib/core/stages.html#stage_parameters',
                                                                                'nbs_lib/core/stages.py'),
                                      'nbs_lib.core.stages.write_deps': ('lib/core/stages.html#write_deps', 'nbs_lib/core/stages.py')},
+            'nbs_lib.core.user_modules': { 'nbs_lib.core.user_modules.load_user_module': ( 'lib/core/user_modules.html#load_user_module',
+                                                                                           'nbs_lib/core/user_modules.py')},
             'nbs_lib.data.arrays': { 'nbs_lib.data.arrays._bad_value': ('lib/data/arrays.html#_bad_value', 'nbs_lib/data/arrays.py'),
                                      'nbs_lib.data.arrays._doubles': ('lib/data/arrays.html#_doubles', 'nbs_lib/data/arrays.py'),
                                      'nbs_lib.data.arrays._from_rows': ('lib/data/arrays.html#_from_rows', 'nbs_lib/data/arrays.py'),

@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..core.errors import ViewError, did_you_mean
 from ..core.files import atomic_write
+from ..core.user_modules import load_user_module
 from ..data.roles import Roles, column_kind
 from ..data.source import source_module as demo_of
 from ..data.split import target_ids
@@ -55,7 +56,10 @@ def declared_views(
         if demo
         else build_default_views(roles)
     )
-    return [*views, *importlib.import_module("nbs_lib.own.views").VIEWS]
+    own = load_user_module("views").VIEWS
+    if not isinstance(own, list) or not all(isinstance(view, View) for view in own):
+        raise ViewError("notebooks/own/01_views.ipynb: VIEWS has to be a list of views: append each as `View(...)`.")
+    return [*views, *own]
 
 # %% ../../notebooks/lib/features/03_join.ipynb #05e7d848
 MEMORY_LIMIT = "1GB"  # beyond it DuckDB works on disk
