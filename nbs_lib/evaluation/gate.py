@@ -8,13 +8,12 @@ __all__ = ['deciding_metric', 'beats', 'affordable_candidates', 'best_candidate'
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #6a4ede84
 from collections.abc import Iterable
 from statistics import NormalDist
-from typing import Any
 
 from ..bundle.parity import PARITY_TOLERANCE, difference_bound
-from ..core.checks import ledger_entry
+from ..core.checks import Check, ledger_entry
 from ..core.errors import ParamsError, did_you_mean
 from ..core.params import AUTO
-from .run_results import metric_label
+from .run_results import Frontier, GateDecision, Metrics, metric_label
 from ..models.metrics import metric_gain
 
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #06fbc622
@@ -22,7 +21,7 @@ _METRICS_CONFIDENCE = 0.95  # the confidence of the intervals in models/metrics.
 
 
 def deciding_metric(
-    metrics: dict[str, Any],  # models/metrics.json
+    metrics: Metrics,  # models/metrics.json
     wanted: str = AUTO,  # `gate.metric`; `auto`: the primary metric
 ) -> str:  # a metric that the candidates have
     "Return the metric that decides; raises `ParamsError` where the task has no such metric."
@@ -36,7 +35,7 @@ def deciding_metric(
 
 
 def _metric_difference(
-    metrics: dict[str, Any],  # models/metrics.json
+    metrics: Metrics,  # models/metrics.json
     name: str,  # a candidate
     other: str,  # dummy or linear
     metric: str,
@@ -57,7 +56,7 @@ def _metric_difference(
 
 
 def beats(
-    metrics: dict[str, Any],  # models/metrics.json
+    metrics: Metrics,  # models/metrics.json
     name: str,  # a candidate
     other: str,  # dummy or linear
     metric: str,  # what decides
@@ -69,8 +68,8 @@ def beats(
 
 
 def affordable_candidates(
-    metrics: dict[str, Any],  # models/metrics.json
-    frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
+    metrics: Metrics,  # models/metrics.json
+    frontier: Frontier | None = None,  # models/frontier.json; None: no budget
 ) -> list[str]:  # names
     "List the candidates within the budget; all of them where nothing that was learned is."
     names = list(metrics["candidates"])
@@ -79,7 +78,7 @@ def affordable_candidates(
 
 
 def best_candidate(
-    metrics: dict[str, Any],  # models/metrics.json
+    metrics: Metrics,  # models/metrics.json
     names: list[str],  # of candidates
 ) -> str:  # one of them
     "Choose the best on the validation rows; of equals the one that was found to be."
@@ -91,10 +90,10 @@ def best_candidate(
 
 
 def choose_champion(
-    metrics: dict[str, Any],  # models/metrics.json
+    metrics: Metrics,  # models/metrics.json
     metric: str,  # what decides
     confidence: float = _METRICS_CONFIDENCE,  # `gate.confidence`
-    frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
+    frontier: Frontier | None = None,  # models/frontier.json; None: no budget
 ) -> str:  # a candidate's name
     "Choose the champion: the best on the validation rows within the budget, or linear where that does not beat it."
     names = affordable_candidates(metrics, frontier)
@@ -111,7 +110,7 @@ _NO_INTERVAL = "there is no interval to tell"
 _INTERVAL_REMEDY = "Intervals need more blocks of test rows (days or groups), or more evaluate.resamples."
 
 
-def _beats_check(metrics: dict[str, Any], name: str, other: str, metric: str, confidence: float) -> dict[str, Any]:
+def _beats_check(metrics: Metrics, name: str, other: str, metric: str, confidence: float) -> Check:
     check, needed = f"beats {other}", f"the whole {confidence:.0%} interval above 0"
     if name == other:
         sentence = f"{name} is the best on validation: nothing was learned that is better than always the same answer."
@@ -129,7 +128,7 @@ def _beats_check(metrics: dict[str, Any], name: str, other: str, metric: str, co
     )
 
 
-def _log_loss_check(metrics: dict[str, Any], name: str, confidence: float) -> dict[str, Any]:
+def _log_loss_check(metrics: Metrics, name: str, confidence: float) -> Check:
     found = _metric_difference(metrics, name, "dummy", "log_loss", confidence)
     observed, needed = f"log loss against dummy {_difference_text(found)}", "not below 0 beyond noise"
     if found is None:
@@ -143,7 +142,7 @@ def _log_loss_check(metrics: dict[str, Any], name: str, confidence: float) -> di
     return ledger_entry("log loss", passed, observed, needed, sentence)
 
 
-def _parity_check(name: str, largest: float) -> dict[str, Any]:
+def _parity_check(name: str, largest: float) -> Check:
     passed, stated = largest <= PARITY_TOLERANCE, f"{difference_bound(largest):.0e}"
     sentence = f"the graph of {name} answers like the training library on every test row, to {stated}."
     if not passed:
@@ -151,7 +150,7 @@ def _parity_check(name: str, largest: float) -> dict[str, Any]:
     return ledger_entry("parity", passed, f"differences up to {stated}", f"at most {PARITY_TOLERANCE:.0e}", sentence)
 
 
-def _budget_check(name: str, frontier: dict[str, Any]) -> dict[str, Any]:
+def _budget_check(name: str, frontier: Frontier) -> Check:
     told, smallest = (frontier["candidates"][each] for each in (name, frontier["smallest"]))
     sentence = told["sentence"]
     if not told["within"]:
@@ -161,7 +160,7 @@ def _budget_check(name: str, frontier: dict[str, Any]) -> dict[str, Any]:
     return ledger_entry("budget", told["within"], told["seen"], frontier["needed"], sentence)
 
 
-def _all_rows_check(sample: float) -> dict[str, Any]:
+def _all_rows_check(sample: float) -> Check:
     sentence = "all rows were used."
     if sample < 1:
         sentence = f"this run used {sample:.2%} of the rows, and a sampled run is never promoted."
@@ -169,14 +168,14 @@ def _all_rows_check(sample: float) -> dict[str, Any]:
 
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #6d090328
 def decide_gate(
-    metrics: dict[str, Any],  # models/metrics.json
+    metrics: Metrics,  # models/metrics.json
     parity: float,  # the largest difference between the champion's graph and the training library
     sample: float,  # `run.sample`, in (0, 1]
     metric: str = AUTO,  # `gate.metric`
     confidence: float = _METRICS_CONFIDENCE,  # `gate.confidence`
-    frontier: dict[str, Any] | None = None,  # models/frontier.json; None: no budget
-    leaks: dict[str, Any] | None = None,  # what `nbs_lib.evaluation.leakage` said of the champion's inputs
-) -> dict[str, Any]:  # models/gate.json: decision, champion, sentence, ledger
+    frontier: Frontier | None = None,  # models/frontier.json; None: no budget
+    leaks: Check | None = None,  # what `nbs_lib.evaluation.leakage` said of the champion's inputs
+) -> GateDecision:
     "Return whether the champion may be served."
     metric, names = deciding_metric(metrics, metric), affordable_candidates(metrics, frontier)
     best, champion = best_candidate(metrics, names), choose_champion(metrics, metric, confidence, frontier)
@@ -203,8 +202,8 @@ def decide_gate(
 
 
 def _champion_checks(
-    metrics: dict[str, Any], name: str, metric: str, confidence: float, frontier: dict[str, Any] | None
-) -> list[dict[str, Any]]:
+    metrics: Metrics, name: str, metric: str, confidence: float, frontier: Frontier | None
+) -> list[Check]:
     "Check what a champion has to be better than, and the budget."
     found = [_beats_check(metrics, name, "dummy", metric, confidence)]
     if metrics["task"] != "regression" and name != "dummy":
@@ -212,7 +211,7 @@ def _champion_checks(
     return [*found, _budget_check(name, frontier)] if frontier else found
 
 
-def _gate_sentence(champion: str, reasons: Iterable[str], metrics: dict[str, Any]) -> str:
+def _gate_sentence(champion: str, reasons: Iterable[str], metrics: Metrics) -> str:
     "Each reason once, as sentences; a candidate's name stays as it is written."
     names, once = metrics["candidates"], dict.fromkeys(reasons)
     said = [each if each.partition(" ")[0] in names else each[:1].upper() + each[1:] for each in once]

@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from ..core.checks import ledger_entry
+from ..core.checks import Check, ledger_entry
 from ..data.arrays import Array
 
 # %% ../../notebooks/lib/evaluation/01_leakage.ipynb #6f813c5d
@@ -91,9 +91,7 @@ def check_leaks(
     table: pd.DataFrame,  # as `_single_input_scores` takes it
     names: Mapping[str, Sequence[str]],  # of the inputs, by kind
     limit: float = _MAX_INPUT_SCORE,  # `gate.leak`, in (0, 1]
-) -> dict[
-    str, Any
-]:  # check, passed (None: a person has to tell), observed, needed, sentence, inputs: those beyond the limit
+) -> Check:  # passed is None where a person has to tell; with `inputs`, those beyond the limit
     "Return whether an input tells the answer by itself."
     told, needed = _single_input_scores(task, table, names), f"at most {limit:g}"
     if not told:

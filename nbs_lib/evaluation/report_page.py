@@ -54,7 +54,7 @@ def describe_quality(
         times = round(100 * (found.on_test(found.champion, "auc")["value"] or 0.5))
         return f"{unseen}it told a true case from a false one in {times} of 100 pairs (by chance: 50)."
     if found.roles.task == "multiclass":
-        right, blind = (round(100 * found.on_test(name, "accuracy")["value"]) for name in both)
+        right, blind = (round(100 * (found.on_test(name, "accuracy")["value"] or 0)) for name in both)
         return f"{unseen}its most probable class was right for {right} of 100 (always the most frequent one: {blind})."
     near, far = (format_number(found.on_test(name, "mae")["value"], metric_digits(found, "mae")) for name in both)
     return f"{unseen}it was off by {near} on average (always the same answer: {far})."
@@ -103,11 +103,13 @@ def decision_banner(
 ) -> Block:
     "Render the decision, its reason, and what to do next."
     decision, reason = found.gate["decision"], found.gate["sentence"]
-    does = ["For each row it says ", *describe_target(found), ". ", describe_quality(found)]
+    does: list[object] = ["For each row it says ", *describe_target(found), ". ", describe_quality(found)]
     if decision == "PROMOTE":
         todo = ["What next: ", inline_code("nbs predict TABLE"), " answers for the rows of a CSV or Parquet file."]
         care = calibration_agreement(found)[2]
-        reasons = [does, [reason], *([[care]] if care else [])]
+        reasons: list[list[object]] = [does, [reason]]
+        if care:
+            reasons.append([care])
         return blocks.callout(blocks.GOOD, decision, "The model is ready to use.", reasons, todo)
     stays = "What is served stays as it is."
     if decision == "HOLD":
@@ -118,7 +120,7 @@ def decision_banner(
     return blocks.callout(blocks.BAD, decision, "No model is good enough to use.", [sought, [reason]], todo)
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #14469722
-def _likely_text(ends: dict[str, Any], exact: int, sign: bool = False) -> str:
+def _likely_text(ends: Mapping[str, Any], exact: int, sign: bool = False) -> str:
     written = format_interval(ends, exact, sign)
     return written if ends["lo"] is None else f"likely {written}"
 

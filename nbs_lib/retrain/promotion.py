@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..bundle.bundle import Bundle
-from ..core.checks import PROMOTE, REJECT, ledger_entry
+from ..core.checks import PROMOTE, REJECT, Check, ledger_entry
 from ..evaluation.cold_start import bundle_outputs
 from ..evaluation.paired_test import ChallengeRules, ledger_decision, run_paired_test
 
@@ -36,7 +36,7 @@ def unseen_test_rows(
     return table[(table["_split"] == "test") & (table["_time"] > since)].reset_index(drop=True)
 
 # %% ../../notebooks/lib/retrain/03_promotion.ipynb #d51f1699
-def _same_contract(champion: Bundle, challenger: Bundle) -> list[dict[str, Any]]:
+def _same_contract(champion: Bundle, challenger: Bundle) -> list[Check]:
     asked = [(each.task, each.schema["target"], each.classes) for each in (champion, challenger)]
     same = asked[0] == asked[1]
     found = [
@@ -58,7 +58,7 @@ def _same_contract(champion: Bundle, challenger: Bundle) -> list[dict[str, Any]]
     return found
 
 # %% ../../notebooks/lib/retrain/03_promotion.ipynb #f1dcbd81
-def _served_rows_check(challenger: Bundle, served: pd.DataFrame, rules: ChallengeRules, seed: int) -> dict[str, Any]:
+def _served_rows_check(challenger: Bundle, served: pd.DataFrame, rules: ChallengeRules, seed: int) -> Check:
     target, output = served["_target"].to_numpy(), bundle_outputs(challenger, served)
     judged = run_paired_test(
         challenger.task, target, output, output, served["_block"].to_numpy(), rules, True, seed=seed
@@ -114,7 +114,7 @@ def judge_challenger(
     }
 
 
-def _decision_sentence(decision: str, ledger: list[dict[str, Any]]) -> str:
+def _decision_sentence(decision: str, ledger: list[Check]) -> str:
     if decision == PROMOTE:
         why = next((each["sentence"] for each in ledger if each["check"] in ("beats champion", "holds its own")), "")
         return f"The challenger takes over. {why}".strip()

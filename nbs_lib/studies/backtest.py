@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.checks import PROMOTE
-from ..evaluation.paired_test import ChallengeRules, run_paired_test
+from ..evaluation.paired_test import ChallengeRules, PairedTest, run_paired_test
 from ..models.calibration import Calibration, calibrate
 from nbs_lib.models.metrics import (
     Floats,
@@ -86,7 +86,7 @@ class BacktestData:
         self.fits, self.rules, self.held, self.watch, self.slices, self.seed = fits, rules, held, watch, slices, seed
         self.table, self.roles, self.calendar = fits.table, fits.roles, fits.calendar
         self.target, self.block = self.table["_target"].to_numpy(), self.table["_block"].to_numpy()
-        self._contests: dict[tuple[BacktestModel, BacktestModel, int, bool], dict[str, Any]] = {}
+        self._contests: dict[tuple[BacktestModel, BacktestModel, int, bool], PairedTest] = {}
         self._rules: dict[BacktestModel, Calibration] = {}
 
     def output(
@@ -132,7 +132,7 @@ class BacktestData:
         challenger: BacktestModel,  # no newer than what is held back
         week: int,
         scheduled: bool,  # only the calendar called for it
-    ) -> dict[str, Any]:  # as `run_paired_test`
+    ) -> PairedTest:
         "Champion and challenger at the gate."
         key = (champion, challenger, week, scheduled)
         if key not in self._contests:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ...bundle.bundle import REQUIRED_FILES, Bundle
 from ...bundle.explanation_data import ExplanationData, quantile_positions
-from ...core.checks import ledger_entry
+from ...core.checks import Check, ledger_entry
 from ...data.arrays import input_arrays
 from ...data.roles import Roles
 from ..explainer import MAX_ADDITIVITY_GAP, Explainer
@@ -32,7 +32,7 @@ from ...models.search import FittedCandidate, Trial, refit
 def check_additivity(
     explainer: Explainer,
     rows: int = 200,  # past cases, at most
-) -> dict[str, Any]:  # check, passed, observed, needed, sentence
+) -> Check:
     "Whether explanations add up to the answers, on rows that training did not see."
     arrays = {kind: part[:rows] for kind, part in explainer.cases.past.items()}
     found = explainer.explain(arrays, strict=False)
@@ -129,7 +129,7 @@ def check_planted_columns(
     roles: Roles,  # as resolved, with views
     table: pd.DataFrame,  # a training set
     seed: int = 0,  # of whatever is drawn
-) -> list[dict[str, Any]]:  # two checks, lines of a ledger; that of the noise names the groups `below` it
+) -> list[Check]:  # two; that of the noise names the groups `below` it
     "Whether noise comes last, and whether a leak is found and named."
     rng = np.random.default_rng([seed, *b"planted"])  # a column that was made up from the same seed would be the noise
     target = table["_target"].to_numpy(np.float64)
@@ -148,7 +148,7 @@ def check_planted_columns(
     return [_noise_check(blind), _leak_check(told)]
 
 
-def _noise_check(found: Mapping[str, float]) -> dict[str, Any]:
+def _noise_check(found: Mapping[str, float]) -> Check:
     order, all_of_it = list(found), sum(found.values())
     place = order.index(PLANTED_NOISE)
     above = sum(found[code] for code in order[:place]) / all_of_it if all_of_it else 0.0
@@ -166,7 +166,7 @@ def _noise_check(found: Mapping[str, float]) -> dict[str, Any]:
     return told | {"below": below}
 
 
-def _leak_check(found: Mapping[str, float]) -> dict[str, Any]:
+def _leak_check(found: Mapping[str, float]) -> Check:
     first, part = next(iter(found)), found[PLANTED_LEAK] / (sum(found.values()) or 1.0)
     passed = first == PLANTED_LEAK
     sentence = f"A planted leak is named first, with {part:.0%} of all that moves the answers."
