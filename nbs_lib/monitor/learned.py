@@ -28,7 +28,7 @@ def load_reference(
     roles: Roles,
     path: str | Path = TRAINING_SET,
 ) -> pd.DataFrame:  # as the training set
-    "What the champion learned from, and was tested on; raises `DataError` where another table lies there."
+    "Load the rows that the champion learned from and was tested on; raises `DataError` where another table lies there."
     table, seen = read_table(path), bundle.read("reference")
     if _is_training_set(table, path, bundle, seen):
         return table
@@ -42,7 +42,7 @@ def load_reference(
 
 
 def _is_training_set(table: pd.DataFrame, path: str | Path, bundle: Bundle, seen: dict[str, Any]) -> bool:
-    "By its hash; by its end and its columns where that is not known."
+    "Compare the hash of a table with the champion's; its end and its columns where the hash is not known."
     if told := bundle.read("lineage").get("inputs", {}).get(TRAINING_SET):
         return bool(told == sha256(path))
     until = seen.get("known", {}).get("tested_until")
@@ -51,7 +51,7 @@ def _is_training_set(table: pd.DataFrame, path: str | Path, bundle: Bundle, seen
 
 
 def _champion_rows(table: pd.DataFrame, seen: dict[str, Any], roles: Roles) -> pd.DataFrame | None:
-    "The champion's rows of a later training set; None where they can't be shown to be the same."
+    "Select the champion's rows of a later training set; None where they can't be shown to be the same."
     known = seen.get("known", {})
     learned_until, tested_until = known.get("learnt_until"), known.get("tested_until")
     if None in (learned_until, tested_until) or "_time" not in table:

@@ -39,7 +39,7 @@ from ..serve.log.shadow_pairs import side_predictions as pair_answers
 def _build_profiles(
     watched: MonitoringData,
 ) -> tuple[Profile, Profile]:  # of the reference, and of all current days
-    "The rows as histograms; raises `DataError` where a column can't be read."
+    "Count the rows in histograms; raises `DataError` where a column can't be read."
     before, after = watched.reference, watched.current
     new = [name for name in after if not str(name).startswith("_") and name not in before]
     there = [name for name in watched.kinds if name in after]
@@ -95,7 +95,7 @@ def _drift_effects(
     reference: pd.DataFrame,
     bundle: Bundle | None,
 ) -> dict[str, Any]:  # by column, as `drift_effect` tells it
-    "What the drift of a column did to the answers, for those furthest over their limits."
+    "Measure how the drift of the columns furthest over their limits moved the answers."
     over = [row["column"] for row in found["columns"] if row["over"]][:_MAX_EFFECT_COLUMNS]
     if bundle is None or champion_predictions(rows.drop(columns="_output", errors="ignore").head(1), bundle) is None:
         return {}
@@ -121,7 +121,7 @@ def run_monitor(
 ) -> dict[
     str, Any
 ]:  # what JSON can hold: status, code, sentence, as_of, windows, rows, contract, drift, performance, …
-    "What is found of the rows that came; raises `DataError`."
+    "Check the rows that came, their drift, and the answers; raises `DataError`."
     spans = split_windows(watched, days)
     found = _describe_input(watched, bundle, roles, spans)
     if not spans:
@@ -176,7 +176,7 @@ def _with_status(found: dict[str, Any], status: str, sentence: str) -> dict[str,
 def _describe_input(
     watched: MonitoringData, bundle: Bundle | None, roles: Roles | None, spans: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
-    "What was looked at."
+    "Describe the rows, the champion and the windows."
     rows, has = watched.current, "_target" in watched.current
     as_of = pd.Timestamp(watched.as_of, unit="s").isoformat() if watched.as_of is not None else None
     return {
@@ -242,7 +242,7 @@ def evidently_inputs(
     found: Mapping[str, Any],  # as `run_monitor` returns it
     days: int,  # of a window
 ) -> dict[str, Any]:  # reference, current, kinds and limits, as `evidently_page` takes them
-    "The same rows, read in the same way."
+    "Return the same rows, binned in the same way, for Evidently."
     spans = split_windows(watched, days)
     rows = rows_in_window(watched.current, spans[-1]) if spans else watched.current.iloc[:0]
     columns = fit_bins(watched.reference[list(watched.kinds)], watched.kinds)

@@ -63,7 +63,7 @@ _TODO: dict[str, tuple[object, ...]] = {
 def monitor_headline(
     found: _MonitorResult,
 ) -> Block:
-    "The status, why, and what to do."
+    "Show the status, why, and what to do."
     status = found["status"]
     reasons: list[list[object]] = [[found["sentence"]]]
     if status == CONTRACT_FAILURE and found["drift"]["sentence"]:
@@ -94,7 +94,7 @@ def _change(value: float) -> str:
 def monitor_tiles(
     found: _MonitorResult,
 ) -> Block:
-    "A few large figures."
+    "Show the main figures."
     rows, spans = found["rows"], found["windows"]
     span = f"{spans[-1][0]} to {spans[-1][1]}" if spans else "no window yet"
     over = [row for row in found["drift"]["columns"] if row["over"]]
@@ -117,7 +117,7 @@ def _performance_tiles(told: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _with_interval(found: Mapping[str, Any], sign: bool = False) -> str:
-    "A value with its interval, where it has one."
+    "Format a value with its interval, where it has one."
     value = format_number(found["value"], sign=sign)
     return value if found["lo"] is None else f"{value} ({format_interval(dict(found), sign=sign)})"
 
@@ -142,7 +142,7 @@ _MAX_TABLE_ROWS = 15  # checks or columns
 def contract_table(
     found: _MonitorResult,
 ) -> Block:
-    "The checks that failed, or that all have passed."
+    "Show the checks that failed, or that all have passed."
     ledger = found["contract"]
     failed = [entry for entry in ledger if not entry["passed"]]
     if not failed:
@@ -167,7 +167,7 @@ def drift_table(
     found: _MonitorResult,
     theirs: Sequence[Mapping[str, Any]] = (),  # what Evidently found, by column
 ) -> Block:
-    "The columns that are nearest to their limits, or over; Evidently's score beside ours."
+    "Show the columns nearest to their limits, or over them; Evidently's score beside ours."
     scores = {each["column"]: each for each in theirs}
     rows, shown = [], found["drift"]["columns"][:_MAX_TABLE_ROWS]
     for row in shown:
@@ -250,7 +250,7 @@ def performance_table(
 def window_table(
     found: _MonitorResult,
 ) -> Block:
-    "What was estimated of each window before, and what came."
+    "Show the estimated and the realized metric of each earlier window."
     told = found["performance"]
     rows = [
         (
@@ -285,7 +285,7 @@ def label_coverage_note(
 def monitor_reliability_table(
     found: _MonitorResult,
 ) -> Block:
-    "What was said and what happened, in groups of similar answers."
+    "Show predicted and observed outcomes, in groups of similar answers."
     held = (found["performance"] or {}).get("calibration")
     if not held or not held["groups"]:
         return small_note("No label has come yet.")
@@ -303,7 +303,7 @@ def monitor_reliability_table(
 def monitor_slice_table(
     found: _MonitorResult,
 ) -> Block:
-    "The primary metric, level by level."
+    "Show the primary metric, level by level."
     told = found["performance"]
     rows = [
         (each["column"], each["level"], f"{each['rows']:,}", _with_interval(each[told["metric"]]))

@@ -29,7 +29,7 @@ def champion_predictions(
     rows: pd.DataFrame,
     bundle: Bundle | None,  # asked where it is not known what was answered
 ) -> Floats | None:  # None: there is no model, or it can't take these rows
-    "What the champion answered, or answers now where another one did."
+    "Return the champion's logged answers, and ask it now where another model answered."
     own = _is_own_answer(rows, bundle)
     if own.all() and "_output" in rows:
         return rows["_output"].to_numpy(np.float64)
@@ -67,7 +67,7 @@ def _targets_and_outputs(
 def _test_rows(
     watched: MonitoringData,
 ) -> pd.DataFrame:  # none where the reference is not split by time
-    "The reference's rows that the champion did not learn from."
+    "Select the reference's rows that the champion did not learn from."
     rows = watched.reference
     return rows[rows["_split"] == "test"] if "_split" in rows and watched.timed else rows[:0]
 
@@ -75,7 +75,7 @@ def _test_rows(
 def _test_windows(
     watched: MonitoringData, bundle: Bundle | None, days: int
 ) -> dict[tuple[int, int], TargetsAndOutputs]:
-    "The same in windows that end with their last day."
+    "Split targets and answers of the test rows into windows that end with their last day."
     rows = _test_rows(watched)
     last = int(rows["_block"].max()) if len(rows) else 0
     count = int((last - rows["_block"].min()) // days) + 1 if len(rows) else 0
@@ -158,7 +158,7 @@ def _promised_metric(
     bundle: Bundle | None,
     task: str,  # binary, multiclass or regression
 ) -> dict[str, Any] | None:  # value, lo, hi; None: there are no test rows
-    "The primary metric of the champion on its test rows."
+    "Compute the primary metric of the champion on its test rows."
     rows = _test_rows(watched)
     known = _targets_and_outputs(rows, bundle)
     if known is None:

@@ -37,7 +37,7 @@ _DAY_S = 86400
 
 @dataclass(frozen=True)
 class MonitoringData:
-    "Rows that were learned from, and rows that came since; with `_time`, `_block`, `_target` and `_output` where known."
+    "Rows that were learned from, and rows since; with `_time`, `_block`, `_target` and `_output` where known."
 
     reference: pd.DataFrame
     current: pd.DataFrame
@@ -55,7 +55,7 @@ class MonitoringData:
 def _parse_as_of(
     as_of: str | None,  # a day or a time, UTC
 ) -> int | None:  # seconds since 1970
-    "The moment that is meant; raises `ParamsError`."
+    "Parse a day or a time; raises `ParamsError`."
     if as_of is None:
         return None
     read = pd.to_datetime(as_of, utc=True, errors="coerce")
@@ -68,7 +68,7 @@ def end_of_last_full_day(
     table: pd.DataFrame,  # with `_time` and `_block`
     zone: str,  # of the days
 ) -> int | None:  # seconds since 1970; None: there are no rows
-    "The end of the last day with an ordinary number of rows: single rows from the future don't move it."
+    "Return the end of the last day with an ordinary number of rows: single rows from the future don't move it."
     days, rows = np.unique(table["_block"].to_numpy(np.int64), return_counts=True)
     if not len(days):
         return None
@@ -85,7 +85,7 @@ def load_from_log(
     reference: str | Path | None = None,  # a CSV or Parquet file; None: the champion's training set
     served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> MonitoringData:
-    "What was learned from, and what was answered since; raises `DataError`, `StoreError` or `BundleError`."
+    "Load the rows learned from and those answered since; raises `DataError`, `StoreError` or `BundleError`."
     then, path = (
         (_read_table(reference), str(reference)) if reference else (load_reference(bundle, roles), TRAINING_SET)
     )
@@ -113,14 +113,14 @@ def champion_as_of(
     bundle: Bundle,
     roles: Roles,
 ) -> str | None:  # a day or a time, UTC; None: rows have no time
-    "What the champion knows ends there."
+    "Return the moment at which the champion's data end."
     return bundle.read("reference").get("known", {}).get("as_of") or roles.as_of
 
 
 def monitored_inputs(
     bundle: Bundle,
 ) -> dict[str, str]:  # by input
-    "The inputs that are compared: numbers and texts; times never come again."
+    "Return the inputs to compare: numbers and texts; times never come again."
     return {name: kind for kind in (NUMERIC, CATEGORICAL) for name in bundle.names[kind]}
 
 
@@ -129,7 +129,7 @@ def _delay(roles: Roles) -> int:
 
 
 def _next_day(known: int | None, zone: str) -> int | None:
-    "The first local day that begins at or after a moment."
+    "Return the first local day that begins at or after a moment."
     return None if known is None else _local_day(known - 1, zone) + 1
 
 
@@ -140,7 +140,7 @@ def _local_day(seconds: int, zone: str) -> int:
 def _limit_to_as_of(
     watched: MonitoringData,  # as read
 ) -> MonitoringData:
-    "Without rows later than `as_of`, and labels only where they are due."
+    "Drop rows later than `as_of`, and labels that are not yet due."
     rows = watched.current
     if not watched.timed:
         return watched
@@ -155,7 +155,7 @@ def _limit_to_as_of(
 def _read_table(
     path: str | Path,  # a `.csv` or `.parquet` file
 ) -> pd.DataFrame:
-    "A table as it is; raises `DataError` where it is missing, empty, damaged or neither."
+    "Read a CSV or Parquet table; raises `DataError` where it is missing, empty, damaged or neither."
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} is missing: name a CSV or Parquet file.")
@@ -176,7 +176,7 @@ def load_from_tables(
     bundle: Bundle | None = None,  # the champion; None: there is none
     as_of: str | None = None,  # what is known; None: the end of the last ordinary day
 ) -> MonitoringData:
-    "Two tables; raises `DataError`."
+    "Load two tables; raises `DataError`."
     before = (
         load_reference(bundle, roles) if not reference and bundle and roles else _read_table(reference or TRAINING_SET)
     )
@@ -201,7 +201,7 @@ def load_from_tables(
 
 
 def _common_inputs(bundle: Bundle | None, before: pd.DataFrame, after: pd.DataFrame) -> dict[str, str]:
-    "The champion's inputs; what a store brings is compared where both tables have it."
+    "Return the champion's inputs; what a store brings is compared where both tables have it."
     if bundle is None:
         return {}
     sent = {each["name"] for each in bundle.schema["inputs"] if each.get("from", "request") == "request"}
@@ -213,7 +213,7 @@ def _common_inputs(bundle: Bundle | None, before: pd.DataFrame, after: pd.DataFr
 
 
 def _excluded_columns(roles: Roles | None) -> set[str]:
-    "Columns that are no input."
+    "Return the columns that are no input."
     if roles is None:
         return set()
     later = {name for name, about in roles.columns.items() if about["role"] == "later"}
@@ -229,7 +229,7 @@ def _kind(values: pd.Series) -> str | None:
 def _time_columns(
     before: pd.DataFrame, after: pd.DataFrame, roles: Roles | None, path: str
 ) -> tuple[str | None, str | None]:
-    "The column of times of each, where both have one."
+    "Find the column of times of each table, where both have one."
     names = ["_time", *([roles.timestamp] if roles and roles.timestamp else [])]
     then = [name for name in names if name in before]
     now = [name for name in names if name in after]
@@ -241,14 +241,14 @@ def _time_columns(
 
 
 def _require_all_timed(table: pd.DataFrame, shaped: pd.DataFrame, time: str | None, path: str) -> pd.DataFrame:
-    "The table as shaped, if no row was lost."
+    "Return the table with times, if no row was lost; raises `DataError` otherwise."
     if lost := len(table) - len(shaped):
         raise DataError(f"{path}: {lost:,} of {len(table):,} rows have no time in column {time!r}: correct them.")
     return shaped
 
 
 def _with_time_and_target(table: pd.DataFrame, time: str | None, zone: str, roles: Roles | None) -> pd.DataFrame:
-    "A table with times and targets as the log has them; rows whose number is no time are left out."
+    "Add times and targets as the log has them; rows whose number is no time are left out."
     found: dict[str, Any] = {"_time": 0, "_block": 0}
     if time and pd.api.types.is_numeric_dtype(table[time]):
         table = table[table[time].between(MIN_TIME_S, MAX_TIME_S)].reset_index(drop=True)
@@ -266,7 +266,7 @@ def _with_time_and_target(table: pd.DataFrame, time: str | None, zone: str, role
 def load_for_turn(
     turn: Mapping[str, Any],  # as_of, reference and current, each None by default
 ) -> tuple[MonitoringData, Bundle | None, Roles | None]:  # and the champion, and what is known of the columns
-    "The rows of a turn; raises `UserError` where there are none to read."
+    "Load the rows of a turn; raises `UserError` where there are none to read."
     roles = Roles.load(CONTRACT_FILE) if CONTRACT_FILE.exists() else None
     try:
         bundle = Bundle.open(champion_path())
@@ -301,7 +301,7 @@ def split_windows(
 def format_day(
     day: int,  # since 1970-01-01
 ) -> str:  # such as 2020-02-13
-    "A day as people write it."
+    "Write a day as a date."
     return str(pd.Timestamp(0) + pd.Timedelta(day, "D"))[:10]
 
 
@@ -309,5 +309,5 @@ def rows_in_window(
     table: pd.DataFrame,  # with `_block`
     window: tuple[int, int],  # first and last day
 ) -> pd.DataFrame:
-    "The rows of a window."
+    "Select the rows of a window."
     return table[table["_block"].between(*window)]
