@@ -20,8 +20,9 @@ from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import DataError, UserError
 from nbs_lib.data.roles import Roles
+from nbs_lib.monitor.from_log import load_from_log
+from nbs_lib.monitor.from_tables import load_from_tables
 from nbs_lib.monitor.monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, run_monitor
-from nbs_lib.monitor.watched import load_from_log, load_from_tables
 
 DAY, HOURS, LEARNED, CAME = 86400, 24, 120, 21
 KNOWN = Roles("a.csv", "sold", "binary", ["no", "yes"], timestamp="when", key=["number"], label_delay="1d")
