@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.run_results import format_interval, format_number, metric_label
-from .monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH
+from .monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, MonitorResult
 from nbs_lib.pages.blocks import (
     BAD,
     GOOD,
@@ -27,8 +27,6 @@ from nbs_lib.pages.blocks import (
 )
 
 # %% ../../notebooks/lib/monitor/11_page.ipynb #4512474f
-_MonitorResult = Mapping[str, Any]  # what `monitor` returns
-
 _TONES = {OK: GOOD, WATCH: WARN, DRIFT: BAD, CONTRACT_FAILURE: BAD, INSUFFICIENT: WARN, NO_DATA: WARN}
 _HEADLINES = {
     OK: "What comes looks like what was learned from",
@@ -61,17 +59,17 @@ _TODO: dict[str, tuple[object, ...]] = {
 
 
 def monitor_headline(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Show the status, why, and what to do."
-    status = found["status"]
-    reasons: list[list[object]] = [[found["sentence"]]]
-    if status == CONTRACT_FAILURE and found["drift"]["sentence"]:
-        reasons.append([found["drift"]["sentence"]])
-    moved = sorted(found["effects"], key=lambda name: -found["effects"][name]["size"])
-    effects = [_effect_text(name, found) for name in moved]
+    status = result.status
+    reasons: list[list[object]] = [[result.sentence]]
+    if status == CONTRACT_FAILURE and result.drift["sentence"]:
+        reasons.append([result.drift["sentence"]])
+    moved = sorted(result.effects, key=lambda name: -result.effects[name]["size"])
+    effects = [_effect_text(name, result) for name in moved]
     reasons += [[" ".join(effects[:2])]] if effects else []
-    stale = {e["column"] for e in found["contract"] if not e["passed"] and e["severity"] == "warn" and e["column"]}
+    stale = {e["column"] for e in result.contract if not e["passed"] and e["severity"] == "warn" and e["column"]}
     if stale:
         what = "1 column looks" if len(stale) == 1 else f"{len(stale)} columns look"
         told = f"{what} as if the feature store had not been refreshed: first of all, "
@@ -79,8 +77,8 @@ def monitor_headline(
     return callout(_TONES[status], status.upper(), _HEADLINES[status], reasons, _TODO[status])
 
 
-def _effect_text(name: str, found: _MonitorResult) -> str:
-    effect, shares = found["effects"][name], list(found["importance"])
+def _effect_text(name: str, result: MonitorResult) -> str:
+    effect, shares = result.effects[name], list(result.importance)
     place = f"{name} is input {shares.index(name) + 1} of {len(shares)} by importance" if name in shares else name
     if effect["size"] < 5e-5:
         return f"{place}; its drift moved no answer."
@@ -92,16 +90,16 @@ def _change(value: float) -> str:
 
 
 def monitor_tiles(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Show the main figures."
-    rows, spans = found["rows"], found["windows"]
+    rows, spans = result.rows, result.windows
     span = f"{spans[-1][0]} to {spans[-1][1]}" if spans else "no window yet"
-    over = [row for row in found["drift"]["columns"] if row["over"]]
-    count = len(found["drift"]["columns"])
+    over = [row for row in result.drift["columns"] if row["over"]]
+    count = len(result.drift["columns"])
     items = [("rows in the window", f"{rows['window']:,}", span)]
     items.append(("columns over their limit", f"{len(over)}", f"of {count}"))
-    items += _performance_tiles(found["performance"]) if found["performance"] else []
+    items += _performance_tiles(result.performance) if result.performance else []
     return metric_tiles(items)
 
 
@@ -123,10 +121,10 @@ def _with_interval(found: Mapping[str, Any], sign: bool = False) -> str:
 
 
 def excluded_rows_note(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Rows that count once, not, or not yet."
-    rows = found["rows"]
+    rows = result.rows
     told = {
         "duplicates": "rows repeat the id of another one: each counts once",
         "conflicts": "rows have labels that contradict each other: the first one counts",
@@ -140,10 +138,10 @@ _MAX_TABLE_ROWS = 15  # checks or columns
 
 
 def contract_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Show the checks that failed, or that all have passed."
-    ledger = found["contract"]
+    ledger = result.contract
     failed = [entry for entry in ledger if not entry["passed"]]
     if not failed:
         return small_note(
@@ -164,22 +162,22 @@ _DRIFT_LABELS: dict[bool | None, str] = {True: "drift", False: "no drift", None:
 
 
 def drift_table(
-    found: _MonitorResult,
+    result: MonitorResult,
     theirs: Sequence[Mapping[str, Any]] = (),  # what Evidently found, by column
 ) -> Block:
     "Show the columns nearest to their limits, or over them; Evidently's score beside ours."
     scores = {each["column"]: each for each in theirs}
-    rows, shown = [], found["drift"]["columns"][:_MAX_TABLE_ROWS]
+    rows, shown = [], result.drift["columns"][:_MAX_TABLE_ROWS]
     for row in shown:
         name, score = row["column"], scores.get(row["column"], {})
         missing = f"{_share(row['nulls'])} ({_share(row['nulls_reference'])})"
-        effect = found["effects"].get(name)
+        effect = result.effects.get(name)
         rows.append(
             (
                 name,
                 badge("over", BAD) if row["over"] else "",
                 _score_and_limit(row["distance"], row["limit"]),
-                _share(found["importance"].get(name)),
+                _share(result.importance.get(name)),
                 _change(effect["output"]) if effect else "",
                 (
                     _score_and_limit(score.get("score"), score.get("limit")),
@@ -205,10 +203,10 @@ _MAX_MOVED_ROWS = 3  # rows of each column
 
 
 def moved_rows_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Which rows the drift moved most."
-    effects = sorted(found["effects"].items(), key=lambda each: -each[1]["size"])
+    effects = sorted(result.effects.items(), key=lambda each: -each[1]["size"])
     rows = [
         (name, each["id"], "missing" if each["value"] is None else each["value"], _change(each["change"]))
         for name, effect in effects
@@ -222,10 +220,10 @@ def moved_rows_table(
 
 # %% ../../notebooks/lib/monitor/11_page.ipynb #0af5b7e5
 def performance_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Each metric as estimated and as realized, and what was promised."
-    told = found["performance"]
+    told = result.performance
     if not told:
         return small_note("There are no answers to judge: no champion, or it can't take these rows.")
     promised = (told["worse"] or {}).get("promised")
@@ -248,10 +246,10 @@ def performance_table(
 
 
 def window_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Show the estimated and the realized metric of each earlier window."
-    told = found["performance"]
+    told = result.performance or {}
     rows = [
         (
             " to ".join(each["window"]),
@@ -268,10 +266,10 @@ def window_table(
 
 
 def label_coverage_note(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "How many labels have come, and how far the answers are off on average."
-    told = found["performance"]
+    told = result.performance
     if not told:
         return small_note("")
     seen, held = told["coverage"], told["calibration"]
@@ -283,10 +281,10 @@ def label_coverage_note(
 
 
 def monitor_reliability_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Show predicted and observed outcomes, in groups of similar answers."
-    held = (found["performance"] or {}).get("calibration")
+    held = (result.performance or {}).get("calibration")
     if not held or not held["groups"]:
         return small_note("No label has come yet.")
     rows = [
@@ -301,10 +299,10 @@ def monitor_reliability_table(
 
 
 def monitor_slice_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "Show the primary metric, level by level."
-    told = found["performance"]
+    told = result.performance or {}
     rows = [
         (each["column"], each["level"], f"{each['rows']:,}", _with_interval(each[told["metric"]]))
         for each in (told["slices"] if told else [])
@@ -321,10 +319,10 @@ def _count(value: Any) -> str:
 
 
 def service_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "On which rungs the rows were answered, and what else the service counted."
-    told = dict(found["service"])
+    told = dict(result.service)
     rungs = told.pop("rungs", {})
     total = sum(rungs.values())
     rows = [(f"answered on the rung {name}", f"{count:,}", f"{count / total:.1%}") for name, count in rungs.items()]
@@ -337,10 +335,10 @@ def service_table(
 
 
 def shadow_table(
-    found: _MonitorResult,
+    result: MonitorResult,
 ) -> Block:
     "How the challenger in shadow does beside the champion."
-    told = found["shadow"]
+    told = result.shadow
     if not told:
         return small_note("No challenger stands in the shadow, or none of its labels has come.")
     gain = "-" if told["diff"] is None else f"{format_number(told['diff'], 4, True)} ({format_interval(told, 4, True)})"
