@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from ship_fixtures import NUMBERS, SCHEMA, WORDS, make_bundle
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import DataError, UserError
 from nbs_lib.data.roles import Roles
+from nbs_lib.monitor.from_log import load_from_log
+from nbs_lib.monitor.from_tables import load_from_tables
 from nbs_lib.monitor.monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, run_monitor
-from nbs_lib.monitor.watched import load_from_log, load_from_tables
 
 DAY, HOURS, LEARNED, CAME = 86400, 24, 120, 21
 KNOWN = Roles("a.csv", "sold", "binary", ["no", "yes"], timestamp="when", key=["number"], label_delay="1d")
@@ -63,7 +64,7 @@ def found(
     folder: Path, came: Table, learned: Table | None = None, bundle: Bundle | None = None, **more: Any
 ) -> dict[str, Any]:
     watched = compared(folder, came, learned, bundle=bundle, **more)
-    finding = run_monitor(watched, bundle, more.get("roles", KNOWN))
+    finding = asdict(run_monitor(watched, bundle, more.get("roles", KNOWN)))
     json.dumps(finding, allow_nan=False)
     assert finding["sentence"].endswith((".", "?"))
     return finding
@@ -155,7 +156,7 @@ def test_a_broken_table_is_a_sentence(name: str, tmp_path: Path, bundle: Bundle)
 
 def alone(folder: Path, came: Table, bundle: Bundle) -> dict[str, Any]:
     """With windows of a day."""
-    return run_monitor(compared(folder, came, bundle=bundle), bundle, KNOWN, days=1)
+    return asdict(run_monitor(compared(folder, came, bundle=bundle), bundle, KNOWN, days=1))
 
 
 def test_what_jumps_from_one_week_to_the_next_is_seen(tmp_path: Path, bundle: Bundle) -> None:
@@ -302,7 +303,7 @@ def test_the_log_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         load_from_log("log", roles, bundle, None, "data/training_set.parquet", "served")
     with pytest.raises(DataError, match=r"is not what champion \w+ learned from: bring back"):
         load_from_log("log", roles, bundle, None, None, "served")
-    finding = run_monitor(watched, bundle, roles)
+    finding = asdict(run_monitor(watched, bundle, roles))
     assert finding["windows"] == [["1970-06-01", "1970-06-07"], ["1970-06-08", "1970-06-14"]]
     assert sum(finding["service"]["rungs"].values()) == 280
     assert finding["labels"]["new"] == 260 + 1  # of the last day one is due

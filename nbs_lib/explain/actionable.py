@@ -30,7 +30,7 @@ _FORM = f"{_PARAM_KEY} must list columns, such as [price] or [{{start: [end]}}],
 
 
 def _parse_param(marked: str | Sequence[Any]) -> dict[str, list[str]]:
-    "What a user wrote, by column."
+    "Parse what a user wrote, by column."
     found: dict[str, list[str]] = {}
     for each in [marked] if isinstance(marked, str) else marked:
         pairs = each.items() if isinstance(each, Mapping) else [(each, [])]
@@ -46,7 +46,7 @@ def _parse_param(marked: str | Sequence[Any]) -> dict[str, list[str]]:
 
 
 def _source_actionable(roles: "Roles", inputs: Sequence[str]) -> dict[str, list[str]]:
-    "What the source marks, as far as it is learned from."
+    "Return the columns that the source marks as actionable, as far as the model learns from them."
     there = {name for name, about in roles.columns.items() if about["role"] not in ("dropped", "later", "target")}
     return {
         name: [other for other in about["actionable"] if other in there]
@@ -88,15 +88,18 @@ def _check_along(roles: "Roles", name: str, other: str, sent: Iterable[str]) -> 
     if other == roles.timestamp or other in roles.time:
         if unit_seconds(unit) is None:
             raise ParamsError(
-                f"{_PARAM_KEY}: {other!r} is a time, and {name!r} has the unit {unit!r}, none of {', '.join(_UNIT_SECONDS)}."
+                f"{_PARAM_KEY}: {other!r} is a time, and {name!r} has the unit {unit!r}, "
+                f"none of {', '.join(_UNIT_SECONDS)}."
             )
     elif other not in roles.numeric or other in roles.identities:
         raise ParamsError(
-            f"{_PARAM_KEY}: {other!r} can't move along with {name!r}: it is neither a number nor a time that is learned from."
+            f"{_PARAM_KEY}: {other!r} can't move along with {name!r}: "
+            "it is neither a number nor a time that is learned from."
         )
     elif (others := str(about.get("unit") or "")) != unit:
         raise ParamsError(
-            f"{_PARAM_KEY}: {other!r} has the unit {others!r}, and {name!r} {unit!r}: they can't move by the same amount."
+            f"{_PARAM_KEY}: {other!r} has the unit {others!r}, and {name!r} {unit!r}: "
+            "they can't move by the same amount."
         )
 
 
@@ -105,7 +108,7 @@ def actionable_columns(
     roles: "Roles",
     inputs: Sequence[str],  # of all graphs
 ) -> dict[str, list[str]]:  # by column: those that move along
-    "What somebody can still change; raises `ParamsError` naming the column."
+    "Return the columns that somebody can still change; raises `ParamsError` naming the column."
     found = _source_actionable(roles, inputs) if marked == "auto" else _parse_param(marked)
     sent = [name for name in inputs if not roles.columns[name].get("from")]
     for name, along in found.items():
@@ -118,7 +121,7 @@ def actionable_columns(
 def describe_actionable(
     found: Mapping[str, Sequence[str]],  # what `actionable_columns` gave
 ) -> str:
-    "What somebody can still change, for people."
+    "Describe the columns that somebody can still change."
     if not found:
         return (
             "No column is marked as one that somebody can still change: `explain.actionable` in params.yaml lists them."

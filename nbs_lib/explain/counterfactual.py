@@ -32,7 +32,7 @@ _OF_TIME = (1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 240.0, 480.0, 1440.0) 
 
 
 def _step(least: float, of_time: bool) -> float:
-    "A step that people count in, not below another."
+    "Round a step up to one that people count in."
     if of_time and 1 <= least <= _OF_TIME[-1]:
         return next(step for step in _OF_TIME if step >= least)
     power = 10.0 ** floor(np.log10(least))
@@ -62,7 +62,7 @@ _BOOLEANS: list[Any] = [False, True]
 
 @dataclass(frozen=True)
 class _Column:
-    "Something that somebody can still change."
+    "An actionable column and the values to try."
 
     about: RequestField
     place: int  # in a row
@@ -72,7 +72,7 @@ class _Column:
     moves: bool = False  # whether the moment that a row is about moves along
 
     def row(self, row: Row, value: Any) -> Row | None:
-        "A row with another value; None where that is not plausible."
+        "Return the row with another value; None where that is not plausible."
         new = list(row)
         new[self.place] = value
         for place, other, factor in self.along:
@@ -86,7 +86,7 @@ class _Column:
 
 
 def _columns(served: ServedModel, marked: Mapping[str, Sequence[str]]) -> list[_Column]:
-    "What can be changed, in the order of the bundle."
+    "Return the actionable columns, in the order of the bundle."
     known, schema = served.bundle.read("reference").get("inputs", {}), served.bundle.schema
     fields = {each.name: (place, each) for place, each in enumerate(served.request_parser.fields)}
     found = []
@@ -107,7 +107,7 @@ def _columns(served: ServedModel, marked: Mapping[str, Sequence[str]]) -> list[_
 
 # %% ../../notebooks/lib/explain/07_counterfactual.ipynb #50f8c9cb
 class _RowViewValues:
-    "What a row brings of views."
+    "The view values that a row brings with it."
 
     def __init__(self, served: ServedModel, base: Row, answers: Predictions) -> None:
         layout, payload = InputLayout(served.bundle), served.request_parser
@@ -121,7 +121,7 @@ class _RowViewValues:
         ]
 
     def with_view_values(self, row: Row, forget: bool) -> Row:
-        "A changed row with what views know of it."
+        "Return a changed row with its view values."
         same = {view: all(row[k] == self.row[k] for k in places) for view, places in self.entity.items()}
         values = [
             None if forget and not self.lasting[each.view] else value if same[each.view] else UNSET
@@ -131,12 +131,12 @@ class _RowViewValues:
 
 
 def _to_row_value(value: Any) -> Any:
-    "A value of an array as a row holds it."
+    "Convert a value of an array to what a row holds."
     return None if value != value or value == "" else value if isinstance(value, str) else float(value)
 
 
 def _with_logged_values(served: ServedModel, row: Row, arrays: Mapping[str, Array] | None) -> Row:
-    "A row with what was known of it when it was answered, where that is known."
+    "Return a row with the view values that its logged answer was given with, where they are known."
     payload, layout = served.request_parser, InputLayout(served.bundle)
     if arrays is None or len(payload.fields) == payload.n_request_fields:
         return row
@@ -160,7 +160,7 @@ _FormatValue = Callable[[str, Any], str]  # a column and its value, in the user'
 
 @dataclass
 class _Candidate:
-    "A candidate, and what it would be answered."
+    "A changed row and its prediction."
 
     value: Any
     rows: list[int]  # its answers
@@ -168,7 +168,7 @@ class _Candidate:
 
 
 class _Decisions:
-    "What answers mean."
+    "The decisions that predictions lead to."
 
     def __init__(self, served: ServedModel, answers: Predictions) -> None:
         self.bundle, self.answers = served.bundle, answers
@@ -179,7 +179,7 @@ class _Decisions:
             self.all = self.bundle.decide(answers.output, answers.margin)["class"].tolist()
 
     def of(self, rows: Sequence[int], failed: set[int]) -> Any:
-        "What some answers decide alike, if it can be told and is not what the first one does; None otherwise."
+        "Return the decision that some predictions share, if it differs from the first one's; None otherwise."
         told = {self.all[k] for k in rows}
         sure = not any(self.answers.rungs[k] == PRIOR_RUNG or self._lost(k, failed) for k in rows)
         if not sure or len(told) > 1 or self.all[0] in told:
@@ -204,14 +204,14 @@ class _Decisions:
         return any(self._lost(k, failed) for k in range(len(self.all)))
 
     def outputs(self, rows: Sequence[int], otherwise: Any) -> tuple[float, float]:
-        "The lowest and the highest answer; of many classes the probability of the new one."
+        "Return the lowest and the highest prediction; of many classes the probability of the new one."
         column = self.bundle.classes.index(otherwise) if self.bundle.task == "multiclass" else 0
         found = self.answers.output[list(rows), column]
         return float(found.min()), float(found.max())
 
 # %% ../../notebooks/lib/explain/07_counterfactual.ipynb #e008b107
 def _nearest(column: _Column, value: Any, tried: list[_Candidate]) -> list[_Candidate]:
-    "The candidates that would change it: of numbers the nearest range, of texts the most frequent ones."
+    "Return the candidates that change the decision: of numbers the nearest range, of texts the most frequent ones."
     good = [k for k, each in enumerate(tried) if each.otherwise is not None]
     if not good or column.about.kind != "number":
         same = [tried[k] for k in good if tried[k].otherwise == tried[good[0]].otherwise]
@@ -232,7 +232,7 @@ def _range(low: str, high: str) -> str:
 def _sentence(
     decided: _Decisions, column: _Column, found: list[_Candidate], ends: tuple[float, float], shown: _FormatValue
 ) -> str:
-    "What a change would do."
+    "Write what a change would do."
     about, name = column.about.about, column.about.name
     called = str(about.get("description") or "").partition(",")[0].partition(" (")[0].strip()
     values = [shown(name, each.value) for each in found]
@@ -263,7 +263,7 @@ def find_counterfactuals(
     arrays: Mapping[str, Array] | None = None,  # what the graphs were fed with then, of an answer from the log, N = 1
     written: _FormatValue | None = None,  # a column and its value, in the user's units
 ) -> dict[str, Any]:  # text; changes: column, along, low, high, values, output_low, output_high, text; smallest first
-    "The smallest changes that would decide a row otherwise."
+    "Find the smallest changes of one column each that change the decision on a row."
     marked = served.bundle.schema.get("actionable")
     if not marked:
         return {"text": NOTHING_ACTIONABLE, "changes": []}
@@ -290,12 +290,13 @@ def find_counterfactuals(
 
 
 def _no_change_text(columns: Sequence[_Column], base: Row, unread: bool) -> str:
-    "What is said where no change was found."
+    "Write why no change was found."
     unknown = [column.about.name for column in columns if base[column.place] in (None, "")]
     if unread:
         return VIEWS_NOT_READABLE
     if unknown:
-        return f"What would change it can't be told of {join_words([single_line(name) for name in unknown])}, which is not known."
+        names = join_words([single_line(name) for name in unknown])
+        return f"What would change it can't be told of {names}, which is not known."
     return NO_CHANGE_FOUND if len(columns) == 1 else NO_CHANGE_FOUND.replace(".", " by itself.")
 
 
@@ -312,7 +313,7 @@ def _describe_change(
 
 
 def _candidates(columns: Sequence[_Column], views: _RowViewValues) -> tuple[list[Row], list[list[_Candidate]]]:
-    "The row as if nothing were known of it, then those of candidates; by column, which are whose, counted from 1."
+    "Return the row without view values, then its candidates, and each column's candidates, counted from 1."
     rows = [views.with_view_values(views.row, True)]
     tried: list[list[_Candidate]] = []
     for column in columns:
@@ -329,7 +330,7 @@ def _candidates(columns: Sequence[_Column], views: _RowViewValues) -> tuple[list
 
 
 def _concat_predictions(one: Predictions, others: Predictions) -> Predictions:
-    "The answer of a row, and those of its candidates."
+    "Join the prediction of a row with those of its candidates."
     output, margin = (np.concatenate([getattr(each, part) for each in (one, others)]) for part in ("output", "margin"))
     rungs, statuses = [*one.rungs, *others.rungs], [*one.statuses, *others.statuses]
     return Predictions(output, margin, rungs, [*one.history, *others.history], one.arrays, {}, [], statuses)

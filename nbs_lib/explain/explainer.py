@@ -25,7 +25,7 @@ from .tree_ensemble import TreeEnsemble, extract_tree_ensemble
 # %% ../../notebooks/lib/explain/03_explainer.ipynb #05bf1a06
 @dataclass(frozen=True)
 class InputGroup:
-    "What people are told of as one thing."
+    "Inputs that are explained together."
 
     code: str  # of an input that came with the request, its name; of a view, `view:` and its name
     view: str | None  # None: it came with the request
@@ -35,7 +35,7 @@ class InputGroup:
 def _group_inputs(
     layout: InputLayout,  # of a bundle
 ) -> list[InputGroup]:  # in the order of the inputs
-    "The inputs of all graphs, put together."
+    "Group the inputs of all graphs."
     found: dict[str, list[int]] = {}
     names = [name for each in layout.names.values() for name in each]
     for place, name in enumerate(names):
@@ -130,7 +130,7 @@ def gap(
 
 @dataclass(frozen=True)
 class Explanation:
-    "What moved some answers, in units of the margin."
+    "The SHAP values of some predictions, in units of the margin."
 
     margin: Array  # as answered, shape [N, 1 or K]
     output: Array  # as answered, shape [N, 1 or K]
@@ -141,12 +141,12 @@ class Explanation:
 
 
 def _max_gap(found: Explanation) -> float:
-    "The widest gap of what was answered at all: a graph may give no number where something is missing."
+    "Return the widest gap among finite margins: a graph may give no number where something is missing."
     return float(found.gap[np.isfinite(found.margin).all(axis=1)].max(initial=0.0))
 
 
 def _first_known(values: Array) -> int:
-    "The first row that has a value; of texts, the most frequent one."
+    "Return the first row that has a value; of texts, one with the most frequent value."
     if values.dtype == object:
         levels, first, counts = np.unique(values.astype(str), return_index=True, return_counts=True)
         return int(first[np.where(levels == "", 0, counts).argmax()]) if len(levels) else 0
@@ -155,7 +155,7 @@ def _first_known(values: Array) -> int:
 
 
 class _GraphExplainer:
-    "What explains one graph of a bundle."
+    "The explainer of one graph of a bundle."
 
     def __init__(self, bundle: Bundle, cases: ExplanationData, context: bool) -> None:
         layout, own = InputLayout(bundle), bundle.context_names if context else bundle.names
@@ -185,7 +185,7 @@ class _GraphExplainer:
             raise BundleError(f"bundle {bundle.id[:12]} can't be explained: its answers are missed by {worst:.1e}.")
 
     def of(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        "What this graph takes, of what all graphs take."
+        "Return the arrays that this graph takes."
         return {kind: arrays[kind][:, part] for kind, part in self.taken.items()}
 
     def explain(self, arrays: dict[str, Array]) -> Explanation:
@@ -195,14 +195,14 @@ class _GraphExplainer:
 
 
 class Explainer:
-    "Explains the answers of a bundle, whichever of its graphs gave them."
+    "The explainer of a bundle, for answers of each of its graphs."
 
     def __init__(
         self,
         bundle: Bundle,
         cases: ExplanationData | None = None,  # those of the bundle by default
     ) -> None:
-        "Raises `BundleError` where the bundle holds no cases, or its answers can't be added up to."
+        "Open the model's graph; raises `BundleError` where the bundle holds no cases, or SHAP values miss its answers."
         self.bundle, self.layout = bundle, InputLayout(bundle)
         self.cases = cases or ExplanationData.of(bundle)
         self.inputs = [name for each in self.layout.names.values() for name in each]
@@ -221,7 +221,7 @@ class Explainer:
         rung: str = "model",  # that answered the rows
         strict: bool = True,  # False: also what misses its answer
     ) -> Explanation:
-        "What moved some answers; raises `BundleError` where the sum of an explanation misses its answer."
+        "Compute SHAP values; raises `BundleError` where their sum misses the answer."
         if rung == PRIOR_RUNG:
             return self._of_prior(len(arrays["numeric"]))
         graph = self._of(rung == CONTEXT_RUNG)
@@ -242,7 +242,7 @@ class Explainer:
         self,
         values: Array,  # by input, shape [N, inputs, ...]
     ) -> Array:  # shape [N, groups, ...]
-        "The sum of each group."
+        "Sum the values of each group."
         return np.stack([values[:, list(group.inputs)].sum(axis=1) for group in self.groups], axis=1)
 
 # %% ../../notebooks/lib/explain/03_explainer.ipynb #c219350f
@@ -258,7 +258,7 @@ def base_output(
     task: str,  # binary, multiclass or regression
     base: Array,  # shape [1 or K]
 ) -> Array:  # probability of class 1, of each class, or the value, shape [1 or K]
-    "What is answered in the usual case."
+    "Return the answer in the usual case."
     if task == "regression":
         return base
     if task == "binary":
@@ -272,7 +272,7 @@ def output_contributions(
     base: Array,  # shape [1 or K]
     values: Array,  # by input or group, shape [N, G, 1 or K]
 ) -> Array:  # shape [N, G, 1 or K]; with the usual output they add up to the answered one
-    "What each input moved, in probability, or in units of the target."
+    "Convert SHAP values to probability, or to units of the target."
     if task == "regression":
         return values
     whole = values.sum(axis=1)  # shape [N, K]

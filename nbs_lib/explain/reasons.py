@@ -20,7 +20,7 @@ from .text import capitalize_first, humanize, is_missing_value, single_line, val
 # %% ../../notebooks/lib/explain/06_reasons.ipynb #f293c553
 @dataclass(frozen=True)
 class _Input:
-    "What is said of an input."
+    "An input in words."
 
     name: str
     kind: str
@@ -31,7 +31,7 @@ class _Input:
     seen: frozenset[str] | None  # the levels that training saw; None: not listed
 
     def value(self, value: Any) -> str:
-        "A value with what is to be said of it."
+        "Write a value with its description."
         shown = value_text(value, self.about)
         new = self.seen is not None and not is_missing_value(value) and value not in self.seen
         return f"{shown}, which training never saw" if new else shown
@@ -52,7 +52,7 @@ class _Input:
         return phrase if "{value}" in phrase else ""
 
     def as_subject(self, value: Any) -> str:
-        "What moved an answer: the subject of a sentence."
+        "Write the input and its value as the subject of a sentence."
         shown, comma = self.value(value), "" if self.value(value) == value_text(value, self.about) else ","
         if self.phrase and not is_missing_value(value):
             return f"{self.phrase.replace('{value}', shown)}{comma}"
@@ -61,11 +61,11 @@ class _Input:
         )
 
     def as_part(self, value: Any) -> str:
-        "What moved an answer, among what a view knows."
+        "Write the input and its value as a part of what a view knows."
         return f"{self.called}: {self._beside(self.value(value))}"
 
     def _beside(self, shown: str) -> str:
-        "A value beside the usual one."
+        "Write a value beside the typical one."
         if not self.usual:
             return shown
         return f"{shown}, as usual" if shown == self.usual else f"{shown}, usually {self.usual}"
@@ -75,7 +75,7 @@ _TYPICAL_SHARE = 2 / 3  # of the cases, before a text is what is usual
 
 
 def _typical_text(values: Array, kind: str, about: Mapping[str, Any]) -> str:
-    "What most cases have: the median of numbers, the text that two thirds have."
+    "Write the typical value: the median of numbers, the text that two thirds of the cases have."
     if kind == "time":
         return ""
     known = values[values != ""] if kind == "categorical" else values[~np.isnan(values)]
@@ -88,13 +88,13 @@ def _typical_text(values: Array, kind: str, about: Mapping[str, Any]) -> str:
 
 
 def _training_levels(reference: Mapping[str, Any]) -> frozenset[str] | None:
-    "The levels that training saw, where they are listed whole."
+    "Return the levels that training saw, where all of them are listed."
     levels = {*reference.get("levels", ()), *reference.get("others", ())}
     return frozenset(levels) if "levels" in reference and len(levels) == reference.get("n_levels") else None
 
 
 def _description(about: Mapping[str, Any], otherwise: str) -> str:
-    "What something is, as a part of a sentence."
+    "Write a description as a part of a sentence."
     described = str(about.get("description") or "").strip().removesuffix(".")
     return single_line(described, 160) if described else otherwise
 
@@ -127,7 +127,7 @@ _SECOND_INPUT_SHARE = 0.5  # of what the first input of a view moved, before a s
 
 @dataclass(frozen=True)
 class Reason:
-    "One sentence on why an answer is what it is."
+    "One sentence on why an answer is what it is, with its figures."
 
     code: str  # an input's name, `view:` and a view's name, or why there is no reason: ordinary, prior
     text: str  # plain: to be escaped on a page
@@ -137,7 +137,7 @@ class Reason:
 
 
 class ReasonWriter:
-    "Says in words why an answer is what it is."
+    "The writer of the reasons for answers."
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class ReasonWriter:
         return 0.0
 
     def _named(self, one: _Input) -> str:
-        "What cases are alike in: short, and of a view with its name."
+        "Name an input that cases share: short, and of a view with its name."
         view = self.explainer.layout.view_of.get(one.name)
         return f"{humanize(view)} ({one.called})" if view else one.short
 
@@ -178,7 +178,7 @@ class ReasonWriter:
         name: str,  # of an input
         value: Any,  # a number, text, or seconds since 1970; None = missing
     ) -> str:
-        "A value of an input in the user's units."
+        "Write a value of an input in the user's units."
         return value_text(value, self._by_name[name].about)
 
     def usual(
@@ -186,7 +186,7 @@ class ReasonWriter:
         told: int = 0,  # the class that is spoken of
         rung: str = "model",  # that answers
     ) -> float:  # a probability, or a value
-        "The answer that points count from."
+        "Return the answer that points count from."
         if rung not in self._bases:
             background = {kind: part[:1] for kind, part in self.explainer.cases.background.items()}
             self._bases[rung] = self.explainer.explain(background, rung).base
@@ -271,13 +271,13 @@ class ReasonWriter:
         reasons: Sequence[Reason],  # of this row
         told: int = 0,
     ) -> dict[str, Any]:  # cases, how many; text, a sentence; ended, the share that ended so or the median
-        "What became of the past cases that share what mattered: of each reason, what moved most."
+        "Tell how past cases ended that share what mattered: of each reason, the input that moved most."
         leading = [self._by_name[next(iter(reason.inputs))] for reason in reasons if reason.inputs]
         return self.past.similar([(one.name, arrays[one.kind][row, one.column]) for one in leading], told)
 
 
 def _json_value(value: Any) -> Any:
-    "A value as JSON holds it, a number of 32 bits as short as it can be written."
+    "Convert a value for JSON, a number of 32 bits as short as it can be written."
     if is_missing_value(value):
         return None
     if isinstance(value, np.floating):

@@ -42,7 +42,7 @@ CAVEAT = "Reasons describe the model, not causes."
 
 
 def _json_input(kind: str, value: Any) -> float | str | None:
-    "An input as JSON has it."
+    "Convert an input for JSON."
     if kind == "numeric":
         return None if value != value else float(str(value))  # the shortest that says the same in 32 bits
     if kind == "time":
@@ -52,13 +52,13 @@ def _json_input(kind: str, value: Any) -> float | str | None:
 
 
 class BundleExplainer:
-    "A bundle that explains its answers."
+    "A bundle with its explainer."
 
     def __init__(
         self,
         served: ServedModel,
     ) -> None:
-        "Raises `BundleError` where it can't."
+        "Open the explainer; raises `BundleError` where the bundle can't be explained."
         self.served, self.bundle = served, served.bundle
         self.explainer = Explainer(self.bundle)
         self.reason_writer = ReasonWriter(self.explainer)
@@ -103,13 +103,13 @@ class BundleExplainer:
         row: Row,  # as it was read
         arrays: Mapping[str, Array] | None = None,  # what the graphs were fed with then, of an answer that was given
     ) -> dict[str, Any]:
-        "What would change the answer to a row."
+        "Find what would change the answer to a row."
         return find_counterfactuals(self.served, row, arrays, self.reason_writer.value)
 
     def _said(
         self, explained: Explanation, n: int, told: int, arrays: dict[str, Array], rung: str, history: float
     ) -> dict[str, Any]:
-        "What is said of a row."
+        "Build the explanation of a row."
         reasons = self.reason_writer.reasons(arrays, explained, n, told)
         return {
             "target": self.bundle.schema["target"],
@@ -132,7 +132,7 @@ class BundleExplainer:
     def _added(
         self, explained: Explanation, n: int, told: int, arrays: dict[str, Array], grouped: Array, moved: Array
     ) -> list[dict[str, Any]]:
-        "What each group added, the largest first."
+        "List what each group added, the largest first."
         scale = 1.0 if self.bundle.task == "regression" else 100.0
         names, values = self.explainer.inputs, explained.values[n, :, told]
         found = []
@@ -157,7 +157,7 @@ class _IdRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ExplainService:
-    "Explains what a project's service answers."
+    "The service that explains the answers of a project's bundles."
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class ExplainService:
         self,
         folder: Path,  # of a bundle, named by its id
     ) -> BundleExplainer:
-        "A bundle that explains; raises `BundleError`."
+        "Return the explainer of a bundle, opened once; raises `BundleError`."
         found = self._kept.pop(folder.name, None)
         if found is None:
             with self.opening():
@@ -188,7 +188,7 @@ class ExplainService:
         body: bytes,  # JSON: an id, a row, or a list of rows
         change: bool = False,  # also what would change the answers
     ) -> Reply:
-        "A reply as it is sent."
+        "Answer a request with a status and a body."
         try:
             id = _requested_id(body)
             found = self._of_id(id, change) if id and parse_prediction_id(id) else self._of_rows(body, change)
@@ -241,7 +241,7 @@ class ExplainService:
         return found
 
     def _logged(self, id: str) -> tuple["LoggedPrediction", Predictions]:
-        "What the log has of an answer."
+        "Return the logged row of an answer."
         from nbs_lib.serve.log.reader import find_prediction
 
         if self.log is None:
@@ -263,7 +263,7 @@ class ExplainService:
 
 
 def _requested_id(body: bytes) -> str | None:
-    "What is asked for by an id alone; None: these are rows."
+    "Parse the id of a request that has nothing else; None where it brings rows."
     try:
         return msgspec.json.decode(body, type=_IdRequest).id
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -278,7 +278,7 @@ def _is_same_value(one: Any, other: Any) -> bool:
 
 
 def _logged_arrays(inputs: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> dict[str, Array]:
-    "The inputs of a logged row, as the graphs took them."
+    "Convert a logged row to the arrays that the graphs took."
     numeric, words, times = ([inputs[name] for name in names[kind]] for kind in ("numeric", "categorical", "time"))
     seconds = [MISSING_TIME if each is None else round(each.timestamp()) for each in times]
     return {
@@ -303,7 +303,7 @@ def _logged_output(bundle: Bundle, answer: Mapping[str, Any]) -> tuple[Array, Ar
 def _explanation_text(
     found: Mapping[str, Any],  # an explanation
 ) -> str:  # lines
-    "An explanation as a person reads it."
+    "Write an explanation as lines of text."
     answer = found["answer"]
     if (told := found["told"]) is None:
         first = f"{found['target']}: {answer['value']:.4g}; in the usual case {found['usual']:.4g}."
@@ -325,7 +325,7 @@ def explain(
     change: bool = False,  # also what would change it
     as_json: bool = False,  # whole, as `/explain` answers
 ) -> str:
-    "An answer of the log explained, for people; raises `UserError` where there is none."
+    "Explain an answer of the log, in lines of text; raises `UserError` where there is none."
     status, said = ExplainService().answer(msgspec.json.encode({"id": id}), change)
     found = msgspec.json.decode(said)
     if status != 200:

@@ -36,7 +36,7 @@ _BARE_LABELS = {"yes", "no", "true", "false", "0", "1", "y", "n", "t", "f"}
 
 
 class _CaseOutcomes:
-    "How past cases ended, in words."
+    "The words for how past cases ended."
 
     def __init__(self, schema: dict[str, Any], target: Array) -> None:
         self.task, self.target, self.classes = schema["task"], target, schema["classes"]
@@ -47,20 +47,20 @@ class _CaseOutcomes:
         self,
         told: int,  # the class that is spoken of
     ) -> Array:  # which cases ended so, or the values that they ended with
-        "What became of each past case."
+        "Return how each past case ended."
         if self.task == "regression":
             return np.asarray(self.target, dtype=np.float64)
         return np.asarray(self.target == (1 if self.task == "binary" else told))
 
     def value(self, value: float, digits: int = 3) -> str:
-        "A value of a regression's target."
+        "Format a value of a regression's target."
         return value_text(float(value), self.about, digits)
 
     def so(
         self,
         told: int,
     ) -> str:  # such as: were Gentoo
-        "What cases of a class did."
+        "Write how cases of a class ended."
         name = single_line(str(self.classes[1 if self.task == "binary" else told]))
         phrase = str(self.about.get("phrase") or "")
         if phrase and (self.task == "binary" or "{value}" in phrase):
@@ -81,7 +81,7 @@ class _CaseOutcomes:
 
 # %% ../../notebooks/lib/explain/05_similar_cases.ipynb #f16dd381
 class _SortedPredictions:
-    "Past answers in their order, and how they ended."
+    "Past answers, sorted, and how each ended."
 
     def __init__(self, output: Array, ended: Array, off: bool) -> None:
         self.order = np.argsort(output, kind="stable")
@@ -90,7 +90,7 @@ class _SortedPredictions:
         self.many = min(len(output), max(_MIN_CASES, int(_NEIGHBOR_SHARE * len(output))))
 
     def near(self, answer: float) -> slice:
-        "The places of the nearest answers."
+        "Return the positions of the nearest answers."
         first, last = (np.searchsorted(self.output, answer, side) for side in ("left", "right"))
         start = int(np.clip((first + last - self.many) // 2, 0, len(self.output) - self.many))
         low, high = self.output[start], self.output[start + self.many - 1]
@@ -105,7 +105,7 @@ _RUNG_CAVEATS = {
 
 # %% ../../notebooks/lib/explain/05_similar_cases.ipynb #5f50b109
 class SimilarCases:
-    "What became of past cases."
+    "The outcomes of past cases."
 
     def __init__(self, explainer: Explainer, names: dict[str, str]) -> None:  # names: what each input is called
         self.explainer, self.names = explainer, names
@@ -142,7 +142,7 @@ class SimilarCases:
         return " ".join(filter(None, [found, _RUNG_CAVEATS.get(rung, ""), _history_text(history)]))
 
     def _so_far(self, answers: _SortedPredictions, answer: float, told: int) -> str:
-        "What such answers were worth."
+        "Write how reliable such answers were."
         near = answers.near(answer)
         outputs, ended = answers.output[near], answers.ended[near]
         count, low, high = f"{len(ended):,}", float(outputs[0]), float(outputs[-1])
@@ -177,7 +177,7 @@ class SimilarCases:
         name: str,  # of an input
         value: Any,  # as a graph takes it
     ) -> Array:  # which past cases, bool, shape [N]
-        "The past cases that are alike in one input."
+        "Select the past cases with a like value of one input."
         ranks, known = self._ranks(name)
         if isinstance(known, dict):
             return np.asarray(ranks == known.get(str(value), -1))
@@ -188,7 +188,7 @@ class SimilarCases:
         shared: Sequence[tuple[str, Any]],  # inputs with their values, the one that mattered most first
         told: int = 0,  # the class that is spoken of
     ) -> dict[str, Any]:  # cases, how many; text, a sentence; ended, the share that ended so or the median
-        "What became of the past cases that share what mattered; the least of it is let go of until enough do."
+        "Tell how cases ended that share what mattered; the least important inputs are dropped until enough cases do."
         found, names = np.ones(self.count, dtype=bool), list[str]()
         for name, value in shared:
             fewer = found & self.matching(name, value)

@@ -31,14 +31,14 @@ def single_line(
 def humanize(
     name: str,  # of a column or a view
 ) -> str:  # such as: petal length cm
-    "A name as words."
+    "Write a name as words."
     return single_line(name.replace("_", " "))
 
 
 def capitalize_first(
     sentence: str,
 ) -> str:  # the same
-    "A sentence that begins with a capital letter."
+    "Capitalize the first letter of a sentence."
     return sentence[:1].upper() + sentence[1:]
 
 
@@ -56,7 +56,7 @@ def number_text(
     value: float,
     digits: int = 4,  # that tell something
 ) -> str:
-    "A number as people write it."
+    "Format a number."
     if not isfinite(value):
         return _NOT_KNOWN
     if abs(value) >= 1e15:
@@ -70,7 +70,7 @@ def number_text(
 def percent_text(
     share: float,  # in [0, 1]
 ) -> str:
-    "A share in whole percent; what is not quite none or all says so."
+    "Format a share in whole percent; what is not quite none or all says so."
     if 0 < share < 0.005:
         return "under 1 %"
     return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
@@ -85,7 +85,7 @@ def _clock_text(minutes: float) -> str:
 
 
 def _duration_text(value: float, unit: str, digits: int) -> str:
-    "A length of time in the unit that people would take."
+    "Format a length of time in the unit that people would take."
     minutes = abs(value) * _UNIT_MINUTES[unit]
     sign = "-" if value < 0 else ""
     if unit == "d" or minutes >= 2 * 1440:
@@ -130,7 +130,7 @@ def value_text(
     about: Mapping[str, Any],  # what a bundle's schema says of the input: input, type, unit, description, from
     digits: int | None = None,  # that tell something; by default more of what was sent than of what views count
 ) -> str:
-    "A value in the units of the user."
+    "Format a value in the units of the user."
     if is_missing_value(value):
         return _NOT_KNOWN
     if isinstance(value, str):

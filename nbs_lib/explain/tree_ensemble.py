@@ -21,7 +21,7 @@ _FALSE, _TRUE = "nodes_falsenodeids", "nodes_truenodeids"
 
 @dataclass(frozen=True)
 class TreeEnsemble:
-    "The trees of a graph, and what they are fed with."
+    "The trees of a graph, and the encoding of their inputs."
 
     trees: list[dict[str, Array]]  # as `shap.TreeExplainer` takes them
     offset: Array  # of the scores, shape [K]
@@ -35,7 +35,7 @@ class TreeEnsemble:
         self,
         arrays: Mapping[str, Array],  # what the graph takes, by kind
     ) -> Array:  # float64, shape [N, columns]
-        "What the trees see of some rows."
+        "Encode rows as the trees take them."
         return self._session.run([self._encoded], dict(arrays))[0].astype(np.float64)
 
 

@@ -95,7 +95,7 @@ def _serve_until_parent_exits(
 
 
 def _main() -> None:
-    "What the process runs: `python -m nbs_lib.explain.worker FD`."
+    "Run the process: `python -m nbs_lib.explain.worker FD`."
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent has it too, and ends this process
     lower_priority()
     _serve_until_parent_exits(socket.socket(fileno=int(sys.argv[1])))

@@ -18,7 +18,7 @@ from .drift import drift_distance, js_distance
 # %% ../../notebooks/lib/monitor/02_data_quality.ipynb #74c6390e
 @dataclass(frozen=True)
 class QualityBounds:
-    "What is still ordinary."
+    "The bounds within which a window is ordinary."
 
     far: float = 0.05  # share of a column's numbers beyond the reference's range by more than its width
     outside: float = 0.10  # share beyond the range at all: the model has to guess
@@ -163,7 +163,7 @@ def _finite(column: ColumnBins, then: Counts, now: Counts) -> dict[str, Any]:
 
 
 def _outside_share(column: ColumnBins, counts: Counts) -> float:
-    "The share of numbers beyond the range."
+    "Return the share of numbers beyond the range."
     inside = counts[2 : column.bins + 2].sum()
     return 1 - float(_share(inside, counts[: column.missing].sum()))
 
@@ -258,7 +258,7 @@ def _check_column(
     masks: Sequence[Any],
     bounds: QualityBounds,
 ) -> Iterator[dict[str, Any]]:
-    "The checks of one column."
+    "Check one column."
     daily, then, now = reference.counts[column.name], reference.total(column.name), current.total(column.name)
     if not now.sum() or not then.sum():
         return
@@ -319,7 +319,7 @@ def check_data_quality(
 
 
 def _previous_window(reference: Profile, current: Profile, length: int) -> Profile:
-    "The reference's last window, or none where it ends earlier."
+    "Return the reference's last window, or None where it ends earlier."
     first = int(current.days[0])
     return reference.between(first - 2 * length + 1, first - 1) if len(reference.days) else reference
 
@@ -327,5 +327,5 @@ def _previous_window(reference: Profile, current: Profile, length: int) -> Profi
 def blocking_checks(
     ledger: list[dict[str, Any]],  # of `check_data_quality`
 ) -> list[dict[str, Any]]:
-    "The entries that stop a window from being used."
+    "Select the failed checks that stop a window from being used."
     return [entry for entry in ledger if not entry["passed"] and entry["severity"] == SEVERITY_FAIL]

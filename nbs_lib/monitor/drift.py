@@ -28,7 +28,7 @@ def _shares(counts: Counts) -> _Floats:
 
 
 def _js(p: _Floats, q: _Floats) -> _Floats:
-    "The Jensen-Shannon distance, to base 2."
+    "Compute the Jensen-Shannon distance, to base 2."
     middle = (p + q) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [np.where(x > 0, x * np.log2(x / middle), np.where(np.isnan(x), np.nan, 0)) for x in (p, q)]
@@ -36,7 +36,7 @@ def _js(p: _Floats, q: _Floats) -> _Floats:
 
 
 def _value_counts(column: ColumnBins, counts: Counts) -> Counts:
-    "The cells of rows with a value; new levels are among the rare ones."
+    "Return the counts of rows with a value; new levels are among the rare ones."
     if column.kind == NUMERIC:
         return counts[..., : column.missing]
     pooled = counts[..., column.new - 1 : column.new + 1].sum(axis=-1, keepdims=True)
@@ -48,7 +48,7 @@ def drift_distance(
     reference: Counts,  # rows in each cell, [cells] or [B, cells]
     current: Counts,  # the same
 ) -> _Floats:  # [] or [B]; NaN where one side has no values
-    "The distance of two distributions."
+    "Compute the distance of two distributions."
     p, q = (_shares(_value_counts(column, counts)) for counts in (reference, current))
     if column.kind != NUMERIC or column.std == 0:
         return _js(p, q)
@@ -83,7 +83,7 @@ def js_distance(
     one: Counts,  # rows to compare
     other: Counts,  # the same
 ) -> float:  # 0: equal shares; 1: nothing in common; NaN: no rows
-    "The Jensen-Shannon distance of two windows in coarse groups."
+    "Compute the Jensen-Shannon distance of two windows in coarse groups."
     return float(
         _js(_shares(_coarse_counts(column, reference, one)), _shares(_coarse_counts(column, reference, other)))
     )
@@ -118,7 +118,7 @@ _LOGIT_EPSILON = 1e-6  # log odds are kept finite
 
 @dataclass(frozen=True)
 class DriftLimit:
-    "How far a column's ordinary window lies from the reference at most."
+    "The largest distance of an ordinary window of a column from the reference."
 
     distance: float
     nulls: float  # difference of the shares of rows without a value
@@ -126,7 +126,7 @@ class DriftLimit:
 
 
 def _prediction_limit(values: _Floats, bounded: bool, floor: float, alpha: float) -> float:
-    "What the next of such values exceeds with probability `alpha`, but at least the floor."
+    "Return what the next of such values exceeds with probability `alpha`, but at least the floor."
     values = np.maximum(values[~np.isnan(values)], floor / 10)
     if len(values) < 2:
         return floor
@@ -259,7 +259,10 @@ def drift_verdict(
 
 def _sentence(status: str, over: Sequence[str], lasting: Sequence[str], columns: int, patience: int) -> str:
     if status == INSUFFICIENT:
-        return f"The reference is shorter than {MIN_REFERENCE_WINDOWS} windows, so what is ordinary can't be told; nothing is alarmed."
+        return (
+            f"The reference is shorter than {MIN_REFERENCE_WINDOWS} windows, so what is ordinary can't be told; "
+            "nothing is alarmed."
+        )
     if status == OK:
         return f"None of {columns} columns is further from the reference than its ordinary windows are."
     names = ", ".join(over[:3]) + (f" and {len(over) - 3} more" if len(over) > 3 else "")

@@ -36,7 +36,7 @@ def _safe_text(
 
 
 def _safe_names(columns: Sequence[str]) -> dict[str, str]:
-    "A harmless name for each column, each another."
+    "Give each column a harmless name of its own."
     found: dict[str, str] = {}
     for column in columns:
         name, count = _safe_text(column), 2
@@ -47,7 +47,7 @@ def _safe_names(columns: Sequence[str]) -> dict[str, str]:
 
 
 def _column(values: pd.Series, kind: str) -> pd.Series:
-    "A column as Evidently can take it: missing is missing."
+    "Convert a column for Evidently: missing is missing."
     if kind == "numeric":
         return pd.to_numeric(values, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan)
     return pd.Series([None if pd.isna(v) or v == "" else _safe_text(v) for v in values], values.index, dtype=object)
@@ -157,13 +157,13 @@ def _column_scores(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _uuids_in_data(names: Iterable[str], *tables: pd.DataFrame) -> set[str]:
-    "What looks like a made-up id, but is in the data."
+    "Find ids in the data that look like those that Evidently makes up."
     texts = {str(value) for table in tables for name in table.select_dtypes("object") for value in table[name].unique()}
     return set(_UUID.findall(" ".join([*names, *texts])))
 
 
 def _finish_page(page: str, note: str, kept: set[str]) -> str:
-    "A page that may fetch nothing, with a way back, and without ids made up anew."
+    "Finish a page: it fetches nothing, has a link back, and the same ids each time."
     numbers: dict[str, str] = {}
 
     def numbered(made_up: re.Match[str]) -> str:

@@ -42,7 +42,7 @@ def _expected_metrics(
     output: Floats,  # probabilities of class 1 [N], of each class [N, K], or values [N]
     known: TargetsAndOutputs | None = None,  # of earlier rows
 ) -> dict[str, Statistic]:  # by metric, each a function of row weights [N]; none where nothing can be said
-    "The metrics to expect without labels, if earlier rows tell how far the probabilities hold."
+    "Estimate the metrics without labels, with probabilities rescaled on earlier rows."
     known = known if known and len(known[0]) >= _MIN_CALIBRATION_ROWS else None
     if task == "regression":
         return _expected_errors(output, known) if known else {}
@@ -57,7 +57,7 @@ def _expected_metrics(
 
 
 def _calibrated_shares(task: str, output: Floats, known: TargetsAndOutputs | None) -> Floats:
-    "The probabilities of the classes [N, K], rescaled on what is known."
+    "Rescale the probabilities of the classes [N, K] on earlier rows."
     if task == "binary":
         if known and 0 < known[0].mean() < 1:
             rule = calibrate(task, _odds(known[1]), known[0].astype(np.int64))
@@ -74,7 +74,7 @@ def _odds(output: Floats) -> Floats:
 
 
 def _expected_errors(output: Floats, known: TargetsAndOutputs) -> dict[str, Statistic]:
-    "The error of earlier rows with predictions of the same size."
+    "Return the error of earlier rows with predictions of the same size."
     target, said = known
     edges = np.unique(np.quantile(said, np.linspace(0, 1, _N_GROUPS + 1)[1:-1]))
     groups, place = np.searchsorted(edges, said), np.searchsorted(edges, output)
@@ -96,7 +96,7 @@ def estimate_metrics(
     output: Floats,  # as `_expected_metrics` takes it
     known: TargetsAndOutputs | None = None,  # of earlier rows
 ) -> dict[str, float]:  # by metric
-    "The metrics to expect, every row counting once."
+    "Estimate the metrics, every row counting once."
     return {name: of(np.ones(len(output))) for name, of in _expected_metrics(task, output, known).items()}
 
 # %% ../../notebooks/lib/monitor/03_performance.ipynb #15394373
@@ -108,7 +108,7 @@ def backtest_estimates(
     windows: Sequence[TargetsAndOutputs],  # labeled ones, the oldest first
     before: int = ESTIMATE_WINDOWS,  # how many of the windows before are used
 ) -> pd.DataFrame:  # window (its place), metric, estimate, realized
-    "What would have been estimated of each window but the first, and what came."
+    "Compare estimated and realized metrics of each window but the first."
     rows = []
     for place in range(1, len(windows)):
         target, output = windows[place]
@@ -158,7 +158,7 @@ def realized_metrics(
     resamples: int = _RESAMPLES,
     seed: int = 0,  # of the bootstrap
 ) -> dict[str, dict[str, float | None]]:  # by metric: value, lo, hi; None where there is none
-    "What was realized; nothing without a row."
+    "Compute the realized metrics; none without a row."
     if not len(target):
         return {}
     drawn = bootstrap(metric_statistics(task, target, output), block, resamples, seed)
@@ -169,7 +169,7 @@ def metric_unit(
     metric: str,
     promised: float,  # its value, above zero
 ) -> float:
-    "What a loss of a metric is counted in: the promise itself for an rmse, which has the target's unit; else 1."
+    "Return the unit of a metric's loss: the promise itself for an rmse, which has the target's unit; else 1."
     return promised or 1.0 if metric == primary_metric("regression") else 1.0
 
 
@@ -182,7 +182,7 @@ def realized_by_slice(
     resamples: int = _RESAMPLES,
     seed: int = 0,  # of the bootstrap
 ) -> list[dict[str, Any]]:  # column, level, rows, and the primary metric with its interval
-    "What was realized, level by level."
+    "Compute the realized primary metric, level by level."
     test = pd.DataFrame({"_target": target, "_block": block})
     return (
         evaluation.score_slices(test, columns.reset_index(drop=True), output, task, resamples, seed)
@@ -196,7 +196,7 @@ def prediction_errors(
     target: NDArray[Any],  # class ids or values [N], of one or more rows
     output: Floats,  # probabilities or values, as in `_expected_metrics`
 ) -> Floats:  # [N]; of a regression in standard deviations of the target
-    "What happened minus what was said; of the most probable class where there are many."
+    "Return observed minus predicted; of the most probable class where there are many."
     if task == "multiclass":
         return (output.argmax(axis=1) == target) - output.max(axis=1)
     off = np.asarray(target - output, dtype=np.float64)
@@ -213,7 +213,7 @@ def calibration_summary(
 ) -> dict[
     str, Any
 ]:  # offset: value, lo, hi; groups: of similar predictions, each with predicted, observed, lo, hi, rows
-    "What was said and what happened; of a regression the offset in standard deviations of the target, the groups not."
+    "Compare predicted and observed outcomes; a regression's offset is in standard deviations of the target."
     if not len(target):
         return {"offset": {"value": None, "lo": None, "hi": None}, "groups": []}
     drawn = bootstrap({"offset": _mean(prediction_errors(task, target, output))}, block, resamples, seed)["offset"]
@@ -227,7 +227,7 @@ def calibration_summary(
 
 
 def _json_value(value: Any) -> Any:
-    "A value as JSON can hold it."
+    "Convert a value for JSON."
     value = value.item() if isinstance(value, np.generic) else value
     return None if value != value else value
 

@@ -38,7 +38,7 @@ def service_url(
 
 
 def _fetch(url: str, token: str = "") -> str:
-    "What an address answers; raises `OSError` or `ValueError` where it does not."
+    "Fetch an address; raises `OSError` or `ValueError` where it does not answer."
     request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"} if token else {})
     try:
         with _OPEN(request, timeout=5) as answer:
@@ -50,7 +50,7 @@ def _fetch(url: str, token: str = "") -> str:
 def _parse_metrics(
     text: str,  # as `/metrics` gives it
 ) -> _MetricCounts:
-    "What a service counted since it was started."
+    "Parse what a service counted since it was started."
     found: _MetricCounts = {}
     for family in text_string_to_metric_families(text):
         ending = {"counter": "_total", "histogram": "_bucket"}.get(family.type)
@@ -64,7 +64,7 @@ def query_prometheus(
     url: str,  # http://HOST:PORT
     days: float,
 ) -> _MetricCounts:
-    "What was added in the last days, over all instances; raises `OSError` or `ValueError` where it does not answer."
+    "Query the increase over some days, of all instances; raises `OSError` or `ValueError` where it does not answer."
     found: _MetricCounts = {}
     span = f"{round(days * 86_400)}s"
     for name, labels in _LABELS.items():
@@ -86,7 +86,7 @@ def _histogram_quantile(
     name: str,  # of a histogram
     q: float,  # from 0 to 1
 ) -> float | None:  # None where nothing was measured
-    "A quantile of what a histogram holds."
+    "Compute a quantile of a histogram."
     bounds = sorted((float(key[1]), value) for key, value in counts.items() if key[0] == name)
     if not bounds or bounds[-1][1] <= 0:
         return None
@@ -102,14 +102,14 @@ def _ms(counts: _MetricCounts, name: str, q: float) -> float | None:
 
 
 def _by_label(counts: _MetricCounts, name: str) -> dict[str, int]:
-    "A counter by its only label, what is zero left out."
+    "Return a counter by its only label, without zeros."
     return {key[1]: round(value) for key, value in sorted(counts.items()) if key[0] == name and round(value)}
 
 
 def _summarize_counts(
     counts: _MetricCounts,
 ) -> dict[str, Any]:  # what JSON can hold
-    "The figures that matter of all that is counted."
+    "Select the figures that matter."
     asked = {key[2]: value for key, value in counts.items() if key[:2] == ("nbs_requests", "/predict")}
     rungs, log, shadow = (_by_label(counts, name) for name in ("nbs_rows", "nbs_log_rows", "nbs_shadow_rows"))
     views: dict[str, dict[str, int]] = {}
@@ -138,7 +138,7 @@ def _summarize_counts(
 
 
 def _sentence(found: Mapping[str, Any], when: str) -> str:
-    "What a person reads first."
+    "Summarize the figures in a sentence."
     if not found["requests"]:
         return f"{when} nobody asked the service for a prediction."
     lower = found["rows"] - found["rungs"].get("model", 0) - found["rungs"].get("partial", 0)

@@ -28,7 +28,7 @@ from ..data.table import parse_duration
 from ..features.join import table_name
 from ..features.materialize import CONTRACT_FILE, FEATURES_FOLDER, fill_store, parse_time_us
 from ..features.online.lookup import open_store
-from ..monitor.watched import end_of_last_full_day as last_day
+from ..monitor.monitoring_data import end_of_last_full_day as last_day
 from ..pipeline.clone import clone_as_of, remove_stale_clones
 from ..pipeline.run import check_configuration, project_lock
 from ..pipeline.runner import end_with_parent

@@ -19,7 +19,7 @@ from ..core.files import atomic_write, read_json, read_table, write_json, write_
 from ..monitor.counts.binning import fit_bins
 from ..monitor.counts.profile import profile_table
 from ..monitor.data_quality import blocking_checks, check_data_quality
-from ..monitor.watched import format_day, monitored_inputs
+from ..monitor.monitoring_data import format_day, monitored_inputs
 from ..pipeline.run import project_lock, reproduce, run_dvc
 from ..registry.tracking import PENDING_RUNS
 from .promotion import unseen_test_rows

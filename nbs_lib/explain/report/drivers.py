@@ -81,7 +81,7 @@ _MAX_ROWS = 80
 
 @dataclass(frozen=True)
 class Driver:
-    "What a model goes by, and how."
+    "A group of inputs, how much it moves the answers, and in which direction."
 
     code: str  # of the group
     name: str  # in words
@@ -95,7 +95,7 @@ def _describe_group(
     roles: Roles,
     inputs: Sequence[str],  # of all graphs
 ) -> str:
-    "A group in words: its view's or its column's description, or its name."
+    "Describe a group: its view's or its column's description, or its name."
     if group.view:
         told = next((view.get("description") for view in roles.views if view["name"] == group.view), None)
         return str(told or group.view.replace("_", " "))
@@ -106,7 +106,7 @@ def _describe_input(
     name: str,  # of an input
     roles: Roles,
 ) -> str:
-    "An input in words."
+    "Describe an input."
     return str(roles.columns.get(name, {}).get("description") or name)
 
 
@@ -123,7 +123,7 @@ def find_drivers(
     explainer: Explainer,
     roles: Roles,
 ) -> list[Driver]:  # the largest first
-    "What the model goes by, on rows that training did not see."
+    "Rank the groups of inputs by how much they move the answers, on rows that training did not see."
     chosen = _sampled_positions(explainer)
     if not len(chosen):
         return []

@@ -23,7 +23,7 @@ def to_bundle_inputs(
     table: pd.DataFrame,  # with all inputs, as a training set or a caller has them; other columns are not read
     bundle: Bundle,
 ) -> pd.DataFrame:
-    "What a bundle takes: a training set keeps times as seconds, of which one means missing."
+    "Convert rows to a bundle's inputs: a training set keeps times as seconds, of which one means missing."
     found = table[[name for names in bundle.names.values() for name in names if name in table]]
     whole = [name for name in bundle.names["time"] if name in found and found[name].dtype.kind == "i"]
     times = {name: found[name].where(found[name] != MISSING_TIME) for name in whole}
@@ -72,7 +72,7 @@ def compare_importance(
     challenger: Bundle,
     rows: pd.DataFrame,  # with all inputs of both
 ) -> pd.DataFrame:  # goes by, champion, challenger: shares, what changed most first
-    "What two models go by."
+    "Compare what two models go by."
     shares = {}
     for name, bundle in (("champion", champion), ("challenger", challenger)):
         found, view_of = pd.Series(feature_importance(bundle, rows, rows)), InputLayout(bundle).view_of
@@ -95,7 +95,7 @@ def drift_effect(
     most: int = _PREDICTED_ROWS,  # rows asked
     seed: int = 0,  # of the samples and draws
 ) -> dict[str, Any]:  # output (mean change), size (of its changes), class of several, rows: id, value, change
-    "What the drift of a column did to the answers; raises `DataError` where there are no rows."
+    "Measure how a column's drift moved the answers; raises `DataError` where there are no rows."
     if current.empty or reference.empty:
         raise DataError(f"there are no rows to tell the effect of {column!r} by: bring some.")
     rng = np.random.default_rng(seed)
@@ -120,7 +120,7 @@ def drift_effect(
 
 
 def _json_value(value: Any) -> Any:
-    "A value as JSON can hold it; None where it is missing."
+    "Convert a value for JSON; None where it is missing."
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or value != value or value == "":
         return None

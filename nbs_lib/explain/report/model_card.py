@@ -101,7 +101,7 @@ def _card_sections(
     story: ExplainReport,
     newcomers: str = "",  # a sentence on rows about somebody new
 ) -> list[tuple[str, Block]]:  # heading and content
-    "What the card says."
+    "Write the sections of the card."
     found = story.found
     data = [report.sources_list(found), report.splits_table(found), report.excluded_columns_table(found)]
     return [
@@ -118,7 +118,7 @@ def render_model_card(
     story: ExplainReport,
     newcomers: str = "",  # a sentence on rows about somebody new
 ) -> str:  # one HTML document
-    "The model card; the same story gives the same bytes."
+    "Render the model card; the same report gives the same bytes."
     from nbformat import v4
 
     made: Any = v4

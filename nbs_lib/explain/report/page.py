@@ -29,7 +29,7 @@ from ...pages.blocks import BAD, GOOD, WARN, Block, inline_code, small_note
 # %% ../../../notebooks/lib/explain/report/03_page.ipynb #a479aa15
 @dataclass(frozen=True)
 class ExplainReport:
-    "All that the page tells of."
+    "The results that the page shows."
 
     found: RunResults
     drivers: list[Driver]  # the largest first
@@ -41,7 +41,7 @@ class ExplainReport:
 
 
 def _target_phrase(story: ExplainReport) -> str:
-    "What the model says, such as: whether late is yes."
+    "Write what the model predicts, such as: whether late is yes."
     roles = story.found.roles
     target = plots.short_label(roles.target)
     if roles.task == "binary":
@@ -50,7 +50,7 @@ def _target_phrase(story: ExplainReport) -> str:
 
 
 def _format_cost(value: float, story: ExplainReport) -> str:
-    "A loss in the user's unit."
+    "Format a loss in the user's unit."
     unit = story.cost.unit if story.cost else ""
     return f"{format_number(value, 1 if abs(value) < 100 else 0)} {unit}".strip()
 
@@ -70,7 +70,7 @@ def trust_level(
 
 
 def _low_precision_note(story: ExplainReport) -> str:
-    "What to say of two classes that are told apart on the whole, but seldom for sure."
+    "Warn of two classes that the model separates on the whole, but seldom with certainty."
     told = story.mistakes
     if story.found.roles.task != "binary" or not told["happened"]:
         return ""
@@ -90,7 +90,8 @@ def trust_headline(
     "How far to trust the model, and what to do."
     tone, cares = trust_level(story)
     goes_by = [each.name for each in story.drivers[:3] if each.points > 0]
-    says = f"To tell {_target_phrase(story)}, it goes above all by {wording.join_words([f'“{name}”' for name in goes_by]) or 'nothing'}."
+    first = wording.join_words([f"“{name}”" for name in goes_by]) or "nothing"
+    says = f"To tell {_target_phrase(story)}, it goes above all by {first}."
     reasons: list[list[object]] = [[f"{_prediction_text(story)} {describe_quality(story.found)}"]]
     reasons += [[" ".join([error_summary(story), *cares])], [says], [_limits_text(story)]]
     todo = [
@@ -110,7 +111,7 @@ def trust_headline(
 
 
 def _prediction_text(story: ExplainReport) -> str:
-    "What is predicted, and from where on it counts."
+    "Write what is predicted, and from which threshold on it counts."
     roles = story.found.roles
     about = str(roles.columns[roles.target].get("description") or "")
     meant = f" ({about})" if about else ""
@@ -208,7 +209,7 @@ _MAX_DRIVERS_SHOWN = 10  # drivers that are listed
 def drivers_table(
     story: ExplainReport,
 ) -> Block:
-    "What the model goes by, the largest first, and which way."
+    "Show what the model goes by, the largest first, and in which direction."
     exact = metric_digits(story.found, "mae") if story.found.roles.task == "regression" else 1
     lines = []
     for each in story.drivers[:_MAX_DRIVERS_SHOWN]:
@@ -244,7 +245,7 @@ def _points_unit(story: ExplainReport) -> str:
 def noise_note(
     story: ExplainReport,
 ) -> Block:
-    "What should not be read out of the list."
+    "Warn of inputs that matter no more than noise."
     noise = next((each for each in story.checks if each["check"] == "noise"), None)
     below = set(noise["below"]) if noise else set()
     names = [each.name for each in story.drivers if each.code in below]
@@ -263,7 +264,7 @@ def noise_note(
 def drivers_plot(
     story: ExplainReport,
 ) -> Figure:  # to `show`
-    "The size of what drives the model."
+    "Draw how much each group moves the answers."
     some = story.drivers[:_MAX_DRIVERS_SHOWN]
     exact = metric_digits(story.found, "mae") if story.found.roles.task == "regression" else 1
     return plots.bar_plot(
@@ -275,7 +276,7 @@ def drivers_plot(
 
 # %% ../../../notebooks/lib/explain/report/03_page.ipynb #063c9eb1
 def _answer_text(output: Any, k: int, story: ExplainReport, threshold: float | None) -> str:
-    "What was answered, in words."
+    "Write an answer in words."
     roles = story.found.roles
     if roles.task == "regression":
         return f"it said {output_text(story.found, float(output[k]))}"

@@ -59,13 +59,13 @@ def candidate_and_params(
     name: str,  # a candidate, or a variant of one
     facts: Mapping[str, Any],  # models/candidates/candidates.json
 ) -> tuple[Candidate, dict[str, Any]]:  # the candidate, and what was taken
-    "What a champion is learned by."
+    "Return the candidate of a champion, and its parameters."
     about = facts[name]
     return CANDIDATES[about.get("variant_of", name)], about["params"]
 
 
 def _in_memory_bundle(fitted: FittedCandidate, roles: Roles, table: pd.DataFrame) -> Bundle:
-    "A bundle in memory that holds what an explainer reads."
+    "Build a bundle in memory that holds what an explainer reads."
     layout = fitted.task.layout
     inputs = [
         {"name": name, "input": kind, "position": k, "from": roles.columns[name].get("from", "request")}

@@ -31,7 +31,7 @@ _SAMPLE_ROWS, _TAIL_SHARE, _FENCE_WIDTHS = (
 
 
 class _NumberStats:
-    "What is known of a column's finite numbers, kept within a fence."
+    "Statistics of a column's finite numbers, clipped to a fence."
 
     def __init__(self, stride: int, fence: tuple[float, float] = (-np.inf, np.inf)) -> None:
         self.stride, self.fence, self.sample = stride, fence, [np.zeros(0)]

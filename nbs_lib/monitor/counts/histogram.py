@@ -27,7 +27,7 @@ NUMERIC, CATEGORICAL = "numeric", "categorical"
 
 @dataclass(frozen=True)
 class ColumnBins:
-    "How the rows of a column are counted; learned from the reference."
+    "The bins of a column, learned from the reference."
 
     name: str
     kind: str  # NUMERIC or CATEGORICAL
@@ -68,7 +68,7 @@ class ColumnBins:
         self,
         number: NDArray[Any],  # float [N]; NaN is missing
     ) -> NDArray[np.int32]:  # [N]
-        "The cell of each number."
+        "Return the cell of each number."
         place = (number - number.dtype.type(self.low)) * number.dtype.type(1 / self.width)
         np.clip(place, 0, self.bins - 1, out=place)
         outside = ~((number >= self.low) & (number <= self.high))
@@ -96,7 +96,7 @@ def _no_counts() -> Counts:
 
 @dataclass
 class Profile:
-    "What the rows of each day hold."
+    "The counts of each day: rows, and rows in each bin of each column."
 
     columns: dict[str, ColumnBins]
     days: Counts = field(default_factory=_no_counts)  # since 1970-01-01, ascending [D]
@@ -120,7 +120,7 @@ class Profile:
         self,
         name: str,  # a column
     ) -> Counts:  # [cells]
-        "The rows in each cell, over all days."
+        "Count the rows in each cell, over all days."
         return self.counts[name].sum(axis=0)
 
     def take(
@@ -128,7 +128,7 @@ class Profile:
         chosen: Sequence[int] | NDArray[Any],  # positions in `days`, or a mask
         days: Counts | None = None,  # ascending: what these days are called; as they were by default
     ) -> "Profile":
-        "Some of the days."
+        "Select some of the days."
         chosen = np.arange(len(self.days))[np.asarray(chosen, None if len(chosen) else int)]
         old = self.days[chosen]
         called = dict(zip(old.tolist(), (old if days is None else days).tolist(), strict=True))
@@ -145,7 +145,7 @@ class Profile:
         self,
         names: Sequence[str],  # of columns
     ) -> "Profile":
-        "Some of the columns."
+        "Select some of the columns."
         columns = {name: self.columns[name] for name in names}
         counts = {name: self.counts[name] for name in names}
         new = {name: found for name, found in self.new.items() if name in columns}
@@ -156,7 +156,7 @@ class Profile:
         first: int,  # a day
         last: int,  # a day, included
     ) -> "Profile":
-        "The days of a window."
+        "Select the days of a window."
         return self.take((self.days >= first) & (self.days <= last))
 
     def windows(
@@ -174,7 +174,7 @@ class Profile:
         return found[::-1]
 
     def __add__(self, other: "Profile") -> "Profile":
-        "The rows of both."
+        "Add the rows of both."
         return add_profiles([self, other])
 
     def save(
@@ -226,7 +226,7 @@ _PER_DAY_FIELDS = ("days", "rows", "first", "last", "duplicates")
 def add_profiles(
     profiles: Sequence[Profile],  # one or more, of different rows
 ) -> Profile:
-    "The rows of all; raises `ValueError` where they are counted otherwise."
+    "Add profiles up; raises `ValueError` where their bins differ."
     one = profiles[0]
     if any(each.columns != one.columns for each in profiles):
         raise ValueError("only profiles with the same columns and cells add up")
@@ -264,7 +264,7 @@ def _load_column(**about: Any) -> ColumnBins:
 
 
 def _top_new_levels(found: list[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
-    "The most frequent new levels of each day, those of equal name added up."
+    "Return the most frequent new levels of each day, equal names added up."
     rows: dict[tuple[int, str], int] = {}
     for day, level, n in found:
         rows[day, level] = rows.get((day, level), 0) + n

@@ -49,7 +49,7 @@ _INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMAL
 
 
 def _seconds_sql(value: str, kind: str) -> str:
-    "SQL for a time in whole seconds since 1970; what is no time is missing."
+    "Write SQL for a time in whole seconds since 1970; what is no time is missing."
     if kind in _INTEGER_TYPES:
         return f"{value}::BIGINT"
     if type_family(kind) == "number":
@@ -59,7 +59,7 @@ def _seconds_sql(value: str, kind: str) -> str:
 
 
 def _time_range(db: duckdb.DuckDBPyConnection, name: str, kind: str) -> tuple[str, int, int]:
-    "SQL for a column's seconds, without those that are centuries away; the first and the last one."
+    "Write SQL for a column's seconds without those that are centuries away; with the first and the last second."
     value = quote_identifier(name)
     seconds = _seconds_sql(value, kind)
     ends = f"min({seconds}), max({seconds})"
@@ -96,7 +96,7 @@ def _utc_offsets(zone: str, first: int, last: int) -> list[tuple[int, int]]:
 
 
 def _day_sql(seconds: str, offsets: Sequence[tuple[int, int]]) -> str:
-    "SQL for the number of a local day."
+    "Write SQL for the number of a local day."
     changes = itertools.pairwise(offsets)
     shift = " ".join(f"WHEN {seconds} < {until} THEN {offset}" for (_, offset), (until, _) in changes)
     local = f"CASE {shift} ELSE {offsets[-1][1]} END" if shift else str(offsets[-1][1])
@@ -107,13 +107,13 @@ def epoch_local_days(
     seconds: NDArray[np.int64],  # since 1970-01-01 UTC [N], one or more
     zone: str = "UTC",
 ) -> NDArray[np.int64]:  # since 1970-01-01 [N]
-    "The number of the local day of each moment."
+    "Return the number of the local day of each moment."
     starts, shifts = np.array(_utc_offsets(zone, int(seconds.min()), int(seconds.max())), np.int64).T
     return (seconds + shifts[np.maximum(np.searchsorted(starts, seconds, "right") - 1, 0)]) // _DAY_S
 
 # %% ../../../notebooks/lib/monitor/counts/04_profile.ipynb #75ef8b60
 def _create_level_table(db: duckdb.DuckDBPyConnection, n: int, column: ColumnBins) -> None:
-    "A table of the known levels and their cells."
+    "Create a table of the known levels and their cells."
     names = [*column.levels, *column.rare]
     cells = [min(k, len(column.levels)) for k in range(len(names))]
     pairs = "SELECT unnest(?::VARCHAR[]) AS level, unnest(?::INTEGER[]) AS cell"
@@ -121,7 +121,7 @@ def _create_level_table(db: duckdb.DuckDBPyConnection, n: int, column: ColumnBin
 
 
 def _cells_sql(db: duckdb.DuckDBPyConnection, there: Sequence[ColumnBins], types: Mapping[str, str], day: str) -> str:
-    "SQL that gives the day of each row, its numbers, and the cells of its levels."
+    "Write SQL that gives the day of each row, its numbers, and the cells of its levels."
     selected, joins = [f"{day} AS day"], []
     for n, column in enumerate(there):
         if column.kind == NUMERIC:
@@ -138,7 +138,7 @@ def _cells_sql(db: duckdb.DuckDBPyConnection, there: Sequence[ColumnBins], types
 def _count_cells(
     db: duckdb.DuckDBPyConnection, query: str, there: Sequence[ColumnBins], days: np.ndarray[Any, Any]
 ) -> list[Any]:
-    "The rows of each day and cell, by column."
+    "Count the rows of each day and cell, by column."
     first = int(days[0])
     index = np.full(int(days[-1]) - first + 1, -1, np.int32)
     index[days - first] = np.arange(len(days))
@@ -160,7 +160,7 @@ def _count_cells(
 
 
 def _new_levels(db: duckdb.DuckDBPyConnection, n: int, column: ColumnBins, day: str) -> list[tuple[int, str, int]]:
-    "The most frequent new levels of each day."
+    "Return the most frequent new levels of each day."
     value = text_sql(column.name)
     unknown = f"{value} IS NOT NULL AND {value} NOT IN (SELECT level FROM levels_{n})"
     rows = f"SELECT {day} AS day, {value} AS level, count(*) AS n FROM source WHERE {unknown} GROUP BY ALL"

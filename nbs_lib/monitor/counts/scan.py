@@ -26,7 +26,7 @@ SCAN_BATCH_ROWS = 200_000  # rows that are looked at together: they fit into the
 def table_files(
     source: str | Path,  # a file, a folder of Parquet files, or a pattern
 ) -> list[Path]:  # one or more, sorted
-    "The files of a source; raises `DataError` where there are none."
+    "List the files of a source; raises `DataError` where there are none."
     path = Path(source)
     if path.is_file():
         return [path]
@@ -48,7 +48,7 @@ def _as_arrow(source: Any) -> pa.Table:
 def open_scan(
     source: Any,  # path, pattern, pyarrow Table or DataFrame
 ) -> Iterator[tuple[duckdb.DuckDBPyConnection, dict[str, str]]]:  # and the type of each column, as DuckDB names it
-    "A database with a view `source`; raises `DataError` where a file is missing or damaged."
+    "Open a database with a view `source`; raises `DataError` where a file is missing or damaged."
     named = str(source) if isinstance(source, str | Path) else "the table"
     with duckdb.connect(config={"threads": 1, "memory_limit": _DUCKDB_MEMORY}) as db:
         db.execute("SET TimeZone = 'UTC'")
@@ -70,7 +70,7 @@ def fetch_row(
     db: duckdb.DuckDBPyConnection,
     query: str,  # of aggregates alone
 ) -> tuple[Any, ...]:
-    "The one row of an aggregate."
+    "Return the only row of an aggregate."
     return db.execute(query).fetchall()[0]
 
 # %% ../../../notebooks/lib/monitor/counts/02_scan.ipynb #7dd04e96
@@ -80,7 +80,7 @@ _NUMBER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT",
 def type_family(
     kind: str,  # of DuckDB
 ) -> str:  # number, truth value, text, time, nothing, or its name
-    "A type of DuckDB in a word."
+    "Name the family of a DuckDB type."
     if kind.removeprefix("U").startswith(_NUMBER_TYPES):
         return "number"
     if kind == "BOOLEAN":
@@ -93,7 +93,7 @@ def type_family(
 def quote_identifier(
     name: str,  # of a column
 ) -> str:
-    "A name as SQL takes it."
+    "Quote a name for SQL."
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -101,7 +101,7 @@ def timestamp_sql(
     value: str,  # SQL
     kind: str,  # its type
 ) -> str:
-    "SQL for a time that `epoch_us` takes."
+    "Write SQL for a time that `epoch_us` takes."
     return value if kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE") else f"{value}::TIMESTAMPTZ"
 
 
@@ -109,7 +109,7 @@ def _number_sql(
     name: str,  # of a column
     kind: str,  # its type
 ) -> str:
-    "SQL for a column as floating point; what is no number is missing."
+    "Write SQL for a column as floating point; what is no number is missing."
     value, found = quote_identifier(name), type_family(kind)
     if kind == "FLOAT":
         return value
@@ -122,12 +122,12 @@ def number_or_nan_sql(
     name: str,  # of a column
     kind: str,  # its type
 ) -> str:
-    "The same with NaN where it is missing."
+    "Write SQL for a column as floating point; what is no number is NaN."
     return f"coalesce({_number_sql(name, kind)}, 'NaN'::{'FLOAT' if kind == 'FLOAT' else 'DOUBLE'})"
 
 
 def text_sql(
     name: str,  # of a column
 ) -> str:
-    "SQL for a column as text; an empty one is missing."
+    "Write SQL for a column as text; an empty one is missing."
     return f"nullif({quote_identifier(name)}::VARCHAR, '')"
