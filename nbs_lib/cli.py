@@ -29,7 +29,7 @@ app = typer.Typer(
 
 
 class _BenchTarget(StrEnum):
-    "What `nbs bench` can measure."
+    "The targets of `nbs bench`."
 
     pipeline = "pipeline"
     features = "features"
@@ -49,7 +49,7 @@ def run_verb(
     sample: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the rows, for this run only.")] = None,
     force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,
 ) -> None:
-    "Reproduce what changed, register the bundle, say what matters."
+    "Reproduce what changed, register the bundle, print a summary."
     from nbs_lib.pipeline.run import run_pipeline
 
     chdir_root()
@@ -73,7 +73,7 @@ def predict_verb(
 def features_verb(
     view: Annotated[str | None, typer.Argument(help="One view, to see its features; all views by default.")] = None,
 ) -> None:
-    "The feature views: versions, freshness, and who uses them; or the features of one."
+    "List the feature views with versions, freshness and users; or the features of one view."
     from nbs_lib.features.catalog import load_catalog
 
     chdir_root()
@@ -108,7 +108,7 @@ def bench_verb(
     minutes: Annotated[int, typer.Option(min=1, help="How long soak lasts.")] = 30,
     rows: Annotated[int | None, typer.Option(min=1, help="Also what drift costs on so many rows.")] = None,
 ) -> None:
-    "Costs: pipeline, features' join, store's reads, drift, explanations; serving beside peers, scaling, load, a soak."
+    "Measure costs: pipeline, feature join, store, drift, explanations, serving beside peers, scaling, load, soak."
     from importlib import import_module
 
     places = {
@@ -148,7 +148,7 @@ def materialize_verb(
     ] = None,
     prune: Annotated[bool, typer.Option(help="Drop tables that no served bundle reads any more.")] = False,
 ) -> None:
-    "Fill the online store with what was last known of each entity."
+    "Fill the online store with the latest features of each entity."
     from nbs_lib.features.materialize import materialize_views
 
     chdir_root()
@@ -173,7 +173,7 @@ def parity_verb(
 
 @app.command("serve")
 def serve_verb() -> None:
-    "Answer predictions over HTTP, as section serve of settings.ini says."
+    "Serve predictions over HTTP, configured by section serve of settings.ini."
     from nbs_lib.serve.supervisor import run_service
 
     chdir_root()
@@ -186,7 +186,7 @@ def explain_verb(
     change: Annotated[bool, typer.Option("--change", help="Also what would change it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Whole, as `/explain` answers.")] = False,
 ) -> None:
-    "Why something was answered: the model that answered is asked again with what it was fed with."
+    "Explain an answer: the model that gave it is run again on the same inputs."
     from nbs_lib.explain.response import explain
 
     chdir_root()
@@ -252,7 +252,7 @@ def rollback_verb(
 def schedule_verb(
     next_only: Annotated[bool, typer.Option("--next", help="Only say when the next cycle is due.")] = False,
 ) -> None:
-    "Run the cycle whenever section schedule of settings.ini says."
+    "Run the cycle at the times that section schedule of settings.ini sets."
     from nbs_lib.retrain.schedule import print_next_run, run_scheduler
 
     chdir_root()
@@ -281,7 +281,7 @@ def log_compact_verb(
 def log_show_verb(
     id: Annotated[str, typer.Argument(help="Of a prediction.")],
 ) -> None:
-    "One prediction whole: what was asked, what the store knew, what was answered, and its label."
+    "Show one prediction: the request, the features from the store, the answer and its label."
     from nbs_lib.core.settings import load_settings
     from nbs_lib.serve.log.reader import prediction_json
 
@@ -297,7 +297,7 @@ def monitor_verb(
     reference: Annotated[Path | None, typer.Option(help="A table; what the champion learned from by default.")] = None,
     current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
 ) -> None:
-    "Say whether what came is what was learned from. Exit codes: 0 ok, 10 watch, 20 drift, 30 broken data."
+    "Compare what came with what was learned from. Exit codes: 0 ok, 10 watch, 20 drift, 30 broken data."
     from nbs_lib.retrain.cycle import run_monitor_only
 
     tables = [str(each.resolve()) if each else None for each in (reference, current)]
@@ -316,7 +316,7 @@ def cycle_verb(
     reference: Annotated[Path | None, typer.Option(help="A table; what the champion learned from by default.")] = None,
     current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
 ) -> None:
-    "One turn: monitor, decide, retrain, judge. Exit codes: 0 nothing to do, 10 watch, 20 judged, 30 broken data."
+    "Run one cycle: monitor, decide, retrain, judge. Exit codes: 0 nothing to do, 10 watch, 20 judged, 30 broken data."
     from nbs_lib.retrain.cycle import run_cycle
 
     tables = [str(each.resolve()) if each else None for each in (reference, current)]
@@ -381,7 +381,7 @@ def deps_verb() -> None:
 
 
 def main() -> None:
-    "The entry point: what the user can put right is one sentence and exit code 1."
+    "Run the command line; an error that the user can fix is one sentence and exit code 1."
     try:
         app()
     except UserError as error:

@@ -31,7 +31,7 @@ _CHUNK_ROWS = 500_000
 
 
 def _chunk(rows: int, first: float, last: float, moved: bool, rng: np.random.Generator) -> pa.Table:
-    "Rows between two moments, in days."
+    "Draw rows between two times, given in days."
     at = np.linspace(first, last, rows, endpoint=False)
     weather = np.sin(at.astype(int) * 12.9898) + rng.normal(size=rows)
     columns: dict[str, Any] = {"at": (at * 86400).astype(np.int64)}
@@ -69,7 +69,7 @@ _Engine = Callable[[str], Iterator[dict[str, float]]]
 
 
 def _ours(folder: str) -> Iterator[dict[str, float]]:
-    "As the cycle does it, the reference's profile and limits included."
+    "Measure drift as the cycle does at first: the reference's profile and limits included."
     import pandas  # noqa: F401  # pyarrow does, at its first array
 
     from nbs_lib.monitor.counts.binning import fit_bins
@@ -87,7 +87,7 @@ def _ours(folder: str) -> Iterator[dict[str, float]]:
 
 
 def _ours_cached_reference(folder: str) -> Iterator[dict[str, float]]:
-    "As the cycle does it from the second time on: the reference's profile was kept."
+    "Measure drift as the cycle does from the second time on: with the stored profile of the reference."
     import pandas  # noqa: F401  # pyarrow does, at its first array
 
     from nbs_lib.monitor.counts.histogram import Profile
@@ -117,7 +117,7 @@ def _decode_only(folder: str) -> Iterator[dict[str, float]]:
 
 
 def _exact_distances(folder: str) -> Iterator[dict[str, float]]:
-    "By definition: SciPy on all rows."
+    "Compute the distances by definition: SciPy on all rows."
     import pandas as pd
     from scipy.spatial.distance import jensenshannon
     from scipy.stats import wasserstein_distance
@@ -137,7 +137,7 @@ def _exact_distances(folder: str) -> Iterator[dict[str, float]]:
 
 
 def _evidently(folder: str) -> Iterator[dict[str, float]]:
-    "Evidently's drift preset with its default methods, without a page."
+    "Run Evidently's drift preset with its default methods, without a page."
     import pandas as pd
     from evidently import DataDefinition, Dataset, Report  # type: ignore[import-untyped, unused-ignore]
     from evidently.presets import DataDriftPreset  # type: ignore[import-untyped, unused-ignore]
@@ -160,7 +160,7 @@ def _evidently(folder: str) -> Iterator[dict[str, float]]:
 
 
 def _nannyml(folder: str) -> Iterator[dict[str, float]]:
-    "NannyML's univariate drift, Wasserstein and Jensen-Shannon, in one chunk."
+    "Run NannyML's univariate drift, Wasserstein and Jensen-Shannon, in one chunk."
     import nannyml as nml  # type: ignore[import-not-found, unused-ignore]
     import pandas as pd
 
@@ -183,7 +183,7 @@ def _nannyml(folder: str) -> Iterator[dict[str, float]]:
 
 
 def _whylogs(folder: str) -> Iterator[dict[str, float]]:
-    "whylogs: a sketch of both tables, and its own drift statistics, which are others."
+    "Sketch both tables with whylogs and compute its own drift statistics, which differ from ours."
     import pandas as pd
     import whylogs as why  # type: ignore[import-not-found, unused-ignore]
     from whylogs.viz.drift import column_drift_algorithms as drift  # type: ignore[import-not-found, unused-ignore]
@@ -208,7 +208,7 @@ _ENGINES: dict[str, tuple[_Engine, str | None]] = {  # the function, and the env
 # %% ../../notebooks/lib/bench/04_drift.ipynb #6e6d3878
 @dataclass(frozen=True)
 class _EngineCost:
-    "What an engine took, without the start of Python, its imports and what it reads before."
+    "The time and memory of an engine, without the start of Python, its imports and what it reads before."
 
     cpu: float  # seconds, user and system
     wall: float  # seconds
@@ -217,7 +217,7 @@ class _EngineCost:
 
 
 def measured(engine: Callable[[str], Any], folder: str) -> None:
-    "Run an engine on a folder, and print what it took and found."
+    "Run an engine on a folder, and print its time, memory and distances."
     import json
     import resource
     import sys
@@ -259,7 +259,7 @@ def _distance_agreement(
     found: dict[str, float],  # distances by column
     exactly: dict[str, float],  # the same by definition
 ) -> tuple[int, float]:  # columns with the same verdict at 0.1, the largest difference
-    "How far an engine's distances are from the exact ones."
+    "Compare an engine's distances with the exact ones."
     limit = MIN_DRIFT_LIMITS["distance"]
     same = sum((found[name] >= limit) == (exactly[name] >= limit) for name in exactly)
     return same, max(abs(found[name] - exactly[name]) for name in exactly)

@@ -33,12 +33,12 @@ def heavy_bodies(
     size: int = HEAVY_BODY_ROWS,  # rows in each body
     count: int = _HEAVY_BODY_COUNT,
 ) -> list[list[Any]]:
-    "Bodies of many rows; where rows run out, they begin again."
+    "Group rows into bodies; where rows run out, they begin again."
     return [[rows[(start * size + i) % len(rows)] for i in range(size)] for start in range(count)]
 
 
 def champion_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    "Rows for the champion: to be looked up, and complete."
+    "Load holdout rows for the champion: to be looked up, and complete."
     return holdout_rows(InputLayout(Bundle.open(champion_path())))
 
 # %% ../../notebooks/lib/bench/11_endurance.ipynb #c7dbca6f
@@ -52,7 +52,8 @@ def bench_scaling(
     with tempfile.TemporaryDirectory() as folder:
         bodies = write_bodies(Path(folder, "bodies"), heavy_bodies(champion_rows()[1]))
         print(
-            f"bodies of {HEAVY_BODY_ROWS} complete rows, 16 connections, {seconds:g} s; one worker has one core, several have all"
+            f"bodies of {HEAVY_BODY_ROWS} complete rows, 16 connections, {seconds:g} s; "
+            "one worker has one core, several have all"
         )
         print(f"{'workers':<10}{'rows/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'cores of wrk':>14}{'of workers':>12}")
         for _ in range(rounds):
@@ -73,7 +74,7 @@ def bench_scaling(
 def _require_full_load(
     load: LoadResult,
 ) -> LoadResult:
-    "A load that was answered in full; raises `StageError` where it wasn't."
+    "Check that a load was answered in full; raises `StageError` where it wasn't."
     if load.refused or load.lost or not load.requests:
         raise StageError(f"{load.refused} of {load.requests} requests were refused, {load.lost} connections failed.")
     return load
@@ -101,7 +102,7 @@ _MAX_GROWTH_MB = 100.0  # MB
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    "What a service holds while nobody is connected."
+    "The memory, open files and threads of a service while nobody is connected."
 
     rss: float  # MB
     fds: int  # open files
@@ -109,7 +110,7 @@ class ResourceUsage:
 
     @classmethod
     def of(cls, server: ServerProcess) -> "ResourceUsage":
-        "What it holds now."
+        "Measure a server."
         tree = server.tree()
         return cls(server.rss(), sum(each.num_fds() for each in tree), sum(each.num_threads() for each in tree))
 
@@ -118,7 +119,7 @@ def describe_growth(
     held: Sequence[ResourceUsage],  # one after each part
     failed: int,  # answers other than 200
 ) -> str:  # empty where all is well
-    "What grew that should not have."
+    "Describe what grew or failed."
     first, last = held[0], held[-1]
     wrong = [f"{failed} requests failed"] if failed else []
     if last.rss - first.rss > _MAX_GROWTH_MB:
@@ -138,7 +139,7 @@ def soak(
     seconds: float = 60.0,  # of each part
     rate: int = 400,  # requests per second
 ) -> str:  # as `describe_growth`
-    "Press a server for a while, and print after each part what it holds."
+    "Load a server for a while, and print its memory, files and threads after each part."
     held, failed = [], 0
     print(f"{'part':<6}{'requests':>10}{'p99 ms':>9}{'failed':>8}{'MB':>8}{'files':>7}{'threads':>9}")
     for part in range(1, parts + 1):
@@ -154,7 +155,7 @@ def soak(
 def bench_soak(
     minutes: int = 30,
 ) -> None:
-    "Print how our service holds out; raises `StageError` where something grew or failed."
+    "Run a soak test of our service; raises `StageError` where something grew or failed."
     with tempfile.TemporaryDirectory() as folder, our_server() as server:
         bodies = write_bodies(Path(folder, "bodies"), champion_rows()[0])
         wrong = soak(server, bodies, minutes)

@@ -34,7 +34,7 @@ def _complete_rows(
     served: ServedModel,
     arrays: Mapping[str, Array],  # what all graphs take, by kind
 ) -> list[dict[str, Any]]:  # as a request brings them
-    "Rows that bring the values of all views."
+    "Build request rows that bring the values of all views."
     names = Explainer(served.bundle).layout.names
     known = {each.name: each for each in request_fields(served.bundle)}
 
@@ -58,7 +58,7 @@ def _row_latencies_ms(
     asked: Callable[[int], Any],  # with the number of a row
     rows: int,
 ) -> list[float]:  # ms
-    "How long each row takes."
+    "Time each row."
     found = []
     for row in range(rows):
         start = time.perf_counter()
@@ -70,7 +70,7 @@ def _row_latencies_ms(
 def _format_percentiles(
     ms: Sequence[float] | Array,
 ) -> str:
-    "Median and 99th percentile, for people."
+    "Format the median and the 99th percentile."
     return f"p50 {np.quantile(ms, 0.5):6.2f} ms   p99 {np.quantile(ms, 0.99):6.2f} ms"
 
 
@@ -81,7 +81,7 @@ def _row(arrays: Mapping[str, Array], k: int) -> dict[str, Array]:
 def _shap_baseline(
     explainer: Explainer,
 ) -> Callable[[int], Any] | None:  # None: the champion is none of trees alone
-    "SHAP's explainer of the graph's trees, against the same background, asked with past cases."
+    "Build SHAP's explainer of the graph's trees against the same background, to be called with past cases."
     bundle, layout, cases = explainer.bundle, explainer.layout, explainer.cases
     background, past = (
         {kind: rows[kind][:, part] for kind, part in layout.model.items()} for rows in (cases.background, cases.past)
@@ -109,9 +109,8 @@ def _in_process(opened: BundleExplainer, rows: list[Any], arrays: Mapping[str, A
     print(f"contributions, in process          {_format_percentiles(np.concatenate(own))}")
     if theirs:
         ratio = statistics.median(np.median(one) / np.median(two) for one, two in zip(own, other, strict=True))
-        print(
-            f"  shap.TreeExplainer, same rows    {_format_percentiles(np.concatenate(other))}   ours / theirs {ratio:.2f}"
-        )
+        shap_line = _format_percentiles(np.concatenate(other))
+        print(f"  shap.TreeExplainer, same rows    {shap_line}   ours / theirs {ratio:.2f}")
     whole = _row_latencies_ms(lambda k: opened.explain(answer([rows[k]])), count)
     print(f"whole explanation, in process      {_format_percentiles(whole)}")
     own_part = opened.served.request_parser.n_request_fields  # what views know is read again for each candidate
@@ -120,7 +119,7 @@ def _in_process(opened: BundleExplainer, rows: list[Any], arrays: Mapping[str, A
 
 # %% ../../notebooks/lib/bench/10_explain.ipynb #74efd45d
 def _run_load(url: str, bodies: Path, seconds: float) -> LoadResult:
-    "A connection's worth of requests; raises `BundleError` where one is refused."
+    "Send requests over one connection; raises `BundleError` where one is refused."
     found = run_wrk(url, bodies, 1, seconds)
     if found.refused or found.lost or not found.requests:
         raise BundleError(

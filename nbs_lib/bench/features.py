@@ -28,7 +28,7 @@ from ..features.views import quote_identifiers
 
 # %% ../../notebooks/lib/bench/05_features.ipynb #e6abb910
 def _ours(folder: str, views: list[dict[str, Any]]) -> Any:
-    "As the pipeline does it."
+    "Join as the pipeline does."
     import pandas as pd
 
     from nbs_lib.features.join import point_in_time_join
@@ -37,7 +37,7 @@ def _ours(folder: str, views: list[dict[str, Any]]) -> Any:
 
 
 def _duckdb_asof(folder: str, views: list[dict[str, Any]]) -> Any:
-    "Plain DuckDB: an ASOF join for each view."
+    "Join with plain DuckDB: an ASOF join for each view."
     import duckdb
     import pandas as pd
 
@@ -59,7 +59,7 @@ def _duckdb_asof(folder: str, views: list[dict[str, Any]]) -> Any:
 
 
 def _duckdb_chain(folder: str, views: list[dict[str, Any]]) -> Any:
-    "Plain DuckDB: all ASOF joins in one statement."
+    "Join with plain DuckDB: all ASOF joins in one statement."
     import duckdb
     import pandas as pd
 
@@ -80,7 +80,7 @@ def _duckdb_chain(folder: str, views: list[dict[str, Any]]) -> Any:
 
 
 def _polars_asof(folder: str, views: list[dict[str, Any]]) -> Any:
-    "Polars: `join_asof`."
+    "Join with Polars: `join_asof`."
     import polars as pl  # type: ignore[import-not-found, unused-ignore]
 
     rows = pl.read_parquet(f"{folder}/rows.parquet").with_row_index("i").sort("_at")
@@ -108,7 +108,7 @@ def _polars_asof(folder: str, views: list[dict[str, Any]]) -> Any:
 
 
 def _pandas_asof(folder: str, views: list[dict[str, Any]]) -> Any:
-    "pandas: `merge_asof`."
+    "Join with pandas: `merge_asof`."
     import pandas as pd
 
     rows = pd.read_parquet(f"{folder}/rows.parquet").reset_index(names="i").sort_values("_at", kind="stable")
@@ -139,7 +139,7 @@ _ENGINES: dict[str, Callable[..., Any]] = {
 
 # %% ../../notebooks/lib/bench/05_features.ipynb #d5ee51f6
 def _join_in_parts(folder: str, views: list[dict[str, Any]]) -> Any:
-    "As `point_in_time_join` does it, with rows and results on disk: a file for each 250,000 rows."
+    "Join as `point_in_time_join` does, with rows and results on disk: a file for each 250,000 rows."
     import pyarrow.parquet as pq
 
     from nbs_lib.features.join import join_query, open_database, quote_path
@@ -154,7 +154,7 @@ def _join_in_parts(folder: str, views: list[dict[str, Any]]) -> Any:
 
 
 def _join_at_once(folder: str, views: list[dict[str, Any]]) -> Any:
-    "As `point_in_time_join` does it, with rows and result on disk."
+    "Join as `point_in_time_join` does, with rows and result on disk."
     from nbs_lib.features.join import join_query, open_database, quote_path
 
     source = f"read_parquet({quote_path(f'{folder}/rows.parquet')}, file_row_number = true)"
@@ -166,7 +166,7 @@ def _join_at_once(folder: str, views: list[dict[str, Any]]) -> Any:
 # %% ../../notebooks/lib/bench/05_features.ipynb #f6d4b978
 @dataclass(frozen=True)
 class _JoinCost:
-    "What a join took, without the start of Python."
+    "The time and memory of a join, without the start of Python."
 
     cpu: float  # seconds, user and system
     wall: float  # seconds

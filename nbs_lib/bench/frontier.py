@@ -45,7 +45,7 @@ def _make_batches(
     rows: int,  # of each batch
     count: int,  # how many batches
 ) -> list[dict[str, Array]]:  # different ones, from the start again where there are too few rows
-    "Batches of rows."
+    "Cut rows into batches."
     total = len(next(iter(arrays.values())))
     picks = [np.arange(start * rows, (start + 1) * rows) % total for start in range(count)]
     return [{name: np.ascontiguousarray(values[pick]) for name, values in arrays.items()} for pick in picks]
@@ -55,7 +55,7 @@ def _latencies_ms(
     ask: _Ask,
     items: list[dict[str, Array]],
 ) -> Array:  # milliseconds of each, shape [len(items)]
-    "How long each batch takes, once warm."
+    "Time each batch after a warm-up."
     for item in items[: max(len(items) // 4, 2)]:
         ask(item)
     found = []
@@ -72,7 +72,7 @@ def _time_all(
     rounds: int = _ROUNDS,
     calls: Mapping[str, int] = _CALLS,
 ) -> dict[str, dict[str, dict[str, float]]]:  # by name: p50_ms and p99_ms, by rows; three digits that count
-    "The median over rounds of each round's median and p99."
+    "Time all candidates in turn; take the median over rounds of each round's median and p99."
     ends: dict[tuple[str, str, int], list[float]] = {}
     for _ in range(rounds):
         for rows in BATCH_SIZES:
@@ -111,7 +111,7 @@ def _memory_mb(
     other: str | Path,  # a small graph, opened before: what onnxruntime takes for itself does not count
     times: int = 3,
 ) -> float | None:  # megabytes; None where the system does not tell
-    "Resident memory that a graph adds to a process."
+    "Measure the resident memory that a graph adds to a process."
     if sys.platform != "linux":
         return None
     page = os.sysconf("SC_PAGE_SIZE")
@@ -125,7 +125,7 @@ def max_batch_difference(
     arrays: Feeds,
     rows: int = 64,
 ) -> float:  # 0 where no row's answer depends on the others'
-    "How much the margins of rows move at most when they are asked together instead of one by one."
+    "Compute the largest difference between the margins of rows computed together and one by one."
     few = {name: values[:rows] for name, values in arrays.items()}
     alone = [ask(each) for each in _make_batches(few, 1, len(next(iter(few.values()))))]
     return float(np.abs(np.concatenate(alone) - ask(few)).max())
@@ -140,7 +140,7 @@ _REASONS = {
 
 
 def _describe_machine() -> str:  # in words, without names
-    "What the times were taken on."
+    "Describe the machine that the times were taken on."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = f"onnxruntime {ort.__version__}, torch {torch.__version__.split('+')[0]}"
     return f"one thread of {cores} cores ({platform.system()}, {platform.machine()}), {versions}"
@@ -157,7 +157,7 @@ def _score(margin: Array, calibration: Mapping[str, float], test: pd.DataFrame, 
 
 
 def _all_margins(margins: Callable[[Feeds], Array], arrays: Feeds) -> Array:
-    "The margins of any number of rows."
+    "Compute the margins of any number of rows, chunk by chunk."
     starts = range(0, len(next(iter(arrays.values()))), GRAPH_CHUNK_ROWS)
     parts = [
         margins({name: values[start : start + GRAPH_CHUNK_ROWS] for name, values in arrays.items()}) for start in starts
@@ -169,7 +169,7 @@ _NetVariants = dict[str, tuple[_Ask, Callable[[Feeds], Array], int]]
 
 
 def _net_variants(model: onnx.ModelProto) -> _NetVariants:
-    "The net in other ways: how it is asked, its margins before calibration, and its bytes."
+    "Build other runtimes of the net: the call that is timed, its margins before calibration, and its bytes."
     found: _NetVariants = {}
     for name, quantized in (("net by torch", False), ("net by torch, int8", True)):
         ask, size = torch_runner(model, quantized)
@@ -184,7 +184,7 @@ def _measure_candidates(
     root: str | Path = ".",  # the project
     rounds: int = _ROUNDS,
 ) -> dict[str, Any]:  # as `Measured`
-    "Measure every candidate of the last run, and its net in other ways."
+    "Measure every candidate of the last run, and other runtimes of its net."
     root = Path(root)
     folder, roles = root / "models/candidates", Roles.load(root / "data/contract/features.yaml")
     facts, table = read_json(folder / "candidates.json"), read_table(root / "data/training_set.parquet")
@@ -218,7 +218,7 @@ def _measure_variants(
     test: pd.DataFrame,
     roles: Roles,
 ) -> list[dict[str, Any]]:
-    "What is measured beside the candidates, scored on the same rows."
+    "Score the other runtimes of the net on the test rows."
     found, few = [], {name: values[:_MAX_ROWS] for name, values in arrays.items()}
     for name, (_, margins, size) in others.items():
         inside = "onnxruntime" in name  # the graph calibrates
@@ -234,7 +234,7 @@ def bench_frontier(
     rounds: int = _ROUNDS,
     path: str | Path = LATENCY_FILE,
 ) -> None:
-    "Measure, write the measurement file and print it."
+    "Measure the candidates, write the measurement file and print it."
     found = _measure_candidates(rounds=rounds)
     write_json(found, path)
     print(f"{found['machine']}; median over {rounds} rounds of p50 / p99 in ms, by rows asked at once")

@@ -30,7 +30,7 @@ _ENCODED_OUTPUT = "encode/transformed_column"  # where a graph's encoding ends
 def rebuild_net(
     graph: onnx.ModelProto,  # a net's
 ) -> TabularNet:  # ready to answer
-    "A net's module from its graph; raises `KeyError` where the graph is another one's."
+    "Rebuild a net's torch module from its graph; raises `KeyError` where the graph is not of a net."
     held = {t.name.removeprefix("estimate/"): numpy_helper.to_array(t) for t in graph.graph.initializer}
     bins: list[int] = np.bincount(held["steps.source"]).tolist() if "steps.source" in held else []
     levels = [
@@ -49,7 +49,7 @@ def rebuild_net(
 def _encoder_session(
     graph: onnx.ModelProto,  # a candidate's
 ) -> Any:  # a session that answers the encoded rows
-    "The first part of a graph."
+    "Open the encoding part of a graph as a session of its own."
     part = onnx.ModelProto.FromString(graph.SerializeToString())
     del part.graph.output[:]
     part.graph.output.append(onnx.helper.make_tensor_value_info(_ENCODED_OUTPUT, onnx.TensorProto.FLOAT, ["N", None]))
@@ -60,7 +60,7 @@ def torch_runner(
     graph: onnx.ModelProto,  # a net's
     quantized: bool = False,  # its layers, by torch, in int8
 ) -> tuple[Callable[[Feeds], Array], int]:  # margins before calibration, from what a graph takes; bytes of the weights
-    "Ask a net's module in torch, encoded by onnxruntime."
+    "Build a function that runs a net in torch on rows that onnxruntime encodes."
     net, first = rebuild_net(graph), _encoder_session(graph)
     if quantized:
         with warnings.catch_warnings():

@@ -28,7 +28,7 @@ from ..registry.pointers import champion_path
 # %% ../../notebooks/lib/bench/12_overload.ipynb #1fdc4b26
 @dataclass
 class ObserverResult:
-    "What the second client saw."
+    "The answer times that a second client saw."
 
     taken: dict[str, list[float]] = field(default_factory=dict)  # ms of each answer, by what was asked and status
 
@@ -37,20 +37,20 @@ class ObserverResult:
         kind: str,  # such as "predict 200"
         share: float = 0.99,
     ) -> float:  # ms
-        "A quantile of the times."
+        "Compute a quantile of the answer times."
         times = sorted(self.taken.get(kind, [0.0]))
         return times[min(len(times) - 1, int(len(times) * share))]
 
 
 class _Observer(threading.Thread):
-    "A client that asks twenty times a second until it is told to stop."
+    "A client that sends twenty requests a second until it is stopped."
 
     def __init__(self, url: str, body: str) -> None:
         super().__init__(daemon=True)
         self.seen, self._url, self._body, self._over = ObserverResult(), urlsplit(url), body.encode(), threading.Event()
 
     def run(self) -> None:
-        "Ask."
+        "Send requests until stopped."
         while not self._over.wait(0.05):
             self._ask("livez", "GET", "/livez")
             self._ask("predict", "POST", "/predict", self._body)
@@ -72,7 +72,7 @@ class _Observer(threading.Thread):
         self.seen.taken.setdefault(f"{kind} {status}", []).append((time.perf_counter() - started) * 1000)
 
     def stop(self) -> ObserverResult:
-        "Stop asking."
+        "Stop sending, and return the times."
         self._over.set()
         self.join()
         return self.seen
@@ -82,7 +82,7 @@ def _bench_many_callers(
     seconds: float = 60.0,
     connections: int = 300,
 ) -> None:
-    "Print what many callers see of us, and of MLServer where it is installed."
+    "Print the latency of our service under many callers, and of MLServer where it is installed."
     bundle, (_, complete) = Bundle.open(champion_path()), champion_rows()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -112,7 +112,7 @@ def _print_load(title: str, server: ServerProcess, path: str, bodies: Path, seco
 
 @dataclass(frozen=True)
 class OverloadResult:
-    "What happened when too much came."
+    "The loads before, during and after an overload."
 
     before: LoadResult
     during: LoadResult
@@ -121,7 +121,7 @@ class OverloadResult:
 
     @property
     def offered(self) -> float:
-        "What came, as a multiple of what could be done."
+        "Offered load as a multiple of the capacity."
         return self.during.rate / self.before.rate
 
 
@@ -135,7 +135,7 @@ def run_overload(
     connections: int = 800,
     times: float = _OVERLOAD_FACTOR,  # what callers want, as a multiple of what can be done; infinite: they never pause
 ) -> OverloadResult:
-    "Press a server with far more than it can do."
+    "Load a server with far more than its capacity."
     url, first = f"{server.url}/predict", bodies.read_text(encoding="utf-8").partition("\n")[0]
     before = run_wrk(url, bodies, 8, max(2, seconds / 10), (1,))
     onlooker = _Observer(server.url, first)
@@ -149,7 +149,7 @@ def run_overload(
 def bench_load(
     seconds: float = 60.0,  # of each part
 ) -> None:
-    "Print how we hold under many callers, and under too many."
+    "Print latency under many callers, and what happens under an overload."
     _bench_many_callers(seconds)
     with tempfile.TemporaryDirectory() as folder:
         bodies = write_bodies(Path(folder, "bodies"), heavy_bodies(champion_rows()[1]))
@@ -161,9 +161,7 @@ def bench_load(
 def _print_overload(found: OverloadResult) -> None:
     deadline = load_settings().serve.deadline_ms
     during, seen = found.during, found.seen
-    print(
-        f"capacity {found.before.rate:,.0f} bodies/s of {HEAVY_BODY_ROWS} rows; then {found.offered:.1f} x of that came:"
-    )
+    print(f"capacity {found.before.rate:,.0f} bodies/s of {HEAVY_BODY_ROWS} rows; offered: {found.offered:.1f} x")
     counted = f"{during.shed:,} shed, {during.hinted:,} of them with Retry-After"
     share = during.ok / during.requests * during.rate / found.before.rate
     print(f"  {during.ok:,} answered ({share:.0%} of the capacity), {counted}, {during.failed} failed")

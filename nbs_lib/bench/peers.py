@@ -22,7 +22,7 @@ async def echo(
     receive: Callable[[], Awaitable[Mapping[str, Any]]],
     send: Callable[[Mapping[str, Any]], Awaitable[None]],
 ) -> None:
-    "An ASGI application that answers with what it was sent."
+    "Answer a request with its own body: an ASGI application."
     body, more = b"", True
     while more:
         message = await receive()
@@ -76,7 +76,7 @@ class Graph:
 def _epoch_seconds(
     time: str | float | None,  # such as '2013-01-31T08:00:00Z', or seconds since 1970
 ) -> int:  # seconds since 1970; the smallest number where there is none
-    "A time as the graph takes it."
+    "Convert a time to what the graph takes."
     if isinstance(time, str):
         moment = datetime.fromisoformat(time)
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
@@ -84,7 +84,7 @@ def _epoch_seconds(
 
 # %% ../../notebooks/lib/bench/07_peers.ipynb #207c0182
 def _naive() -> None:
-    "FastAPI and a scikit-learn pipeline on a DataFrame, as tutorials have it."
+    "Serve a scikit-learn pipeline on a DataFrame with FastAPI, as tutorials have it."
     import pickle
 
     import pandas as pd
@@ -103,7 +103,7 @@ def _naive() -> None:
 
 
 def _pydantic_onnx() -> None:
-    "FastAPI, a pydantic model of the row, and onnxruntime."
+    "Serve with FastAPI, a pydantic model of the row, and onnxruntime."
     import uvicorn
     from fastapi import FastAPI
     from pydantic import create_model
@@ -113,18 +113,18 @@ def _pydantic_onnx() -> None:
     graph, app = Graph(), FastAPI()
     kinds: dict[str, Any] = {"numeric": float | None, "categorical": str | None, "time": str | None}
     fields: dict[str, Any] = {name: (kinds[kind], None) for kind, names in graph.names.items() for name in names}
-    Row: Any = create_model("Row", **fields)
-    Answer: Any = create_model("Answer", output=(list[float], ...))
+    row_model: Any = create_model("Row", **fields)
+    answer_model: Any = create_model("Answer", output=(list[float], ...))
 
-    @app.post("/predict", response_model=Answer)
-    async def predict(row: Row) -> Any:
-        return Answer(output=graph.row(row.__dict__))
+    @app.post("/predict", response_model=answer_model)
+    async def predict(row: row_model) -> Any:
+        return answer_model(output=graph.row(row.__dict__))
 
     uvicorn.run(app, port=int(os.environ[PORT]), log_level="warning", access_log=False)
 
 
 def _bentoml() -> None:
-    "BentoML: a service with one API method."
+    "Serve with BentoML: a service with one API method."
     import bentoml
 
     from nbs_lib.bench.peers import Graph
@@ -140,7 +140,7 @@ def _bentoml() -> None:
 
 
 def _litserve() -> None:
-    "LitServe: an API class, its server and one worker."
+    "Serve with LitServe: an API class, its server and one worker."
     import litserve
     from fastapi import Request
 
@@ -165,7 +165,7 @@ def _litserve() -> None:
 
 
 def _mlserver() -> None:
-    "MLServer: a runtime of one's own, in process."
+    "Serve with MLServer: a custom runtime, in process."
     import mlserver
     from mlserver.codecs import NumpyCodec
 
@@ -186,7 +186,7 @@ def _mlserver() -> None:
 # %% ../../notebooks/lib/bench/07_peers.ipynb #08652c8d
 @dataclass(frozen=True)
 class Peer:
-    "A server to be measured."
+    "A server that is measured, and how it is started and asked."
 
     title: str
     service: Callable[[], None] | None  # its script; none: the files say all
@@ -253,7 +253,7 @@ PEERS = (
 def _service_script(
     service: Callable[[], None],
 ) -> str:  # Python
-    "A service's body as a script."
+    "Turn a service's body into a script."
     lines = inspect.getsource(service).splitlines(keepends=True)[1:]
     top = (
         "import os\nfrom pathlib import Path\nfrom typing import Any\n\nfrom nbs_lib.bench.peers import FOLDER, PORT\n"
@@ -266,7 +266,7 @@ def write_peer_files(
     folder: str | Path,  # holds model.onnx, names.json and pipeline.pkl
     ports: Sequence[int],  # three that are free; it predicts on the first
 ) -> dict[str, str]:  # environment variables for it
-    "Write what a peer is started with."
+    "Write the files that a peer is started with."
     folder = Path(folder)
     if peer.service:
         (folder / "service.py").write_text(_service_script(peer.service), encoding="utf-8")

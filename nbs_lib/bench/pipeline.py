@@ -25,7 +25,7 @@ from ..pipeline.runner import PINNED_ENVIRONMENT
 def _plain_script(
     root: str | Path = ".",  # the project
 ) -> str:  # Python
-    "The stage notebooks' code as one script."
+    "Join the stage notebooks' code into one script."
     parts = ["from nbs_lib.data import source", "source.main()", "display = lambda *_: None"]
     for stage in load_stages(root).values():
         cells = json.loads((Path(root) / stage.notebook).read_text(encoding="utf-8"))["cells"]
@@ -35,7 +35,7 @@ def _plain_script(
 # %% ../../notebooks/lib/bench/01_pipeline.ipynb #cadd601f
 @dataclass(frozen=True)
 class _CommandCost:
-    "What a command took."
+    "The time that a command took."
 
     cpu: float  # seconds, user and system, children included
     wall: float  # seconds
@@ -46,7 +46,7 @@ def _measure_command(
     cwd: str | Path = ".",  # where
     env: dict[str, str] | None = None,  # its environment
 ) -> _CommandCost:
-    "Run a command and count what it took; raises `StageError` where it fails."
+    "Run a command and measure its time; raises `StageError` where it fails."
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     after, ended = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

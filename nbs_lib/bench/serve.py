@@ -40,7 +40,7 @@ from ..registry.pointers import champion_path
 def _json_value(
     value: Any,  # of a table
 ) -> Any:  # as JSON has it
-    "A value as a caller sends it."
+    "Convert a value of a table to what a caller sends."
     if pd.isna(value):
         return None
     if isinstance(value, pd.Timestamp):
@@ -53,7 +53,7 @@ def holdout_rows(
     root: str | Path = ".",  # the project
     rows: int = 20_000,  # at most
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # the same rows, to be looked up and complete
-    "Validation and test rows of the training set."
+    "Load validation and test rows of the training set as requests."
     roles = Roles.load(Path(root, "data/contract/features.yaml"))
     encoded = pd.read_parquet(Path(root, "data/training_set.parquet"))
     encoded = encoded[encoded["_split"] != "train"].head(rows)
@@ -71,7 +71,7 @@ def write_bodies(
     path: Path,
     bodies: Sequence[Any],  # what JSON can hold
 ) -> Path:
-    "One body a line."
+    "Write one body per line."
     path.write_text("".join(f"{json.dumps(body)}\n" for body in bodies), encoding="utf-8")
     return path
 
@@ -83,7 +83,7 @@ _ECHO_OPTIONS += " --no-server-header --no-date-header"  # as ours does
 def server_environment(
     **more: str,
 ) -> dict[str, str]:  # a process's environment, whole
-    "This environment with the project's programs first, one thread, and no settings but these."
+    "Build a server's environment: the project's programs first, one thread, and no settings but these."
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NBS_", "BENCH_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return kept | {"PATH": path, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"} | more
@@ -93,7 +93,7 @@ def server_environment(
 def echo_server(
     cores: Sequence[int] = (),  # empty: any
 ) -> Iterator[ServerProcess]:
-    "The echo, behind the server that ours uses."
+    "Run the echo application behind the same server as ours."
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "nbs_lib.bench.peers:echo", "--port", str(port), *_ECHO_OPTIONS.split()]
     with running_server(command, port, "/", environment=server_environment(), cores=cores) as server:
@@ -107,7 +107,7 @@ def our_server(
     root: str | Path = ".",  # the project
     **settings: Any,  # of [serve]
 ) -> Iterator[ServerProcess]:
-    "`nbs serve` on a free port."
+    "Run `nbs serve` on a free port."
     port = free_port()
     with tempfile.TemporaryDirectory() as log:
         told = {"port": port, "workers": workers, "log": log} | settings
@@ -125,7 +125,7 @@ def peer_server(
     folder: Path,  # where its files are
     cores: Sequence[int] = (),  # empty: any
 ) -> Iterator[ServerProcess]:
-    "A peer in its own environment; raises `UserError` where it isn't set up."
+    "Run a peer in its own environment; raises `UserError` where it isn't set up."
     ports, programs = (free_port(), free_port(), free_port()), Path(sys.executable).parent
     if peer.environment:
         programs = Path(".nbs/envs", peer.environment, "bin").resolve()
@@ -143,7 +143,7 @@ def write_models(
     rows: Sequence[Mapping[str, Any]],  # complete
     folder: Path,  # where to
 ) -> None:
-    "The graph, its inputs' names, and a scikit-learn pipeline that takes the same rows."
+    "Write the graph, its inputs' names, and a scikit-learn pipeline that takes the same rows."
     from mlflow.sklearn import save_model
     from sklearn.compose import make_column_transformer
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -167,7 +167,7 @@ def write_models(
 # %% ../../notebooks/lib/bench/09_serve.ipynb #10d0db14
 @dataclass(frozen=True)
 class ServerMetrics:
-    "What was measured of one server."
+    "The measured figures of one server."
 
     rate: float  # requests per second at 16 connections
     p50: float  # ms at one connection
@@ -200,7 +200,7 @@ def _require_answers(load: LoadResult) -> LoadResult:
 def _median_metrics(
     lines: Sequence[ServerMetrics],
 ) -> ServerMetrics:
-    "The middle of several rounds, figure by figure."
+    "Take the median of each figure over several rounds."
     return ServerMetrics(
         *(statistics.median(values) for values in zip(*(vars(each).values() for each in lines), strict=True))
     )
@@ -250,7 +250,7 @@ def compare_with_echo(
 def _format_log_counts(
     metrics: str,  # what a service counts
 ) -> str:
-    "What became of the rows that were answered: a figure with rows dropped would be one without a log."
+    "Format the log's counts: if rows were dropped, the measured rate is not one with a complete log."
     counts = {result: re.search(rf'nbs_log_rows_total{{result="{result}"}} (\S+)', metrics) for result in _LOG_RESULTS}
     return ", ".join(f"{float(found[1]):,.0f} rows {result}" for result, found in counts.items() if found)
 
@@ -295,7 +295,7 @@ def _comparison_summary(
     ours: Mapping[str, float],  # by title: throughput as a share of the echo's
     peers: Mapping[str, float],  # by title
 ) -> str:  # empty where nothing can be compared
-    "How our service, asked with complete rows, compares with the best framework and with the naive server."
+    "Compare our service, asked with complete rows, with the best framework and with the naive server."
     mine = ours.get("ours, complete rows")
     frameworks = {peer.title: peers[peer.title] for peer in PEERS if peer.framework and peer.title in peers}
     naive = next((share for title, share in peers.items() if title.startswith("naive")), None)

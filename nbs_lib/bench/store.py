@@ -32,7 +32,7 @@ NO_REDIS = "redis-server is not installed: apt-get install redis-server"
 def redis_server(
     *options: str,  # such as --maxmemory 1mb
 ) -> Iterator[tuple[str, int]]:  # its url and process id
-    "A Redis server of one's own; raises `StoreError` where there is none to start."
+    "Run a private Redis server; raises `StoreError` where it can't be started."
     program = shutil.which("redis-server")
     if program is None:
         raise StoreError(f"{NO_REDIS}.")
@@ -68,7 +68,7 @@ def _example_views(
     views: int = _N_VIEWS,
     columns: int = _N_COLUMNS,
 ) -> list[dict[str, Any]]:  # as in `Roles.views`
-    "Views with one column of an entity each."
+    "Make up views, each with an entity of one column."
     about = {"ttl": 30 * 86_400, "age": True, "columns": [f"c{i}" for i in range(columns)]}
     return [{"name": f"v{i}", "version": f"{i:012x}", "entity": [f"e{i}"]} | about for i in range(views)]
 
@@ -78,7 +78,7 @@ def _example_rows(
     now_us: int,  # microseconds since 1970
     entities: int = _N_ENTITIES,
 ) -> dict[str, list[tuple[str, bytes]]]:  # key and value, by table
-    "Rows of random numbers."
+    "Draw rows of random numbers for each view."
     draw = random.Random(0)
     return {
         f"{v['name']}@{v['version']}": [
@@ -93,7 +93,7 @@ def _latencies_us(
     work: Callable[[Any], Any],
     items: list[Any],
 ) -> list[float]:  # microseconds of each item, ascending
-    "How long each call takes, once warm."
+    "Time each call after a warm-up."
     for item in items[: len(items) // 2]:
         work(item)
     found = []
@@ -144,7 +144,7 @@ def _measure_stores(
     requests: int = _N_REQUESTS,
     entities: int = _N_ENTITIES,
 ) -> list[dict[str, Any]]:  # store, what, p50 and p99 in microseconds, goal
-    "Measure the file and, where it is installed, a Redis server."
+    "Measure SQLite and, where it is installed, Redis."
     views, now = _example_views(), 10**15
     rows, lines = _example_rows(views, now, entities), []
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +167,8 @@ def bench_store(
 ) -> None:
     "Print what one request costs, all views in one read."
     print(
-        f"{_N_VIEWS} views of {_N_COLUMNS} columns, {entities:,} entities each; best of {_N_ROUNDS} x {requests:,} requests, µs"
+        f"{_N_VIEWS} views of {_N_COLUMNS} columns, {entities:,} entities each; "
+        f"best of {_N_ROUNDS} x {requests:,} requests, µs"
     )
     print(f"{'store':<8}{'what':<8}{'p50':>8}{'p99':>8}  goal")
     for line in _measure_stores(requests, entities):

@@ -70,7 +70,7 @@ end
 # %% ../../notebooks/lib/bench/08_wrk.ipynb #a6c5f1bb
 @dataclass(frozen=True)
 class LoadResult:
-    "What a run of wrk saw."
+    "The figures of one run of wrk."
 
     requests: int  # answered
     rate: float  # requests per second

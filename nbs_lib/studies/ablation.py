@@ -31,7 +31,7 @@ _LOSS_METRIC = {"binary": "log_loss", "multiclass": "log_loss", "regression": "r
 def _losses(
     task: str, target: Array, answers: Mapping[str, Sequence[Array]], block: Array, resamples: int, seed: int
 ) -> dict[str, Interval]:
-    "How much worse each set of answers is than the one named `''`; several of a name are averaged."
+    "Compare the loss of each set of answers with the set named `''`, averaging several of one name."
     metric = _LOSS_METRIC[task]
 
     def mean(parts: list[Statistic]) -> Statistic:
@@ -56,7 +56,7 @@ def permutation_importance(
     repeats: int = 3,  # shuffles of each group
     seed: int = 0,  # of the draws
 ) -> dict[str, Interval]:  # by group: what is lost, in log loss, or in the target's unit
-    "What is lost when a group is shuffled."
+    "Measure the loss when a group is shuffled."
     rng = np.random.default_rng(seed)
     answers: dict[str, list[Array]] = {"": [subject.ask(dict(rows))[0]]}
     for code, places in subject.groups.items():
@@ -76,7 +76,7 @@ def unfitted_champion(
     facts: Mapping[str, Mapping[str, Any]],  # models/candidates/candidates.json
     task: Task,
 ) -> FittedCandidate:  # it has learned nothing yet
-    "A candidate with the setting that it was chosen with; raises `DataError` where it is gone."
+    "Build the champion, unfitted, with its chosen setting; raises `DataError` where the candidate is gone."
     taken = str(facts[name].get("variant_of", name))
     if taken not in CANDIDATES:
         raise DataError(f"The champion was a {taken}, which is no candidate any more: run `make run`.")
@@ -92,7 +92,7 @@ def drop_group_importance(
     resamples: int = 200,  # of the bootstrap
     say: Callable[[str], None] = lambda _: None,  # told each fit
 ) -> dict[str, Interval]:  # by group, and for another seed: what is lost, as in `permutation_importance`
-    "What is lost when a group was never learned from; a group without which nothing is left is left out of this."
+    "Measure the loss when a group is left out of training; skips a group without which no feature is left."
     train, valid, test = parts
 
     def answered(names: Sequence[str], seed: int) -> Array:

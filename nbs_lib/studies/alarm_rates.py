@@ -24,21 +24,21 @@ from ..monitor.drift import MIN_REFERENCE_WINDOWS, DriftLimit, column_distances,
 # %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #5e85bded
 @dataclass(frozen=True)
 class HitRate:
-    "How often something happened."
+    "The rate of an event over trials."
 
     hits: int
     trials: int
 
     @property
     def value(self) -> float:
-        "From 0 to 1; NaN without trials."
+        "Rate from 0 to 1; NaN without trials."
         return self.hits / self.trials if self.trials else np.nan
 
     def interval(
         self,
         confidence: float = 0.95,
     ) -> tuple[float, float]:
-        "The exact binomial interval."
+        "Compute the exact binomial confidence interval."
         if not self.trials:
             return 0.0, 1.0
         found = stats.binomtest(self.hits, self.trials).proportion_ci(confidence)
@@ -54,7 +54,7 @@ _COMMON_LIMIT = 0.1
 
 @dataclass(frozen=True)
 class AlarmTrial:
-    "A reference and a window of the same days' pool."
+    "A reference and a window, drawn from the same days."
 
     reference: Profile
     window: Profile
@@ -69,7 +69,7 @@ def draw_trials(
     alarms: float = 0.05,  # as in `drift.limits`
     seed: int = 0,
 ) -> Iterator[AlarmTrial]:  # the window's days are the last ones
-    "References and windows between which nothing changed."
+    "Draw references and windows between which nothing changed."
     rng = np.random.default_rng(seed)
     days = np.arange(len(whole.days))
     for _ in range(count):
@@ -83,7 +83,7 @@ def draw_trials(
 def false_alarm_rates(
     made: Sequence[AlarmTrial],  # of `draw_trials`
 ) -> dict[str, HitRate]:  # by rule
-    "How often each rule alarms though nothing changed, over all columns together."
+    "Compute how often each rule raises an alarm although nothing changed."
     ours, contracts, any_, half = [], [], [], []
     for trial in made:
         status = drift_verdict(trial.reference, [trial.window], trial.limits)["status"]
@@ -153,7 +153,7 @@ _STEADY_LIMIT = 0.25  # a limit up to which a column counts as steady
 
 @dataclass(frozen=True)
 class ShiftResult:
-    "What became of one shift."
+    "The result of one shift: which rules found it."
 
     shift: str
     column: str
@@ -204,7 +204,7 @@ def apply_shifts(
 
 
 def _can_shift(column: ColumnBins, kind: str, window: pd.DataFrame) -> bool:
-    "Whether a column can be shifted."
+    "Tell whether a column can be shifted."
     if column.kind != kind:
         return False
     return bool((window[column.name] != "").any()) if kind == CATEGORICAL else column.std > 0
@@ -213,7 +213,7 @@ def _can_shift(column: ColumnBins, kind: str, window: pd.DataFrame) -> bool:
 def detection_power(
     found: Sequence[ShiftResult],  # of `apply_shifts`
 ) -> list[dict[str, Any]]:  # by shift, in the order of `_SHIFTS`: shares
-    "How often each shift is found."
+    "Compute how often each shift is found."
     told = []
     for shift in _SHIFTS:
         rows = [each for each in found if each.shift == shift]
@@ -244,7 +244,7 @@ def chronological_results(
     count: int,  # windows at most, evenly over the time
     views: Collection[str] = (),  # as in `contract.check`
 ) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:  # the contract's ledger and the verdict of each window
-    "What would have been said in real order, of each window with all rows before it as the reference."
+    "Check each window in time order against all rows before it."
     first, last = int(day.min()) + (MIN_REFERENCE_WINDOWS + 1) * window, int(day.max()) - window + 1
     starts = np.arange(first, last + 1, window)
     for start in starts[np.unique(np.linspace(0, len(starts) - 1, min(count, len(starts))).astype(int))]:
@@ -262,7 +262,7 @@ def check_enough_days(
     days: int,  # of the table
     window: int,  # days
 ) -> str | None:  # why there can be no trial, or None
-    "Whether a table has days enough."
+    "Check that a table has enough days."
     needed = (MIN_REFERENCE_WINDOWS + 1) * window
     if days < needed:
         return f"The table has {days} days; trials of windows of {window} need {needed}."

@@ -28,7 +28,7 @@ from .threshold_costs import BestThreshold, ErrorCosts
 # %% ../../notebooks/lib/studies/08_analyst_page.ipynb #581394fd
 @dataclass(frozen=True)
 class ExplainedRows:
-    "Rows that were explained."
+    "Explained rows, and the points of their inputs."
 
     rows: dict[str, Array]  # what the model takes, by kind, shape [N, number of columns]
     output_index: Array  # which output is spoken of: the only one, or that of the answered class, shape [N]
@@ -37,7 +37,7 @@ class ExplainedRows:
 
     @property
     def target_points(self) -> Array:  # shape [N, inputs]
-        "The points of the output that is spoken of."
+        "Points of the explained output."
         return self.points[np.arange(len(self.output_index)), :, self.output_index]
 
 
@@ -46,7 +46,7 @@ def model_inputs(
     table: pd.DataFrame,  # rows of a training set
     timestamp: str | None = None,  # the column that `_time` stands for
 ) -> dict[str, Array]:  # by kind
-    "Rows as the model takes them."
+    "Convert rows to the model's inputs."
     dated = table.assign(**{timestamp: table["_time"]}) if timestamp else table
     return to_graph_arrays(dated, explainer.bundle.names)
 
@@ -70,7 +70,7 @@ def input_values(
     taken: Mapping[str, Array],  # as `model_inputs`
     place: int,  # of an input
 ) -> Array:  # shape [N]
-    "The values of an input."
+    "Select the values of an input."
     return [part[:, k] for part in taken.values() for k in range(part.shape[1])][place]
 
 
@@ -81,7 +81,7 @@ def explain_other_backgrounds(
     rng: np.random.Generator,
     times: int = 3,
 ) -> list[Array]:  # the points that are spoken of, shape [N, inputs] each
-    "The same rows explained against other backgrounds."
+    "Explain the same rows against other backgrounds."
     found, count = [], len(next(iter(pool.values())))
     for _ in range(times):
         chosen = rng.choice(count, min(BACKGROUND_ROWS, count), replace=False)
@@ -100,14 +100,14 @@ def points_unit(
     task: str,
     target: str,  # its name
 ) -> str:  # of points
-    "What points are of."
+    "Name the unit of points."
     return f"units of {target}" if task == "regression" else "percentage points"
 
 # %% ../../notebooks/lib/studies/08_analyst_page.ipynb #2af0d0b2
 def _group_name(
     code: str,  # of a group
 ) -> str:
-    "A group, as the page calls it."
+    "Name a group for the page."
     return f"{code.removeprefix('view:')} (view)" if code.startswith("view:") else code
 
 
@@ -124,7 +124,7 @@ def importance_table(
     shuffled: Mapping[str, Interval],  # by group
     left_out: Mapping[str, Interval],  # by group, and for another seed
 ) -> pd.DataFrame:  # the largest first
-    "What each group is worth, by three measures."
+    "Tabulate the importance of each group by three measures."
     codes = sorted(sizes, key=lambda code: -sizes[code])
     codes += [code for code in left_out if code not in sizes]
     return pd.DataFrame(
@@ -151,7 +151,7 @@ def comparison_table(
     level: str,  # inputs or groups
     scale: float = 100,  # of deletion and insertion
 ) -> pd.DataFrame:  # a row per method
-    "How methods compare, as people read it."
+    "Tabulate how methods compare."
     own, found = compared[compared["level"] == level], []
     for method, part in own.groupby("method", sort=False):
         row = {"method": method}
@@ -169,7 +169,7 @@ def comparison_summary(
     unit: str,  # of deletion
     scale: float = 100,  # of deletion
 ) -> str:
-    "What to make of the second opinion, in a few sentences."
+    "Summarize the comparison with LIME in a few sentences."
     first, second = compared["method"].unique()[:2]
     by = compared.set_index(["level", "method", "measure"])[["value", "room"]].T.to_dict()
 
@@ -177,7 +177,8 @@ def comparison_summary(
         ours, plain = (by[level, name, "overlap"] for name in (second, FIXED_LIST))
         close = abs(ours["value"] - plain["value"]) <= np.hypot(ours["room"], plain["room"])
         than = "as many as" if close else "fewer than" if ours["value"] < plain["value"] else "more than"
-        told = f"{format_number(3 * ours['value'], 1)}, {than} one fixed list for all answers ({format_number(3 * plain['value'], 1)})"
+        fixed = f"one fixed list for all answers ({format_number(3 * plain['value'], 1)})"
+        told = f"{format_number(3 * ours['value'], 1)}, {than} {fixed}"
         return f"Of the three {level} that {first} names first, {second} names {told}."
 
     ours, theirs = (by["groups", name, "deletion"] for name in (first, second))
@@ -194,7 +195,7 @@ def comparison_summary(
 def convergence_table(
     found: pd.DataFrame,  # as `second_opinion.convergence`
 ) -> pd.DataFrame:
-    "How close random orders come, as people read it."
+    "Tabulate how close random orders come."
     return pd.DataFrame(
         {
             "orders": found["orders"],
@@ -208,7 +209,7 @@ def convergence_table(
 def stability_table(
     runs: Mapping[str, Sequence[Array]],  # by what is done again: values by input, shape [N, inputs] each
 ) -> pd.DataFrame:
-    "How much stays the same, as people read it."
+    "Tabulate the stability of explanations."
     heads = {3: "of the first three", 5: "of the first five"}
     shares = {
         head: [format_number(float(explanation_stability(each, k).mean()), 2) for each in runs.values()]
@@ -220,7 +221,7 @@ def stability_table(
 def interaction_table(
     pairs: pd.DataFrame,  # as `dependence.interactions`
 ) -> pd.DataFrame:
-    "What works together, as people read it."
+    "Tabulate interactions of groups."
     names = {head: pairs[head].map(_group_name) for head in ("first", "second")}
     figures = {
         "together": [format_number(each) for each in pairs["together"]],
@@ -232,7 +233,7 @@ def interaction_table(
 def reliability_table(
     curve: pd.DataFrame,  # as `evaluation.reliability`, of one candidate
 ) -> pd.DataFrame:
-    "What was predicted and what happened, as people read it."
+    "Tabulate predictions beside outcomes."
     ends = zip(curve["observed"], curve["lo"], curve["hi"], strict=True)
     seen = [
         format_number(value) + ("" if lo is None or np.isnan(lo) else f" ({format_number(lo)} to {format_number(hi)})")
@@ -246,7 +247,7 @@ def results_table(
     compared: pd.DataFrame,  # as `second_opinion.compared`
     losses: Mapping[str, Mapping[str, Interval]],  # by measure, by group
 ) -> pd.DataFrame:  # what, measure, value, lo, hi
-    "What is kept of the study beside its page."
+    "Tabulate the results that are kept beside the page."
     found = compared.assign(lo=compared["value"] - compared["room"], hi=compared["value"] + compared["room"])
     found["what"] = found["method"] + ", " + found["level"]
     rows = [(code, name, i.value, i.lo, i.hi) for name, each in losses.items() for code, i in each.items()]
@@ -259,7 +260,7 @@ def cost_plot(
     served: float,  # the threshold that is used
     unit: str = "",  # of the costs
 ) -> Figure:  # to `show`
-    "What errors cost at each threshold, per 1,000 rows, relative to the best where there are several."
+    "Plot the cost of errors at each threshold, per 1,000 rows, relative to the best where there are several."
     fig, ax = plots.new_figure()
     several = len(curves) > 1
     for color, (name, curve) in zip(plots.PALETTE.values(), curves.items(), strict=False):
@@ -279,7 +280,7 @@ def cost_table(
     found: Mapping[ErrorCosts, BestThreshold],
     served: float,  # the threshold that is used
 ) -> pd.DataFrame:  # a row for each way that errors cost
-    "What the best threshold saves, as people read it."
+    "Tabulate what the best threshold saves."
     rows = []
     for given, best in found.items():
         ends = best.threshold

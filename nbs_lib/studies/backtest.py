@@ -43,7 +43,7 @@ GATE_SUFFIX = ", gate"  # behind the name of a policy that has it
 def policies(
     base: RetrainPolicy,  # as the cycle has it
 ) -> dict[str, RetrainPolicy]:  # by name
-    "What is set side by side."
+    "List the policies to compare."
     weekly = replace(base, on=("schedule",), needed=1, every=7, cooldown=7)
     found = {NEVER: replace(base, on=()), RECALIBRATE: weekly, WEEKLY: weekly}
     found["every 4 weeks"] = replace(weekly, every=28, cooldown=28)
@@ -54,14 +54,14 @@ def policies(
 
 
 class BacktestModel(NamedTuple):
-    "Who answers: a fit, calibrated again perhaps."
+    "A fit that answers, possibly recalibrated."
 
     fit: int  # the week at whose beginning it was learned
     recalibrated: int | None = None  # the week at whose beginning it was calibrated again
 
     @property
     def until(self) -> int:
-        "The week at whose beginning its knowledge ends."
+        "Week at whose beginning its knowledge ends."
         return self.fit if self.recalibrated is None else self.recalibrated
 
 # %% ../../notebooks/lib/studies/11_backtest.ipynb #a3eae615
@@ -72,7 +72,7 @@ _CALIBRATION_WEEKS, _PERFORMANCE_WEEKS = (
 
 
 class BacktestData:
-    "What could be known at the beginning of each week."
+    "The models and labels that were known at the beginning of each week."
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class BacktestData:
         model: BacktestModel,
         rows: slice,  # of the table, none of which it has learned from
     ) -> Floats:  # probabilities or values: [rows], or [rows, classes] for more than two
-        "What a model answers."
+        "Compute a model's predictions."
         if model.recalibrated is None:
             return self.fits.output(model.fit, rows)
         if model not in self._rules:
@@ -113,7 +113,7 @@ class BacktestData:
         self,
         week: int,
     ) -> int:  # the week at whose beginning it was learned; negative where there is none
-        "The newest fit that leaves the gate its rows."
+        "Find the newest fit that leaves rows for the gate."
         known = self.calendar.known
         share = int(np.searchsorted(known, (1 - self.held) * known[week], side="right")) - 1
         return week - int(self.held) if self.held >= 1 else min(share, week - 1)
@@ -123,7 +123,7 @@ class BacktestData:
         week: int,
         until: int,
     ) -> slice:  # of the table
-        "The rows whose label came between the beginnings of two weeks."
+        "Select the rows whose label came between the beginnings of two weeks."
         return slice(int(self.calendar.known[week]), int(self.calendar.known[until]))
 
     def contest(
@@ -133,7 +133,7 @@ class BacktestData:
         week: int,
         scheduled: bool,  # only the calendar called for it
     ) -> dict[str, Any]:  # as `run_paired_test`
-        "Champion and challenger at the gate."
+        "Compare champion and challenger at the gate."
         key = (champion, challenger, week, scheduled)
         if key not in self._contests:
             rows = self.since(challenger.until, week)
@@ -159,7 +159,7 @@ class BacktestData:
         week: int,
         promised: float,  # of the primary metric
     ) -> dict[str, Any]:  # diff, lo, hi; of an rmse as shares of the promised one
-        "How far the primary metric is below what was promised."
+        "Measure how far the primary metric is below the promised one."
         rows, metric = self._latest(model, week), primary_metric(self.roles.task)
         asked = {metric: metric_statistics(self.roles.task, self.target[rows], self.output(model, rows))[metric]}
         drawn = bootstrap(asked, self.block[rows], self.rules.resamples, self.seed)[metric]
@@ -171,7 +171,7 @@ class BacktestData:
         model: BacktestModel,
         week: int,
     ) -> dict[str, Any]:  # value, lo, hi; of a regression in standard deviations of the target
-        "What happened minus what was predicted, on average."
+        "Average what happened minus what was predicted."
         rows = self._latest(model, week)
         off = prediction_errors(self.roles.task, self.target[rows], self.output(model, rows))
         asked = {"off": lambda weights: float(weights @ off / weights.sum())}
@@ -180,7 +180,7 @@ class BacktestData:
 # %% ../../notebooks/lib/studies/11_backtest.ipynb #a069ea42
 @dataclass(frozen=True)
 class PolicyWeek:
-    "A week of a policy."
+    "One week of a policy: the decision, the gate, and the model that answers."
 
     week: int
     verdict: str  # of the decision
@@ -191,7 +191,7 @@ class PolicyWeek:
 
 @dataclass(frozen=True)
 class PolicyRun:
-    "What became of a policy."
+    "The result of a policy over all weeks."
 
     policy: str
     gated: bool
@@ -201,18 +201,18 @@ class PolicyRun:
 
     @property
     def name(self) -> str:
-        "The policy and its gate."
+        "Name of the policy and its gate."
         return f"{self.policy}{GATE_SUFFIX}" if self.gated else self.policy
 
     @property
     def changes(self) -> int:
-        "How often another model took over."
+        "Number of times another model took over."
         models = [turn.model for turn in self.turns]
         return sum(one != other for one, other in pairwise(models))
 
     @property
     def stopped(self) -> int:
-        "In how many weeks nothing was learned because the data broke their contract."
+        "Number of weeks without training because the data broke their contract."
         return sum(turn.verdict == CONTRACT_FAILURE for turn in self.turns)
 
 
@@ -225,7 +225,7 @@ class _Champion(NamedTuple):
 def _state(
     past: BacktestData, policy: RetrainPolicy, champion: _Champion, week: int, tried: int | None
 ) -> RetrainState:
-    "What the cycle would know; what no trigger asks for is not computed."
+    "Compute what the cycle would know, as far as a trigger asks for it."
     days, known, on, model = past.calendar.days, past.calendar.known, policy.on, champion.model
     state = RetrainState(
         age=int(days[week] - days[champion.since]),
@@ -254,7 +254,7 @@ def run_policy(
     past: BacktestData,
     gated: bool,
 ) -> PolicyRun:
-    "Play one policy through all weeks."
+    "Run one policy through all weeks."
     champion, tried = _Champion(BacktestModel(0), 0, past.fits.fit(0).score), None
     turns, asked = [PolicyWeek(0, "", (), "", champion.model)], {0}
     for week in range(1, len(past.calendar)):
@@ -275,7 +275,7 @@ def run_policy(
 
 
 def _promised_metric(past: BacktestData, model: BacktestModel, week: int) -> float:
-    "The primary metric that was shown when a model took over: on the rows of the gate, or on those that calibrated it."
+    "Compute a new champion's primary metric on the rows of the gate, or on those that calibrated it."
     rows = past.since(model.until, week)
     if rows.start == rows.stop:
         return past.fits.fit(model.fit).score
@@ -287,7 +287,7 @@ def replay(
     base: RetrainPolicy,  # as the cycle has it
     say: Callable[[str], None] = lambda _: None,  # told each policy
 ) -> list[PolicyRun]:  # never first, then each policy without and with the gate
-    "Play all policies."
+    "Run all policies."
     found = []
     for name, policy in policies(base).items():
         if name == RECALIBRATE and past.roles.task == "regression":

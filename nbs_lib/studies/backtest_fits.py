@@ -41,7 +41,7 @@ _LISTS = {"drop": "dropped", "later": "later"}  # by key of `data`: the role tha
 
 
 def _data_params(roles: Roles, source: str) -> dict[str, Any]:
-    "The keys of `data` that lead to the same roles again, up to the last label."
+    "Build the `data` parameters that resolve to the same roles, up to the last label."
     own = roles.without_views().columns
     listed = {key: [name for name, about in own.items() if about["role"] == role] for key, role in _LISTS.items()}
     kept = {key: getattr(roles, key) for key in ("target", "task", "timestamp", "entity", "key", "timezone")}
@@ -54,7 +54,7 @@ def full_training_set(
     share: float = 1.0,  # `run.sample`
     seed: int = 0,  # of the draw
 ) -> tuple[pd.DataFrame, Roles]:  # a training set by time, all of it; the roles with the views that it was joined to
-    "The training set of all rows of the source, those after `data.as_of` too; raises `DataError`."
+    "Build the training set of all rows of the source, those after `data.as_of` too; raises `DataError`."
     found = read_source(source)
     rows, own = resolve_roles(found, _data_params(roles, source))
     own = replace(own, classes=roles.classes)  # a class keeps its number
@@ -76,7 +76,7 @@ _WARMUP_WEEKS, _MIN_WEEKS, _MAX_WEEKS = (
 
 @dataclass(frozen=True)
 class WeekCalendar:
-    "The weeks that are replayed."
+    "The weeks of the backtest."
 
     days: NDArray[np.int64]  # the first local day of each since 1970, and the day after the last [weeks + 1]
     rows: NDArray[np.int64]  # the first row of each, and how many there are [weeks + 1]
@@ -89,7 +89,7 @@ class WeekCalendar:
         self,
         week: int,
     ) -> slice:  # of the table
-        "The rows of a week."
+        "Select the rows of a week."
         return slice(int(self.rows[week]), int(self.rows[week + 1]))
 
 
@@ -98,13 +98,14 @@ def make_calendar(
     roles: Roles,  # with a timestamp
     valid: float,  # share of the known rows that calibrate
 ) -> WeekCalendar:
-    "The weeks of a table; raises `DataError` where there are too few, or where the first rows can't teach."
+    "Split a table into weeks; raises `DataError` where there are too few, or too few classes at first."
     block, time = table["_block"].to_numpy(), table["_time"].to_numpy()
     end, span = int(block[-1]) + 1, int(block[-1] - block[0]) + 1
     count = min(span // 7 - _WARMUP_WEEKS, _MAX_WEEKS)
     if count < _MIN_WEEKS:
         raise DataError(
-            f"There is nothing to replay: that takes {_WARMUP_WEEKS + _MIN_WEEKS} weeks, and the table spans {span // 7}."
+            f"There is nothing to replay: that takes {_WARMUP_WEEKS + _MIN_WEEKS} weeks, "
+            f"and the table spans {span // 7}."
         )
     days = end - 7 * np.arange(count, -1, -1)
     begins = pd.to_datetime(days, unit="D").tz_localize(
@@ -122,7 +123,7 @@ def _split_known(
     known: pd.DataFrame,  # rows of a training set, by time
     valid: float,  # share of them
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # what is learned from, and the last days, by which it is calibrated
-    "Part what is known at a midnight, as the pipeline does."
+    "Split the known rows at a midnight, as the pipeline does."
     days, rows = np.unique(known["_block"], return_counts=True)
     last = min(int(np.abs(np.cumsum(rows) / len(known) - (1 - valid)).argmin()), len(days) - 2)
     learned = int(rows[: last + 1].sum())
@@ -130,7 +131,7 @@ def _split_known(
 
 
 def _is_learnable(known: pd.DataFrame, roles: Roles, valid: float) -> bool:
-    "Whether every class is among the rows that are learned from, and two among those that calibrate."
+    "Tell whether training rows hold every class and calibration rows two."
     if known["_block"].nunique() < 3:
         return False
     train, tune = (part["_target"].nunique() for part in _split_known(known, valid))
@@ -139,7 +140,7 @@ def _is_learnable(known: pd.DataFrame, roles: Roles, valid: float) -> bool:
 # %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #32140124
 @dataclass(frozen=True)
 class Recipe:
-    "How the champion was learned."
+    "The settings with which the champion was learned."
 
     name: str  # of the champion, a variant perhaps
     candidate: str  # what learns
@@ -175,7 +176,7 @@ def champion_recipe(
     mask: float = 0.0,  # `train.mask`
     seed: int = 0,  # of whatever is drawn
 ) -> Recipe:
-    "The recipe of a champion; raises `DataError` where its candidate is gone."
+    "Build the recipe of a champion; raises `DataError` where its candidate is gone."
     taken = str(facts[name].get("variant_of", name))
     if taken not in CANDIDATES:
         raise DataError(f"The champion was a {taken}, which is no candidate any more: run `make run`.")
@@ -184,7 +185,7 @@ def champion_recipe(
 # %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #6f30531f
 @dataclass(frozen=True)
 class Fit:
-    "What is kept of a fit."
+    "A stored fit: its margins, its score and its cost."
 
     margin: NDArray[np.float32]  # calibrated, of each row whose label was not known [rows, 1] or [rows, classes]
     score: float  # the primary metric on the rows that calibrate
@@ -198,7 +199,7 @@ def _digest(table: pd.DataFrame, roles: Roles, recipe: Recipe, calendar: WeekCal
 
 
 class WeeklyFits:
-    "The recipe learned again at the beginning of each week, when somebody asks for it."
+    "Fits of the recipe at the beginning of each week, learned when first asked for and stored."
 
     def __init__(
         self,
@@ -222,7 +223,7 @@ class WeeklyFits:
         self,
         week: int,
     ) -> Fit:
-        "What was learned at the beginning of a week."
+        "Load or learn the fit of the beginning of a week."
         if week not in self._fits:
             path = self.folder / f"{week:03}.npz"
             kept = _read(path)
@@ -246,7 +247,7 @@ class WeeklyFits:
         week: int,  # when it was learned
         rows: slice,  # of the table, none of which it has learned from
     ) -> NDArray[np.float64]:  # [rows, 1] or [rows, classes]
-        "Calibrated margins of some rows."
+        "Select the calibrated margins of some rows."
         known = int(self.calendar.known[week])
         if rows.start < known:
             raise ValueError(f"The fit of week {week} has learned from row {rows.start}.")
@@ -257,12 +258,12 @@ class WeeklyFits:
         week: int,  # when it was learned
         rows: slice,  # as `margin`
     ) -> NDArray[np.float64]:  # probabilities or values: [rows], or [rows, classes] for more than two
-        "What a fit answers to some rows."
+        "Compute a fit's predictions for some rows."
         return squeeze_output(Calibration(self.roles.task).output(self.margin(week, rows)))
 
 
 def _read(path: Path) -> Fit | None:
-    "A fit that was kept whole."
+    "Read a stored fit; None where it is missing or incomplete."
     try:
         with path.open("rb") as file, np.load(file) as kept:
             return Fit(kept["margin"], float(kept["score"]), float(kept["cpu"]))
@@ -279,7 +280,7 @@ def open_fits(
     code: str = "",  # a digest of what learns
     say: Callable[[str], None] = lambda _: None,  # told each fit
 ) -> tuple[WeeklyFits | None, str]:  # None with the reason where there is nothing to replay
-    "The fits of a source."
+    "Open the weekly fits of a source."
     if roles.timestamp is None:
         return None, "There is nothing to replay: a table without data.timestamp has no weeks."
     say("the training set of all rows")

@@ -24,7 +24,7 @@ _MAX_CACHED_PROFILES = 6  # champions whose counts are kept in memory at a time:
 
 
 class BacktestMonitor:
-    "The monitor, at any week of any champion."
+    "The monitor's verdicts at any week of any champion."
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class BacktestMonitor:
         self._whole: dict[tuple[int, int], bool] = {}
 
     def _of(self, fit: int) -> tuple[Profile, Profile, dict[str, DriftLimit]]:
-        "What a fit has learned from and what came after it, counted by the cells of the former; and the limits."
+        "Profile what a fit learned from and what came after it, both in bins of the former, with its limits."
         if fit not in self._known:
             reference = self._table.slice(0, int(self.calendar.known[fit]))
             columns = fit_bins(reference, self._kinds)
@@ -59,7 +59,7 @@ class BacktestMonitor:
         fit: int,  # the week at whose beginning the champion was learned
         week: int,  # a later one
     ) -> str:  # ok, watch, drift or insufficient reference
-        "What is said of the weeks since the champion was learned."
+        "Compute the drift status of the weeks since the champion was learned."
         if (fit, week) not in self._said:
             reference, since, allowed = self._of(fit)
             days = self.calendar.days
@@ -73,7 +73,7 @@ class BacktestMonitor:
         fit: int,  # the week at whose beginning the champion was learned
         week: int,  # a later one
     ) -> bool:
-        "Whether the last week is what the champion's past promised."
+        "Tell whether the last week keeps the champion's data contract."
         if (fit, week) not in self._whole:
             reference, since, _ = self._of(fit)
             days = self.calendar.days

@@ -38,7 +38,7 @@ def weekly_metrics(
     courses: Sequence[PolicyRun],
     past: BacktestData,
 ) -> pd.DataFrame:  # a row per course and week: policy, week, day, rows, the metrics, loss (a sum), off, age (days)
-    "How each policy did in each week that has rows."
+    "Evaluate each policy in each week that has rows."
     calendar, known = past.calendar, {}
     for model, week in {(turn.model, turn.week) for each in courses for turn in each.turns}:
         rows = calendar.of(week)
@@ -78,7 +78,7 @@ def _mean(values: Floats) -> Statistic:
 
 
 def _bootstrap_draws(found: pd.DataFrame, task: str, resamples: int, seed: int) -> dict[tuple[str, str], Floats]:
-    "Metric, loss and calibration of each policy, in the same draws of weeks."
+    "Bootstrap metric, loss and calibration of each policy, in the same draws of weeks."
     asked: dict[tuple[str, str], Statistic] = {}
     for name, rows in found.groupby("policy", sort=False):
         own = {key: rows[key].to_numpy(np.float64) for key in ("loss", "rows", "off", primary_metric(task))}
@@ -98,7 +98,7 @@ def compare_policies(
 ) -> list[
     dict[str, Any]
 ]:  # policy, gated, changes, stopped, fits, cpu; as value, lo, hi: metric, loss, off, gain, more, behind, price
-    "Side by side: `metric_gain` and `more` over the first, `behind` the best that has the gate, `price` of the gate."
+    "Compare policies: `gain` and `more` over the first, `behind` the best with a gate, `price` of the gate."
     drawn, first, told = _bootstrap_draws(found, task, resamples, seed), courses[0].name, []
     gated = [each.name for each in courses if each.gated] or [first]
     best = min(gated, key=lambda name: float(drawn[name, "loss"][0]))
@@ -127,7 +127,7 @@ def _lowest_loss(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def choose_policy(
     told: Sequence[dict[str, Any]],  # as `compare_policies`
 ) -> dict[str, Any] | None:  # one of them; None where none is better than never beyond noise
-    "The policy to choose."
+    "Choose a policy."
     sound = [each for each in told if each["gated"] and (each["gain"]["lo"] or 0) > 0]
     near = [each for each in sound if each["behind"]["lo"] <= 0]
     return min(near, key=lambda each: (each["fits"], each["loss"]["value"])) if near else None
@@ -141,7 +141,7 @@ def policy_summary(
     told: Sequence[dict[str, Any]],  # as `compare_policies`
     task: str,  # binary, multiclass or regression
 ) -> str:  # a few sentences
-    "What to choose, and what it would have cost to choose nothing."
+    "Summarize which policy to choose, and the cost of never learning again."
     what, chosen = metric_label(LOSS_METRIC[task]), choose_policy(told)
     if chosen is None:
         best = _lowest_loss(told)
@@ -175,7 +175,7 @@ def policy_table(
     told: Sequence[dict[str, Any]],  # as `compare_policies`
     task: str,  # binary, multiclass or regression
 ) -> pd.DataFrame:  # a row per policy, the least loss first
-    "The policies as people read them."
+    "Tabulate the policies."
     what, metric = metric_label(LOSS_METRIC[task]), metric_label(primary_metric(task))
     return pd.DataFrame(
         {
@@ -195,7 +195,7 @@ def policy_table(
 def difference_table(
     told: Sequence[dict[str, Any]],  # as `compare_policies`
 ) -> pd.DataFrame:  # a row per policy, the least loss first
-    "How far the policies are apart, as people read it."
+    "Tabulate how far the policies are apart."
     best = _lowest_loss([each for each in told if each["gated"]] or list(told))
     return pd.DataFrame(
         {
@@ -210,7 +210,7 @@ def difference_table(
 def gate_cost_table(
     told: Sequence[dict[str, Any]],  # as `compare_policies`
 ) -> pd.DataFrame:  # a row per policy that learns again
-    "What the gate costs."
+    "Tabulate the cost of the gate."
     free = {each["policy"]: each for each in told}
     return pd.DataFrame(
         {
@@ -229,7 +229,7 @@ def retraining_table(
     past: BacktestData,
     chosen: dict[str, Any] | None,  # as `choose_policy`
 ) -> pd.DataFrame:  # a row per fit that was asked for
-    "When a policy learned again, and what came of it."
+    "Tabulate when a policy learned again, and the result."
     name = chosen["policy"] if chosen else f"{SHADOW}{GATE_SUFFIX}"
     found = next(each for each in courses if each.name == name)
     days = pd.to_datetime(past.calendar.days, unit="D")

@@ -43,7 +43,7 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True)
 class NewcomerGroup:
-    "Levels that begin on a day."
+    "Levels of an identity that appear on a given day."
 
     identity: str  # a column
     levels: tuple[str, ...]  # of it
@@ -55,7 +55,7 @@ def find_newcomer_groups(
     roles: Roles,  # as resolved, with views
     seed: int = 0,  # of the draw of levels
 ) -> list[NewcomerGroup]:  # none where no identity has levels with enough rows
-    "What to simulate."
+    "Find the groups of newcomers to simulate."
     rng = np.random.default_rng(seed)
     time = table["_time"].to_numpy()
     first, last = int(time.min()), int(time.max())
@@ -88,7 +88,7 @@ def _affected_views(
     views: Sequence[View],  # as declared
     name: str,  # an identity
 ) -> list[View]:  # those about it, and what they read
-    "Which views a newcomer has to fill."
+    "List the views that a newcomer fills, and the views they read."
     by_name = {view.name: view for view in views}
     wanted = [view.name for view in views if name in view.entity]
     for one in wanted:
@@ -97,7 +97,7 @@ def _affected_views(
 
 
 def _events_after_start(table: pd.DataFrame, market: NewcomerGroup) -> pd.DataFrame:
-    "The events of a market; what has no time is known from the beginning."
+    "Select the events of a newcomer after its start; a table without times is kept whole."
     times = [name for name in table if column_kind(table[name]) == "time"]
     if market.identity not in table or not times:
         return table
@@ -114,7 +114,7 @@ def newcomer_rows(
     most: int = 3000,  # rows
     views: Sequence[View] | None = None,  # as declared
 ) -> pd.DataFrame:  # its rows of the training set after its start, with views that begin there
-    "A market's rows as if nothing had been known of it before."
+    "Rebuild a newcomer's rows as if nothing had been known of it before."
     time = table["_time"].to_numpy()
     coming = (time >= market.start) & (time < market.start + _FOLLOW_UP_DAYS * _DAY_S)
     rows = table[coming & table[market.identity].isin(market.levels).to_numpy()]
@@ -150,7 +150,7 @@ def _rows_before(
     start: int,  # seconds since 1970
     seed: int = 0,  # of the draw of rows
 ) -> pd.DataFrame:  # its rows before, split in train and valid by time
-    "What could be learned from before a day."
+    "Select and split the rows before a day."
     known = table[table["_time"] < start - _DAY_S]
     days = np.unique(known["_block"])
     if len(days) < 5:
@@ -165,7 +165,7 @@ def _fit_quick_model(
     mask: float,  # `train.mask`
     seed: int = 0,  # of whatever is drawn
 ) -> FittedCandidate:
-    "The template's quick model."
+    "Fit the template's quick model."
     train, valid = (known[known["_split"] == name] for name in ("train", "valid"))
     task = Task(roles.task, FeatureLayout.learn(train, roles), seed, 1, mask_groups(roles), mask)
     return tune_candidate(CANDIDATES["hgb_small"], task, train, valid, trials=1)
@@ -182,7 +182,7 @@ def simulate_cold_start(
     companions: str | Path = "data/tables",
     views: Sequence[View] | None = None,  # as declared
 ) -> pd.DataFrame:  # a row per newcomer's row: identity, start, day, _block, and the loss of each model
-    "The losses of newcomers' first days."
+    "Compute the losses of each model in newcomers' first days."
     oracles: dict[int, FittedCandidate] = {}
     parts = []
     for market in found:
@@ -218,7 +218,7 @@ _AGE_BINS |= {"day 28 on": (28, 10**6)}
 def rows_by_age(
     day: NDArray[np.int64],  # days since the start [N]
 ) -> dict[str, NDArray[np.bool_]]:  # by age, which rows; only ages with rows
-    "Rows by how long the newcomer has been there."
+    "Group rows by the newcomer's age."
     found = {name: (day >= first) & (day < last) for name, (first, last) in _AGE_BINS.items()}
     return {name: rows for name, rows in found.items() if rows.any()}
 
@@ -231,7 +231,7 @@ def newcomer_curve(
     ages: bool = True,  # by age; else over all days, for each identity
     reference: str = CONTEXT_MODEL,  # whom the others are compared with
 ) -> list[dict[str, Any]]:  # identity, age, model, rows, and how much more than the reference: value, lo, hi
-    "The learning curve of newcomers, beside the context model on the same rows."
+    "Compute the learning curve of newcomers, compared with the context model on the same rows."
     if found.empty or CONTEXT_MODEL not in found:
         return []
     day, block = found["day"].to_numpy(), found["_block"].to_numpy()
@@ -262,7 +262,7 @@ def _compare_words(more: dict[str, Any]) -> str:
 def simulation_summary(
     told: Sequence[dict[str, Any]],  # as `newcomer_curve`, by age
 ) -> str:  # a sentence or two
-    "Which rung pays for a newcomer."
+    "Summarize which rung is better for a newcomer."
     if not told:
         return "There is nothing to simulate: that takes a timestamp, and an identity whose levels have many rows."
     ages = list(dict.fromkeys(each["age"] for each in told))
@@ -273,29 +273,30 @@ def simulation_summary(
     lost = "On this table the context model answers newcomers better, and the template's default costs there."
     return (
         f"For a newcomer the model {_compare_words(first)} the context model on {ages[0]} ({first['value']:+.3f}) and "
-        f"{_compare_words(last)} it on {ages[-1]} ({last['value']:+.3f}; one that knew it all along: {best['value']:+.3f}). "
+        f"{_compare_words(last)} it on {ages[-1]} ({last['value']:+.3f}; one that knew it all along: "
+        f"{best['value']:+.3f}). "
         f"{kept if holds else lost}"
     )
 
 # %% ../../notebooks/lib/studies/02_cold_start_simulation.ipynb #f465c39a
 class LeakyTargetEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    "Each level's mean target over the very rows that are learned from: what must not be done."
+    "A target encoder without cross-fitting, which leaks: an example of what must not be done."
 
     def fit(
         self,
-        X: pd.DataFrame,  # levels
+        X: pd.DataFrame,  # noqa: N803  # levels
         y: NDArray[Any],  # targets
     ) -> Self:
-        "Take the means."
+        "Compute the mean target of each level."
         self.usual_ = float(np.mean(y))
         self.means_ = [pd.Series(y).groupby(X[name].to_numpy()).mean() for name in X]
         return self
 
     def transform(
         self,
-        X: pd.DataFrame,  # levels
+        X: pd.DataFrame,  # noqa: N803  # levels
     ) -> NDArray[np.float64]:  # as many columns
-        "Tell the means."
+        "Replace each level by its mean target."
         columns = [X[name].map(means).fillna(self.usual_) for name, means in zip(X, self.means_, strict=True)]
         return np.column_stack(columns).astype(np.float64)
 
@@ -308,7 +309,7 @@ def compare_encoders(
     roles: Roles,  # of a binary task or a regression
     seed: int = 0,  # of whatever is drawn
 ) -> tuple[dict[str, NDArray[np.float64]], list[dict[str, str]]]:  # losses of the test rows; what the check says
-    "What each encoding is worth."
+    "Compare encodings of identities by the loss of a model."
     kind = HistGradientBoostingRegressor if roles.task == "regression" else HistGradientBoostingClassifier
     y, numeric, own = train["_target"].to_numpy(), list(roles.numeric), list(names)
     losing, said = {}, []

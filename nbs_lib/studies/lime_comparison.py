@@ -22,7 +22,7 @@ _MIN_LEVEL_SHARE = 0.01  # share of the rows below which a level has no bin of i
 
 
 class _Bins:
-    "Which bin each value of a column lies in; the last one is for what is missing."
+    "The bins of a column; the last one is for missing values."
 
     def __init__(self, column: Array) -> None:
         self.text = column.dtype.kind == "O"
@@ -46,7 +46,7 @@ class _Bins:
 
 
 class LimeExplainer:
-    "LIME of a graph, on its raw inputs."
+    "LIME for a graph, on its raw inputs."
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class LimeExplainer:
         told: int,  # which output is spoken of
         seed: int = 0,  # of the draws
     ) -> Array:  # weights of the inputs, in units of the output, shape [inputs]
-        "How much it matters to one answer that each value is in its own bin."
+        "Explain one answer: the effect of each value being in its own bin."
         rng = np.random.default_rng(seed)
         self._lime.random_state = np.random.RandomState(seed)
         self._lime.base.random_state = np.random.RandomState(seed)
@@ -100,12 +100,12 @@ class LimeExplainer:
         told: Array,  # which output is spoken of, shape [N]
         seed: int = 0,  # of the draws
     ) -> Array:  # shape [N, inputs]
-        "The same for several answers."
+        "Explain several answers."
         ones = ({kind: part[k : k + 1] for kind, part in rows.items()} for k in range(len(told)))
         return np.stack([self.explain(row, int(own), seed) for row, own in zip(ones, told, strict=True)])
 
     def _drawn(self, codes: Array, row: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:
-        "Values of real rows for bins; of a bin without any, the row's own value."
+        "Draw values of real rows for bins; the row's own value for an empty bin."
         found, first = {}, 0
         for kind, part in row.items():
             found[kind] = part.repeat(len(codes), axis=0)
@@ -126,7 +126,7 @@ def _top_inputs(
     values: Array,  # by input, shape [N, inputs]
     k: int = _TOP_K,  # how many
 ) -> Array:  # truth values, shape [N, inputs]
-    "Which inputs are the largest of each row."
+    "Select the inputs with the largest points of each row."
     found = np.zeros(values.shape, dtype=bool)
     order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :k]
     np.put_along_axis(found, order, True, axis=1)
@@ -138,7 +138,7 @@ def _explanation_agreement(
     second: Array,  # the same
     k: int = _TOP_K,  # inputs that are looked at
 ) -> pd.DataFrame:  # overlap, sign, rank, row by row
-    "How far two explanations of the same answers agree."
+    "Measure how far two explanations of the same answers agree."
     ours, theirs = _top_inputs(first, k), _top_inputs(second, k)
     ranks = [pd.DataFrame(np.abs(values)).rank(axis=1).to_numpy() for values in (first, second)]
     a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
@@ -157,7 +157,7 @@ def explanation_stability(
     runs: Sequence[Array],  # the same answers explained with several seeds, shape [N, inputs] each
     k: int = _TOP_K,  # inputs that are looked at
 ) -> Array:  # shape [N]
-    "The overlap of what two runs name, over all pairs."
+    "Compute the overlap of the inputs that two runs name, over all pairs."
     return np.mean([_explanation_agreement(a, b, k)["overlap"] for a, b in combinations(runs, 2)], axis=0)
 
 # %% ../../notebooks/lib/studies/07_lime_comparison.ipynb #f7550317
@@ -167,7 +167,7 @@ def _faithfulness(
     named: Array,  # what an explanation names first, shape [N, inputs]
     told: Array,  # which output is spoken of, shape [N]
 ) -> pd.DataFrame:  # deletion (more is better) and insertion (less is better), row by row
-    "How far an answer moves without what an explanation names, and how far it is with that alone."
+    "Measure deletion and insertion: the answer without the named inputs, and with these alone."
     every = np.arange(len(named))
     answered = subject.ask(dict(rows))[0][every, told]
     return pd.DataFrame(
@@ -189,7 +189,7 @@ def compare_explainers(
     k: int = _TOP_K,  # inputs, or groups, that are looked at
     seed: int = 0,  # of chance
 ) -> pd.DataFrame:  # level, method, measure, value (mean over the rows), room (half of a 95 % interval)
-    "Agreement with the first method, and faithfulness, of each; the latter's room is of the difference from the first."
+    "Compare methods: agreement with the first, and faithfulness; its room is of the difference from the first."
     rng, found = np.random.default_rng(seed), []
     for level in ("inputs", "groups"):
         of_level = {name: subject.group_sums(v) if level == "groups" else v for name, v in methods.items()}
@@ -221,7 +221,7 @@ def shap_convergence(
     reference: int = _REFERENCE_ORDERS,  # orders that stand for the truth
     seed: int = 0,  # of the orders
 ) -> pd.DataFrame:  # orders, error (root mean square), typical (size of a value), overlap of the first three groups
-    "How far SHAP values over few random orders are from those over many, group by group, in units of the margin."
+    "Measure how far SHAP values over few random orders are from those over many, by group, as margins."
     together = list(subject.groups.values())
 
     def grouped(count: int, seed: int) -> Array:

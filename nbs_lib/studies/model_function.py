@@ -20,14 +20,14 @@ def to_graph_arrays(
     table: pd.DataFrame,  # a training set, or some of its rows
     names: Mapping[str, list[str]],  # of inputs, by kind
 ) -> dict[str, Array]:  # shape [N, number of columns]; no kind that has none
-    "Rows as a graph takes them."
+    "Convert rows to a graph's inputs."
     return {kind: table[own].to_numpy(ARRAY_CONVERTERS[kind]([], "").dtype) for kind, own in names.items() if own}
 
 
 def is_missing(
     column: Array,  # of numbers, text or times, shape [N]
 ) -> Array:  # truth values, shape [N]
-    "Which values are missing."
+    "Mark missing values."
     kind = column.dtype.kind
     return column == "" if kind == "O" else np.isnan(column) if kind == "f" else column == MISSING_TIME
 
@@ -37,7 +37,7 @@ def mix_rows(
     others: Mapping[str, Array],  # as many
     known: Array,  # what comes from `rows`, shape [N, inputs]
 ) -> dict[str, Array]:
-    "Rows of which a part comes from others."
+    "Mix rows: known values from `rows`, the rest from `others`."
     found, first = {}, 0
     for kind, part in rows.items():
         found[kind] = np.where(known[:, first : first + part.shape[1]], part, others[kind])
@@ -52,7 +52,7 @@ PredictFunction = Callable[
 
 @dataclass(frozen=True)
 class ModelFunction:
-    "A graph that is studied."
+    "A model as a function of its inputs, with groups and background."
 
     task: str
     names: list[str]  # of its inputs, kind by kind
@@ -66,7 +66,7 @@ class ModelFunction:
         explainer: Explainer,
         ask: PredictFunction | None = None,  # of another graph with the same inputs; that of the bundle by default
     ) -> "ModelFunction":
-        "What answers most rows: a bundle's model."
+        "Wrap a bundle's model."
         bundle, layout = explainer.bundle, explainer.layout
         places = _model_input_positions(explainer)
         own = {group.code: [places.index(k) for k in group.inputs if k in places] for group in explainer.groups}
@@ -80,7 +80,7 @@ class ModelFunction:
         known: Array,  # what of each row is, shape [N, inputs]
         margin: bool = False,  # instead of the output
     ) -> Array:  # float64, shape [N, 1 or K]
-        "What is answered on average when only a part of each row is known."
+        "Compute the average output when only a part of each row is known."
         n, count = len(known), len(next(iter(self.background.values())))
         row, other = np.repeat(np.arange(n), count), np.tile(np.arange(count), n)
         taken = {kind: part[row] for kind, part in rows.items()}
@@ -91,14 +91,14 @@ class ModelFunction:
         self,
         values: Array,  # by input, shape [N, inputs]
     ) -> Array:  # shape [N, groups]
-        "The sum of each group."
+        "Sum the values of each group."
         return np.stack([values[:, places].sum(axis=1) for places in self.groups.values()], axis=1)
 
     def inputs_of(
         self,
         named: Array,  # truth values by group, shape [N, groups]
     ) -> Array:  # by input, shape [N, inputs]
-        "The inputs of some groups."
+        "Mark the inputs of the named groups."
         found = np.zeros((len(named), len(self.names)), dtype=bool)
         for k, places in enumerate(self.groups.values()):
             found[:, places] = named[:, [k]]
@@ -106,7 +106,7 @@ class ModelFunction:
 
 
 def _model_input_positions(explainer: Explainer) -> list[int]:
-    "The places of the model's inputs among all inputs."
+    "Find the positions of the model's inputs among all inputs."
     return [explainer.inputs.index(name) for names in explainer.bundle.names.values() for name in names]
 
 
@@ -114,5 +114,5 @@ def select_model_inputs(
     explainer: Explainer,
     values: Array,  # by input of all graphs, shape [N, inputs, ...]
 ) -> Array:  # by input of the model, shape [N, inputs of the model, ...]
-    "SHAP values in the order of a subject's inputs."
+    "Select the SHAP values of the model's inputs, in its order."
     return values[:, _model_input_positions(explainer)]

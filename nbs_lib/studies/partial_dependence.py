@@ -26,7 +26,7 @@ def _dependence_curve(
     column: Array,  # the values of an input, shape [N]
     points: Array,  # what they moved, shape [N]
 ) -> pd.DataFrame:  # value (a number's mean, or a level), rows, points (mean), lo and hi of 8 in 10 rows
-    "What values of an input move, on average: in bins of a number, by level of a text, the missing ones by themselves."
+    "Average points by value of an input: in bins of a number, by level of a text, missing values apart."
     gone = is_missing(column)
     found = pd.DataFrame({"value": column, "points": points})
     if column.dtype.kind == "O":
@@ -54,7 +54,7 @@ def dependence_plot(
     points: Array,  # what they moved, shape [N]
     unit: str = "points",  # of those
 ) -> Figure:  # to `show`
-    "What an input moves, against its value."
+    "Plot the points of an input against its value."
     means = _dependence_curve(column, points)
     if column.dtype.kind == "O":
         names, values, low, high = (means[part].tolist() for part in ("value", "points", "lo", "hi"))
@@ -81,7 +81,7 @@ def interactions(
     rows: Mapping[str, Array],  # by kind, shape [N, number of columns]
     codes: list[str],  # of the groups that are looked at
 ) -> pd.DataFrame:  # first, second, together (units of the margin), h; the strongest pair first
-    "How much each pair of groups does together that neither does alone."
+    "Measure the interaction of each pair of groups."
     n = len(next(iter(rows.values())))
 
     def effect(*own: str) -> Array:

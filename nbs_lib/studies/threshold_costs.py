@@ -18,7 +18,7 @@ from ..models.metrics import Floats, Interval, bootstrap_interval, bootstrap_wei
 # %% ../../notebooks/lib/studies/01_threshold_costs.ipynb #a40a651b
 @dataclass(frozen=True)
 class ErrorCosts:
-    "What errors between two classes cost."
+    "The costs of errors between two classes."
 
     missed: float  # of a case of class 1 that was not called
     false_alarm: float  # of a call that was none
@@ -26,12 +26,12 @@ class ErrorCosts:
 
     @property
     def threshold(self) -> float:
-        "The best one of probabilities that hold (Elkan, 2001)."
+        "Best threshold for calibrated probabilities (Elkan, 2001)."
         return self.false_alarm / (self.missed + self.false_alarm)
 
     @property
     def name(self) -> str:
-        "As people write it."
+        "Ratio of the costs as text."
         return f"{self.missed:g} : {self.false_alarm:g}"
 
 
@@ -42,8 +42,8 @@ DEFAULT_COSTS = tuple(
 
 def error_costs(
     paid: MistakeCosts | None,  # mistakes, as `explain.cost` gives it
-) -> ErrorCosts | None:  # None: nobody said, or it is of another task
-    "What errors between two classes cost."
+) -> ErrorCosts | None:  # None: not given, or the task is not binary
+    "Select the costs of errors between two classes."
     if paid is None or "missed" not in paid.by_kind:
         return None
     return ErrorCosts(paid.by_kind["missed"], paid.by_kind["false_alarm"], paid.unit)
@@ -53,13 +53,13 @@ _MAX_THRESHOLDS = 200  # thresholds
 
 
 def _grid(probability: Floats) -> Floats:
-    "Thresholds between the answers, and one above all."
+    "List thresholds between the answers, and one above all."
     found = np.unique(np.quantile(probability, np.linspace(0, 1, _MAX_THRESHOLDS), method="higher"))
     return np.append(found, np.nextafter(found[-1], 2))
 
 
 def _totals(target: Any, probability: Floats, grid: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    "Missed cases and false alarms at each threshold, per row."
+    "Compute missed cases and false alarms at each threshold, per row."
     place = np.searchsorted(grid, probability, side="right")  # the thresholds before it call the row
     of_one, of_none = (np.bincount(place[target == k], weights[target == k], minlength=len(grid) + 1) for k in (1, 0))
     missed = np.cumsum(of_one)[:-1]
@@ -72,7 +72,7 @@ def cost_curve(
     probability: Floats,  # of class 1, shape [N]
     given: ErrorCosts,
 ) -> pd.DataFrame:  # threshold, missed and false_alarms (shares of the rows), cost (per row)
-    "What errors cost at each threshold."
+    "Compute the cost of errors at each threshold."
     grid = _grid(probability)
     missed, alarms = _totals(target, probability, grid, np.ones(len(probability)))
     cost = missed * given.missed + alarms * given.false_alarm
@@ -99,7 +99,7 @@ def best_threshold(
     resamples: int = 200,  # of the bootstrap
     seed: int = 0,  # of the draws
 ) -> BestThreshold:
-    "What the best threshold saves."
+    "Find the threshold that costs least, and what it saves."
     grid, found = _grid(probability), []
     weights = [np.ones(len(target)), *bootstrap_weights(block, resamples, seed)]
     for each in weights:

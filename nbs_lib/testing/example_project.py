@@ -50,7 +50,7 @@ def _graph(nodes: list[Any], takes: Any, constants: list[Any]) -> bytes:
 
 
 def example_graphs() -> tuple[bytes, bytes]:  # the model and the context graph
-    "What the example answers with."
+    "Build the graphs of the example."
     nodes = [
         helper.make_node("IsNaN", ["numeric"], ["unknown"]),
         helper.make_node("Where", ["unknown", "zero", "numeric"], ["numbers"]),

@@ -41,7 +41,7 @@ _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string(), "time
 
 
 def _columns_to_read(bundle: Bundle, found: list[str], path: Path) -> list[str]:
-    "The columns to read: the inputs, who or what a row is about, and what identifies a row."
+    "List the columns to read: inputs, entity columns, and what identifies a row."
     doubled = sorted({name for name in found if found.count(name) > 1})
     if doubled:
         raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")
@@ -52,7 +52,7 @@ def _columns_to_read(bundle: Bundle, found: list[str], path: Path) -> list[str]:
 
 
 def _column_types(bundle: Bundle) -> dict[str, tuple[str, str | None]]:
-    "The type, and the form of a time, of each column that is read."
+    "List the type, and the time format, of each column that is read."
     schema = bundle.schema
     entities = {name: (kind, None) for name, kind in schema.get("entities", {}).items()}
     inputs = [*(schema.get("context") or {"inputs": []})["inputs"], *schema["inputs"]]
@@ -88,7 +88,7 @@ def _is_entity(bundle: Bundle, name: str) -> bool:
 
 
 def _is_whole(data: Any, name: str) -> bool:
-    "Whether a column has only whole numbers: they are keys, which lose digits above 2**53 as numbers with a point."
+    "Tell whether a column has only whole numbers: as floats, keys above 2**53 would lose digits."
     form = {"column_types": {name: pa.int64()}, "include_columns": [name], "null_values": NULL_VALUES}
     try:
         return all(batch.num_rows >= 0 for batch in _open_csv(data, arrow_csv.ConvertOptions(**form)))
@@ -97,7 +97,7 @@ def _is_whole(data: Any, name: str) -> bool:
 
 
 def _csv_error(reason: str, header: list[str]) -> str:
-    "What pyarrow says of a row, with the first row below the header as row 1."
+    "Reword an error of pyarrow, counting the first row below the header as row 1."
     reason = reason.splitlines()[0].rstrip(".")
     word = re.search(r"column #(\d+): Row #(\d+): CSV conversion error to (\w+): invalid value '(.*)'", reason)
     if word:
@@ -119,7 +119,7 @@ def read_batches(
     bundle: Bundle,
     path: Path,  # `.csv` or `.parquet`
 ) -> Iterator[pa.RecordBatch]:  # key columns and inputs
-    "The rows of a file; raises `DataError` where it can't be read."
+    "Read the rows of a file in batches; raises `DataError` where it can't be read."
     readers = {".csv": _csv_batches, ".parquet": _parquet_batches}
     if path.suffix.lower() not in readers:
         raise UserError(f"{path} ends in neither .csv nor .parquet.")
@@ -132,7 +132,7 @@ def read_batches(
 
 # %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #067ac0af
 def _values(column: pa.Array, form: str | None = None) -> Any:
-    "The values of a column, in the types that training knew, and its times in the form that training read."
+    "Convert a column to the types of training, and parse its times in training's format."
     cleaned = clean_column(pa.chunked_array([column]))
     known = column if cleaned is None else cleaned.combine_chunks()
     if pa.types.is_integer(known.type) and known.null_count:  # numpy has no missing whole number

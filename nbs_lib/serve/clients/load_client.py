@@ -22,7 +22,7 @@ from ...core.errors import ParamsError, UserError
 
 # %% ../../../notebooks/lib/serve/clients/02_load_client.ipynb #d5f0bb6f
 class Connection:
-    "One connection to a service, opened when it is needed."
+    "A connection to a service, opened when it is needed."
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Connection:
         path: str,  # such as /predict
         body: bytes,
     ) -> tuple[int, bytes]:  # status and body
-        "Ask; raises `OSError` where there is no answer."
+        "Send a request; raises `OSError` where there is no answer."
         kept = self._streams is not None
         try:
             return await asyncio.wait_for(self._ask(path, body), self.timeout_s)
@@ -78,7 +78,7 @@ class Connection:
 
 # %% ../../../notebooks/lib/serve/clients/02_load_client.ipynb #f476482b
 class ScheduledRequest(NamedTuple):
-    "A row, and the label that follows."
+    "A request for one row, and the label that follows."
 
     at: float  # when it is asked, in seconds of the data
     body: Callable[[], bytes]  # in JSON
@@ -88,7 +88,7 @@ class ScheduledRequest(NamedTuple):
 
 @dataclass
 class TrafficResult:
-    "What became of the calls."
+    "Counts of the answers by status, rung and feedback, and their latencies."
 
     status: Counter[str] = field(default_factory=Counter)  # of the rows
     rung: Counter[str] = field(default_factory=Counter)
@@ -103,7 +103,7 @@ _TICK, _ROW, _LABEL = range(3)  # of one moment, in this order
 
 
 class LoadClient:
-    "One run of calls."
+    "A client that sends scheduled requests and their labels."
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class LoadClient:
 
 
 def _read(content: bytes) -> dict[str, Any]:
-    "What an answer says; nothing where it is none."
+    "Parse an answer; empty where it is not a JSON object."
     try:
         answer = json.loads(content)
     except ValueError:

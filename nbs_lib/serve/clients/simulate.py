@@ -42,7 +42,7 @@ def load_unseen_rows(
     table: pd.DataFrame,  # the source's
     roles: Roles,
 ) -> pd.DataFrame:  # in the order of their time, where they have one
-    "The rows that training did not see; raises `DataError` where there are none."
+    "Select the rows that training did not see; raises `DataError` where there are none."
     found = table.iloc[:0]
     if roles.timestamp:
         times = parse_timestamps(table[roles.timestamp])
@@ -63,7 +63,7 @@ def select_days(
     start: str | None,  # a day; None: from the first
     end: str | None,  # a day, all of it; None: to the last
 ) -> pd.DataFrame:
-    "The rows of some days, UTC; raises `ParamsError` or `DataError`."
+    "Select the rows of some days, UTC; raises `ParamsError` or `DataError`."
     if timestamp is None:
         if start or end:
             raise ParamsError("--from and --to need data.timestamp in params.yaml: this table has none.")
@@ -85,7 +85,7 @@ def select_days(
 
 # %% ../../../notebooks/lib/serve/clients/03_simulate.ipynb #4785ba28
 def _values(values: pd.Series, field: RequestField) -> list[Any]:
-    "A column as JSON can hold it."
+    "Convert a column to JSON values."
     gone = values.isna().tolist()
     if field.kind == "time":
         form = field.about.get("format") if values.dtype == object else None
@@ -101,7 +101,7 @@ def _request_columns(
     table: pd.DataFrame,  # the source's columns
     bundle: Bundle,
 ) -> dict[str, list[Any]]:  # by field
-    "What callers know; raises `DataError` where the table lacks a column."
+    "Select the columns that callers send; raises `DataError` where the table lacks one."
     wanted = [each for each in request_fields(bundle) if not each.view]
     if problem := missing_columns(table.columns, [each.name for each in wanted]):
         raise DataError(f"{problem[:-1]}, which the champion needs: is data.source still the one that it learned from?")
@@ -114,7 +114,7 @@ def schedule_requests(
     roles: Roles,
     tell: bool = True,  # labels follow
 ) -> list[ScheduledRequest]:
-    "The calls; their clock is that of the data, or counts rows where there is no time."
+    "Schedule the requests by the time of the data, or by row number where there is no time."
     columns = _request_columns(table, bundle)
     at, told = np.arange(len(table), dtype=float), np.arange(len(table), dtype=float)
     if roles.timestamp:
@@ -136,7 +136,7 @@ def _refreshed_store(
     every: str,  # such as 6h; empty: the store stays as it is
     root: str | Path = ".",  # the project
 ) -> Iterator[list[tuple[float, Callable[[], None]]]]:  # when, in seconds since 1970, and what
-    "As if `nbs materialize` ran so often: what became known meanwhile is learned in a clone as of the end."
+    "Refresh the store as if `nbs materialize` ran so often; features are built in a clone as of the end."
     if not every or not roles.timestamp or not Roles.load(CONTRACT_FILE).views:
         yield []
         return
@@ -162,7 +162,7 @@ def _corrupt_rows(
     table: pd.DataFrame,  # rows that are sent
     bundle: Bundle,
 ) -> pd.DataFrame:  # the same rows, broken as pipelines break them
-    "A number in other units, another that is stuck, and a text with another spelling."
+    "Corrupt three columns: a number in other units, a number that is stuck, a text with another spelling."
     asked = [each for each in request_fields(bundle) if not each.view and each.name in table]
     numbers = [each.name for each in asked if each.kind in ("number", "whole")]
     texts = [each.name for each in asked if each.kind == "text"]
@@ -190,7 +190,7 @@ def _format_result(
     outcome: TrafficResult,
     known: int,  # labels that there were
 ) -> str:  # a few lines
-    "What became of rows and labels."
+    "Format what became of rows and labels."
     sent, answered = sum(outcome.status.values()), len(outcome.latencies_s)
     rate = sent / outcome.duration_s if outcome.duration_s else 0.0
     lines = [f"{sent:,} rows sent in {outcome.duration_s:.1f} s ({rate:,.0f} a second), {answered:,} answered"]

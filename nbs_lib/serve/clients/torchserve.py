@@ -31,7 +31,7 @@ MODEL_NAME = "net"  # of the candidate and of the model
 
 
 def _handler() -> None:
-    "What TorchServe runs."
+    "Define the handler that TorchServe runs."
     import json
     from pathlib import Path
 
@@ -74,7 +74,7 @@ def _program(name: str, root: str | Path) -> str:
 
 
 def _write_archive_contents(folder: Path, root: Path) -> None:
-    "What goes into the archive."
+    "Write the files that go into the archive."
     try:
         schema = read_json(root / "models/bundle/schema.json")
         graph = (root / f"models/candidates/{MODEL_NAME}.onnx").read_bytes()
@@ -125,7 +125,7 @@ def _configuration(
     folder: str | Path,  # where the archive is
     ports: Sequence[int],  # three: to predict on, to manage on, for metrics; three for gRPC and workers
 ) -> str:  # config.properties
-    "TorchServe's settings."
+    "Format TorchServe's settings."
     predict, manage, metrics, *rest = ports
     settings = {
         "inference_address": f"http://127.0.0.1:{predict}",
@@ -155,7 +155,7 @@ def authorization_header(
     folder: str | Path,  # where TorchServe runs
     api: str = "inference",  # or management
 ) -> dict[str, str]:  # a header; none before it has made its tokens
-    "What an API asks for, its health check included."
+    "Build the header that an API asks for, its health check included."
     try:
         return {"Authorization": f"Bearer {json.loads(Path(folder, 'key_file.json').read_text())[api]['key']}"}
     except (OSError, ValueError):
@@ -168,7 +168,7 @@ def torchserve_process(
     root: str | Path = ".",  # the project
     port: int = 0,  # 0: a free one
 ) -> Iterator[ServerProcess]:
-    "A TorchServe that answers; all of it ends with this."
+    "Run TorchServe until it answers; all its processes end with this context."
     if not shutil.which("java"):
         raise StageError("TorchServe needs Java 17: apt-get install openjdk-17-jre-headless")
     program, archive = _program("torchserve", root), export_archive(folder, root)
@@ -196,6 +196,7 @@ def run_torchserve(
     with torchserve_process(folder, port=port) as server:
         print("TorchServe is unmaintained: keep it on this machine. `nbs serve` is what we recommend.")
         print(
-            f"POST {server.url}/predictions/{MODEL_NAME} with `Authorization: Bearer` and the token in {folder}/key_file.json"
+            f"POST {server.url}/predictions/{MODEL_NAME} "
+            f"with `Authorization: Bearer` and the token in {folder}/key_file.json"
         )
         server.process.wait()

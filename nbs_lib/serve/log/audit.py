@@ -26,7 +26,7 @@ def make_entry(
     bodies: list[bytes],  # that they came in
     sizes: list[int],  # rows of each body
 ) -> LogEntry:
-    "Rows that were answered together, as the log takes them."
+    "Make a log entry of rows that were answered together."
     arrays, flags = answers.arrays, answers.flags
     return LogEntry(
         time_us,
@@ -46,7 +46,7 @@ def make_entry(
 
 
 class AnswerRecorder:
-    "What one worker remembers of its answers."
+    "The recorder of one worker's answers, in metrics and in the log."
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class AnswerRecorder:
         now_us: int,  # microseconds since 1970
         rows: int,
     ) -> list[str]:
-        "The ids of the next rows."
+        "Assign the ids of the next rows."
         first, self.next = self.next, self.next + rows
         return [prediction_id(now_us, self.worker, n) for n in range(first, self.next)]
 
@@ -77,7 +77,7 @@ class AnswerRecorder:
         bodies: list[bytes],  # that they came in
         sizes: list[int],  # rows of each body
     ) -> None:
-        "Give rows to the log, where there is one."
+        "Put rows into the log, where there is one."
         if self.log is None:
             return
         entry = make_entry(served, answers, now_us, first, bodies, sizes)
@@ -87,7 +87,7 @@ class AnswerRecorder:
         )  # at once: a crash tells
 
     def count(self, served: ServedModel, answers: Predictions, rows: int) -> None:
-        "Count what became of a batch."
+        "Count a batch of answers."
         count = self.worker_metrics.count
         self.worker_metrics.observe("nbs_batch_rows", rows)
         for rung in set(answers.rungs):
@@ -99,14 +99,14 @@ class AnswerRecorder:
             failures.clear()
 
     def flush(self) -> None:
-        "Hand over what was counted row by row."
+        "Add the counts of view statuses to the metrics."
         counted, self._statuses = self._statuses, Counter()
         for statuses, times in counted.items():
             for view, status in zip(self._views, statuses, strict=True):
                 self.worker_metrics.count("nbs_view_rows", view, status, by=times)
 
     def count_cached(self, served: ServedModel, answers: Predictions) -> None:
-        "Count a row that is answered as before."
+        "Count a row that was answered from the cache."
         self.worker_metrics.count("nbs_rows", answers.rungs[0])
         self._count_rows(served, answers)
 

@@ -39,7 +39,7 @@ TableSource = Callable[[], Iterator[pa.Table]]
 
 
 def _parts(db: sqlite3.Connection, last: int, folder: Path, day: str, served: str | Path) -> TableSource:
-    "What gives the rows of a day, those of an older Parquet file first: the same each time, whatever comes meanwhile."
+    "Build a reader of a day's rows, older Parquet rows first, that yields the same whatever is logged meanwhile."
     known, path = read_labels(folder, day), folder / f"{day}.parquet"
     old = read_compacted_day(path) if path.exists() else None
     fields = [load_log_schema(served, model).fields for (model,) in db.execute("SELECT DISTINCT model FROM batches")]
@@ -60,7 +60,7 @@ def _parts(db: sqlite3.Connection, last: int, folder: Path, day: str, served: st
 
 
 def _bits(table: pa.Table) -> pa.Table:
-    "The same with numbers as whole ones: NaN is not equal to itself."
+    "View floats as integers, because NaN is not equal to itself."
     whole = {pa.float32(): pa.int32(), pa.float64(): pa.int64()}
     columns = [
         column.combine_chunks().view(whole[column.type]) if column.type in whole else column for column in table.columns
@@ -69,7 +69,7 @@ def _bits(table: pa.Table) -> pa.Table:
 
 
 def _write(path: Path, parts: TableSource) -> int:
-    "Write a day as Parquet, one row group for each table; the number of rows."
+    "Write a day as Parquet, one row group for each table, and count the rows."
     rows, writer = 0, None
     try:
         for table in parts():
@@ -96,7 +96,7 @@ def _check(path: Path, parts: TableSource) -> None:
 
 # %% ../../../notebooks/lib/serve/log/05_compaction.ipynb #57640bc6
 def _keep(db: sqlite3.Connection, folder: Path, day: str) -> None:
-    "Remember ids and models of a day that goes."
+    "Store the ids and models of a day before its file is deleted."
     found: list[list[object]] = []
     for worker, first, count in db.execute("SELECT worker, first, count FROM batches ORDER BY worker, first"):
         if found and found[-1][1] == worker and found[-1][2] + found[-1][3] == first:  # type: ignore[operator]
@@ -135,7 +135,7 @@ _GRACE_US = 600_000_000
 
 @dataclass
 class CompactionResult:
-    "What became of a day."
+    "The result of compacting a day."
 
     day: str
     rows: int  # in the Parquet file
@@ -144,7 +144,7 @@ class CompactionResult:
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    "One compaction at a time; what a killed one left is removed."
+    "Hold the folder's lock, so that one compaction runs at a time, and remove what a killed one left."
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -174,7 +174,7 @@ def compact_days(
     before: str | None = None,  # a day such as 2026-11-23 or 20261123, UTC; today by default
     served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> list[CompactionResult]:  # one for each day that had something to compact
-    "Turn each day before one into a Parquet file; raises `ParamsError` where that is none."
+    "Turn each day before a given day into a Parquet file; raises `ParamsError` where that is not a day."
     latest, folder = utc_day(time.time_ns() // 1000 - _GRACE_US), Path(folder)
     end = (before or latest).replace("-", "")
     if not re.fullmatch("[0-9]{8}", end):
@@ -190,7 +190,7 @@ def compact_log(
     folder: str,  # [serve] log of settings.ini
     before: str | None = None,  # a day; today by default
 ) -> None:
-    "Compact and say so; raises `UserError` where a day could not be."
+    "Compact the log and print the result; raises `UserError` where a day could not be compacted."
     places = (folder, shadow_folder(folder)) if folder else ()
     found = [(each, place) for place in places for each in compact_days(place, before)]
     for each, place in found:

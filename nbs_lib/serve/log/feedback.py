@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS models (day TEXT, model TEXT, PRIMARY KEY (day, model
 def open_read_only(
     path: Path,  # of one of the log's files
 ) -> Iterator[sqlite3.Connection]:
-    "A file, open for reading; raises `StoreError`."
+    "Open a file for reading; raises `StoreError`."
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as db:
             yield db
@@ -49,7 +49,7 @@ _thread_connection = (
 
 
 def _open_for_writing(path: Path) -> sqlite3.Connection:
-    "The file of labels, open for writing, and still the one that lies there."
+    "Open the file of labels for writing, again where it was replaced meanwhile."
     held = getattr(_thread_connection, "file", None)
     if held and held[0] == path and path.exists() and os.stat(path).st_ino == held[1]:
         return held[2]
@@ -79,7 +79,7 @@ def _close_connection() -> None:
 def write_transaction(
     folder: str | Path,  # of the log
 ) -> Iterator[sqlite3.Connection]:
-    "The file of labels in one transaction, whole or not at all; raises `StoreError`."
+    "Open the file of labels in one transaction; raises `StoreError`."
     path = Path(folder).absolute() / LABELS_FILE
     try:
         db = _open_for_writing(path)
@@ -98,7 +98,7 @@ def query_rows(
     query: str,
     values: tuple[Any, ...] = (),  # for its question marks
 ) -> list[Any]:
-    "What a file has; nothing where there is no file, or nothing in it yet; raises `StoreError`."
+    "Query a file, which may be missing or empty; raises `StoreError`."
     if not path.exists():
         return []
     with open_read_only(path) as db:
@@ -108,7 +108,7 @@ def query_rows(
 
 
 def _is_logged(folder: Path, day: str, worker: str, n: int) -> bool:
-    "Whether a prediction is in the log."
+    "Tell whether a prediction is in the log."
     last = "worker = ? AND first <= ? ORDER BY first DESC, count DESC LIMIT 1"
     found = query_rows(folder / f"{day}.sqlite", f"SELECT first + count FROM batches WHERE {last}", (worker, n))
     if found and n < found[0][0]:
@@ -145,7 +145,7 @@ def read_labels(
     folder: str | Path,  # of the log
     day: str,  # such as 20261123
 ) -> dict[str, Any]:  # by id
-    "The labels that came for the predictions of a day; raises `StoreError`."
+    "Read the labels of a day's predictions; raises `StoreError`."
     found = query_rows(
         Path(folder) / LABELS_FILE, "SELECT id, label FROM labels WHERE id >= ? AND id < ?", (f"{day}-", f"{day}.")
     )
@@ -155,7 +155,7 @@ def read_labels(
 def logged_models(
     folder: str | Path,  # of the log
 ) -> set[str]:  # bundles by their ids
-    "The models that logged answers name: their bundles are to stay in `served/`; raises `StoreError`."
+    "Collect the models that logged answers name, whose bundles must stay in `served/`; raises `StoreError`."
     found = set()
     for path in sorted(Path(folder).rglob("*.sqlite")):  # those that answered in shadow too
         table = "models" if path.name == LABELS_FILE else "batches"

@@ -17,7 +17,7 @@ from ..web.openapi import ID_PATTERN
 
 # %% ../../../notebooks/lib/serve/log/06_label.ipynb #cc884d9d
 class Feedback(BaseModel):
-    "What really happened."
+    "The label of one prediction, as a caller sends it."
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     id: Annotated[str, Field(pattern=ID_PATTERN, max_length=64)]
@@ -28,7 +28,7 @@ def parse_feedback(
     body: bytes,
     bundle: Bundle,  # what is served
 ) -> tuple[str, Any]:  # id and label
-    "What a body tells; raises `RequestError` naming the field."
+    "Parse the body of a feedback request; raises `RequestError` naming the field."
     try:
         told = Feedback.model_validate_json(body)
     except ValidationError as error:
@@ -48,7 +48,7 @@ def _label_error(bundle: Bundle) -> str:
 
 
 def _reason(error: ValidationError, bundle: Bundle) -> RequestError:
-    "The first thing that is wrong, in a sentence."
+    "Describe the first validation error as a `RequestError`."
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     kind, field = first["type"], str(first["loc"][0])[:60] if first["loc"] else None
     if kind == "json_invalid":

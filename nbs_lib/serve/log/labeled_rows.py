@@ -24,7 +24,7 @@ def event_times(
     rows: pd.DataFrame,  # of the log
     roles: Roles,
 ) -> pd.Series:  # datetime64[us, UTC]
-    "The time of what each row is about."
+    "Compute the event time of each row."
     name, asked = roles.timestamp, rows["_time"].astype("datetime64[us, UTC]")
     if name is None:
         return asked
@@ -43,7 +43,7 @@ def local_days(
     times: pd.Series,  # in UTC
     zone: str,  # whose midnights
 ) -> np.ndarray:  # int64: days since 1970-01-01
-    "The number of each time's local day."
+    "Compute the number of each time's local day."
     local = times.astype("datetime64[us, UTC]").dt.tz_convert(zone).dt.tz_localize(None)
     return local.astype("int64").to_numpy() // 86_400_000_000
 
@@ -56,7 +56,7 @@ def load_labeled_rows(
     since: int | None = None,  # seconds since 1970; rows of what happened then or before are left out
     until: int | None = None,  # seconds since 1970; rows of what happened then or later are left out
 ) -> pd.DataFrame:  # the inputs, _id, _asked, _time, _block, _target, _label, _model, _rung, _output
-    "The answered rows of a span of time; raises `DataError`, `StoreError` or `BundleError`."
+    "Load the answered rows of a time span; raises `DataError`, `StoreError` or `BundleError`."
     found = [
         _to_training_columns(read_day(folder, day, served).to_pandas(), roles, bundle) for day in logged_days(folder)
     ]

@@ -37,12 +37,12 @@ _KINDS = {"numeric": pa.float32(), "categorical": pa.string(), "time": pa.timest
 def log_column(
     name: str,  # of an input
 ) -> str:
-    "Its column in a table of the log."
+    "Name an input's column in a table of the log."
     return f"_{name}" if name.startswith("_") else name
 
 
 class LogSchema:
-    "What a bundle says of the bytes in the log."
+    "The names and types that decode the log entries of a bundle."
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ def load_log_schema(
     served: str | Path,  # where the bundles are
     id: str,  # of a bundle
 ) -> LogSchema:
-    "What a bundle says; raises `BundleError` where it is gone."
+    "Load the log schema of a bundle; raises `BundleError` where it is gone."
     folder = Path(served).absolute() / id
     if not id or not folder.is_dir():
         raise BundleError(f"the log names the model {id[:12]!r}, which is not in {served}: put its bundle back there.")
@@ -74,7 +74,7 @@ def load_log_schema(
 
 
 def _requests(entry: LogEntry) -> list[str | None]:
-    "The text of each row, as it came."
+    "Split request bodies into the text of each row."
     found: list[str | None] = []
     for body, rows in zip(entry.bodies, entry.sizes, strict=True):
         parts = msgspec.json.decode(body, type=list[msgspec.Raw]) if body.lstrip()[:1] == b"[" else [body]
@@ -87,13 +87,13 @@ def _label_column(
     known: dict[str, Any],  # labels by id
     kind: pa.DataType,  # of the column
 ) -> pa.Array:  # null where none is known
-    "The labels of predictions."
+    "Make the column of labels."
     typed = float if kind == pa.float64() else str
     return pa.array([typed(known[id]) if id in known else None for id in ids], kind)
 
 
 def _inputs(entries: Sequence[LogEntry], names: dict[str, list[str]], rows: int) -> dict[str, Any]:
-    "The columns of the inputs."
+    "Make the columns of the inputs."
     numbers = np.frombuffer(b"".join([e.numeric for e in entries]), "<f4").reshape(rows, len(names["numeric"]))
     times = np.frombuffer(b"".join([e.time for e in entries]), "<i8").reshape(rows, len(names["time"]))
     words = [row for entry in entries for row in entry.categorical]
@@ -110,7 +110,7 @@ def _inputs(entries: Sequence[LogEntry], names: dict[str, list[str]], rows: int)
 
 
 def _table(parts: Sequence[tuple[str, LogEntry]], model: LogSchema, known: dict[str, Any]) -> pa.Table:
-    "Entries of one model and their workers, as a table."
+    "Make a table of entries of one model and their workers."
     entries = [entry for _, entry in parts]
     rows = sum(len(entry.rungs) for entry in entries)
     output, margin = (
@@ -136,7 +136,7 @@ def _table(parts: Sequence[tuple[str, LogEntry]], model: LogSchema, known: dict[
 def merge_schemas(
     fields: Iterable[dict[str, pa.DataType]],  # the columns of each table
 ) -> pa.Schema:
-    "All columns, once."
+    "Merge the columns of several tables."
     found: dict[str, pa.DataType] = {}
     for each in fields:
         for name, kind in each.items():
@@ -149,7 +149,7 @@ def conform_table(
     table: pa.Table,
     schema: pa.Schema,  # with all columns of the table
 ) -> pa.Table:
-    "A table with all columns of a schema."
+    "Cast a table to a schema, with nulls in the columns that it lacks."
     there = set(table.column_names)
     columns = [
         table[field.name].cast(field.type) if field.name in there else pa.nulls(table.num_rows, field.type)
@@ -168,7 +168,7 @@ def iter_tables(
     served: str | Path,  # where the bundles are
     known: dict[str, Any],  # labels by id
 ) -> Iterator[pa.Table]:
-    "The rows of a day's file, in tables of one model each."
+    "Read the rows of a day's file in tables of one model each."
     parts: list[tuple[str, LogEntry]] = []
     rows, of = 0, ""
     for worker, model, data in db.execute(_QUERY, (last,)):
@@ -186,7 +186,7 @@ def iter_tables(
 def last_rowid(
     db: sqlite3.Connection,  # a day's file
 ) -> int:  # 0 where it has none
-    "The number of the last stored row."
+    "Look up the number of the last stored row."
     return db.execute("SELECT coalesce(max(rowid), 0) FROM batches").fetchone()[0]
 
 
@@ -194,7 +194,7 @@ def read_compacted_day(
     path: Path,
     filters: Any = None,  # as pyarrow takes them
 ) -> pa.Table:
-    "A day that was compacted, its checksums verified; raises `DataError`."
+    "Read a compacted day, verifying its checksums; raises `DataError`."
     try:
         return pq.read_table(path, filters=filters, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
@@ -204,7 +204,7 @@ def read_compacted_day(
 def logged_days(
     folder: str | Path,  # of the log
 ) -> list[str]:  # such as 20261123, the oldest first
-    "The days that have a log."
+    "List the days that have a log."
     paths = [path for kind in ("sqlite", "parquet") for path in Path(folder).glob(f"*.{kind}")]
     return sorted({path.stem for path in paths if path.stem.isdigit()})
 
@@ -214,7 +214,7 @@ def read_day(
     day: str,  # such as 20261123
     served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> pa.Table:  # one row per prediction, with the labels known by now
-    "A day of the log; raises `DataError`, `StoreError` or `BundleError`."
+    "Read a day of the log; raises `DataError`, `StoreError` or `BundleError`."
     path, known = Path(folder) / f"{day}.sqlite", read_labels(folder, day)
     found = []
     if path.with_suffix(".parquet").exists():
@@ -232,7 +232,7 @@ def read_day(
 
 
 def _drop_duplicate_ids(table: pa.Table) -> pa.Table:
-    "Without the rows whose id came before."
+    "Drop rows whose id came before."
     ids = table["_id"].to_pylist()
     seen: set[str] = set()
     return table.filter(pa.array([not (id in seen or seen.add(id)) for id in ids]))  # type: ignore[func-returns-value]
@@ -240,7 +240,7 @@ def _drop_duplicate_ids(table: pa.Table) -> pa.Table:
 
 @dataclass
 class LoggedPrediction:
-    "One prediction."
+    "A logged prediction."
 
     id: str
     time: datetime.datetime
@@ -259,7 +259,7 @@ def find_prediction(
     id: str,  # of a prediction
     served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> LoggedPrediction | None:  # None: there is no such prediction
-    "One row whole; raises `DataError`, `StoreError` or `BundleError`."
+    "Find a logged prediction; raises `DataError`, `StoreError` or `BundleError`."
     known = parse_prediction_id(id)
     if known is None:
         return None
@@ -290,7 +290,7 @@ def prediction_json(
     folder: str,  # [serve] log of settings.ini
     id: str,  # of a prediction
 ) -> str:  # JSON
-    "One row whole, for people; raises `UserError` where there is none."
+    "Format a logged prediction as JSON; raises `UserError` where there is none."
     found = find_prediction(folder, id) if folder else None
     if found is None:
         raise UserError(f"{folder or 'the log'} has no prediction {id[:64]!r}.")

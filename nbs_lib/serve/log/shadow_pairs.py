@@ -28,12 +28,12 @@ _SIDES = ("champion", "challenger")
 
 
 def _numbers(table: pa.Table) -> list[str]:
-    "The columns of what a bundle answers."
+    "List the columns of a bundle's answer."
     return [name for name in table.column_names if name in ("_value", "_probability") or name[:13] == "_probability:"]
 
 
 def _side(table: pa.Table, side: str) -> pd.DataFrame:
-    "The answers of one of them, named after it."
+    "Select the answers of champion or challenger, in columns named after it."
     found = table.select(["_id", *_MODEL_COLUMNS, *_numbers(table)]).to_pandas()
     names = {name: f"{side}_{name[1:]}" for name in _MODEL_COLUMNS}
     names |= {name: f"{side}:{name[13:]}" if name[12:13] == ":" else side for name in _numbers(table)}
@@ -41,7 +41,7 @@ def _side(table: pa.Table, side: str) -> pd.DataFrame:
 
 
 def _event_seconds(table: pa.Table, timestamp: str | None) -> Array:
-    "When each row happened, in seconds since 1970; when it was asked where it does not say."
+    "Compute the event time of each row in seconds since 1970; the request's time where the row has none."
     asked = table["_time"].cast(pa.int64()).to_numpy() // 1_000_000
     if timestamp is None:
         return asked
@@ -51,7 +51,7 @@ def _event_seconds(table: pa.Table, timestamp: str | None) -> Array:
 
 
 def _has_rows(folder: Path, day: str) -> bool:
-    "Whether a day has a row: its file is there before its first one."
+    "Tell whether a day has a row: its file exists before its first one."
     if (folder / f"{day}.parquet").exists():
         return True
     return bool(query_rows(folder / f"{day}.sqlite", "SELECT 1 FROM batches LIMIT 1"))
@@ -72,7 +72,7 @@ def load_shadow_pairs(
     timestamp: str | None = None,  # the column that says when a row happened; when it was asked by default
     zone: str = "UTC",  # whose midnights
 ) -> pd.DataFrame:  # a row per row that both answered: id, time, block, label; model, rung and numbers of each
-    "What champion and challenger answered; raises `DataError`, `StoreError` or `BundleError`."
+    "Load what champion and challenger answered; raises `DataError`, `StoreError` or `BundleError`."
     place = Path(folder)
     known = {*logged_days(place)} & {*logged_days(shadow_folder(place))}
     wanted = sorted(known if within is None else known & {*within})
@@ -90,5 +90,5 @@ def side_predictions(
     found: pd.DataFrame,  # as `load_shadow_pairs` gives them
     side: str,  # champion or challenger
 ) -> Array:  # shape [N], or [N, K] for K > 2 classes
-    "What one of them answered: the value, the probability of the second class, or those of all."
+    "Select one side's predictions: the value, the probability of the second class, or those of all classes."
     return found[side].to_numpy() if side in found else found.filter(regex=f"^{side}:").to_numpy()

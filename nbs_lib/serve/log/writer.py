@@ -30,7 +30,7 @@ _ID = re.compile(r"([0-9]{8})-([0-9a-f]{1,32})-(0|[1-9a-f][0-9a-f]{0,14})")
 def utc_day(
     time_us: int,  # microseconds since 1970
 ) -> str:  # such as 20261123, in UTC
-    "The day of a prediction."
+    "Format the UTC day of a time."
     return _format_day(time_us // _DAY_US)
 
 
@@ -44,14 +44,14 @@ def prediction_id(
     worker: str,  # hexadecimal, of one process
     n: int,  # which row of this worker
 ) -> str:  # such as 20261123-9f3c2a17-1f
-    "The id of a prediction."
+    "Format the id of a prediction."
     return f"{utc_day(time_us)}-{worker}-{n:x}"
 
 
 def parse_prediction_id(
     id: str,  # as a caller sent it
 ) -> tuple[str, str, int] | None:  # day, worker and row; None where it is no id
-    "What an id says."
+    "Parse the id of a prediction."
     found = _ID.fullmatch(id)
     return (found[1], found[2], int(found[3], 16)) if found else None
 
@@ -79,7 +79,7 @@ _ENTRIES, _ROWS = 256, 1024  # of one stored row, at most
 
 
 class EncodedEntry(NamedTuple):
-    "An entry as it waits to be written."
+    "An encoded entry that waits to be written."
 
     time_us: int
     model: str
@@ -96,7 +96,7 @@ def encode_entry(
 
 
 class StoredRow(NamedTuple):
-    "One row of the file: entries of one worker and model whose rows follow each other."
+    "A row of the file: entries of one worker and model whose rows follow each other."
 
     worker: str
     first: int
@@ -110,7 +110,7 @@ def pack_entries(
     entries: Iterable[EncodedEntry],  # in the order of their rows
     worker: str,
 ) -> Iterator[StoredRow]:
-    "Entries as they are stored."
+    "Group entries into rows of the file."
     group: list[EncodedEntry] = []
     model, first, following = "", 0, -1
     for entry in entries:
@@ -133,7 +133,7 @@ def _store_group(group: list[EncodedEntry], worker: str, following: int) -> Stor
 def unpack_entries(
     data: bytes,  # of a stored row
 ) -> list[LogEntry]:
-    "The entries of a stored row."
+    "Decode the entries of a stored row."
     return _decoder.decode(data)
 
 # %% ../../../notebooks/lib/serve/log/01_writer.ipynb #8cc5c3dc
@@ -146,14 +146,14 @@ CREATE INDEX IF NOT EXISTS by_model ON batches (model);
 
 
 class DayFile:
-    "One day's file, open for writing."
+    "The log file of one day, open for writing."
 
     def __init__(
         self,
         path: Path,  # made where there is none
         patience_s: float = 2.0,  # how long a lock is waited for
     ) -> None:
-        "Raises `OSError` or `sqlite3.Error`."
+        "Open or create the file; raises `OSError` or `sqlite3.Error`."
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.db = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
@@ -170,7 +170,7 @@ class DayFile:
             raise
 
     def is_current(self) -> bool:
-        "Whether the file is still the one that was opened."
+        "Tell whether the file is still the one that was opened."
         try:
             return os.stat(self.path).st_ino == self.inode
         except OSError:
@@ -193,7 +193,7 @@ class DayFile:
 def estimate_entry_bytes(
     entry: EncodedEntry,
 ) -> int:  # bytes
-    "About how much memory an entry takes while it waits."
+    "Estimate the memory that an entry takes while it waits."
     return len(entry.data) * 3 // 2 + 300  # the encoder makes room ahead
 
 
@@ -241,7 +241,7 @@ class PredictionLog:
         self,
         entry: LogEntry,
     ) -> bool:  # False: there was no room for it
-        "Take an entry; never waits and never raises."
+        "Queue an entry without waiting or raising."
         rows, day = len(entry.rungs), entry.time_us // _DAY_US
         if self._end or self._put - self._taken + rows > self.most_rows:
             return False
@@ -267,14 +267,14 @@ class PredictionLog:
 
     @property
     def waiting(self) -> int:
-        "Rows that are not written yet."
+        "Number of rows that are not written yet."
         return self._put - self._taken
 
     def is_pending(
         self,
         id: str,  # of a prediction, of any worker
     ) -> bool:
-        "Whether a prediction of this worker still waits to be written."
+        "Tell whether a prediction of this worker still waits to be written."
         found = parse_prediction_id(id)
         if found is None or found[1] != self.worker or found[2] < self._stored:
             return False
@@ -282,7 +282,7 @@ class PredictionLog:
         return any(utc_day(day * _DAY_US) == found[0] for day in days)
 
     def close(self) -> None:
-        "Write what is left; nothing is taken from now on."
+        "Write what is queued, and take no more."
         self._end = True
         self._wake.set()
         self._thread.join()
@@ -296,7 +296,7 @@ class PredictionLog:
         self._shut()
 
     def _flush(self) -> None:
-        "Write what is there now, each entry to its own day."
+        "Write what is queued now, each entry to the file of its day."
         entries = [self._queue.popleft() for _ in range(len(self._queue))]
         while entries:
             day = entries[0].time_us // _DAY_US
@@ -320,7 +320,7 @@ class PredictionLog:
             self.told(result, rows)
 
     def _write(self, day: str, entries: list[EncodedEntry]) -> bool:
-        "Whether entries could be written; what is locked is tried again for a while."
+        "Write entries, retrying a locked file for a while, and tell whether it succeeded."
         end = time.monotonic() + self.patience_s
         while True:
             try:
@@ -350,5 +350,5 @@ class PredictionLog:
 def shadow_folder(
     log: str | Path,  # the folder of the prediction log
 ) -> Path:
-    "Where the challengers' answers are."
+    "Name the folder of the challengers' answers."
     return Path(log) / "shadow"

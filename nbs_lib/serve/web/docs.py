@@ -31,7 +31,7 @@ SWAGGER_FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/jav
 def read_swagger_file(
     name: str,  # one of `SWAGGER_FILES`
 ) -> bytes:
-    "A file of Swagger UI."
+    "Read a file of Swagger UI."
     return (files("fastapi_offline") / "static" / name).read_bytes()
 
 
@@ -45,7 +45,7 @@ def static(
 def csp_hash(
     text: str,  # of a script or a style that stands in a page
 ) -> str:  # as a content security policy names it
-    "What allows a page to use its own script, and no other."
+    "Hash a script or style for a content security policy that allows it and no other."
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -64,7 +64,7 @@ def openapi_document(
     max_rows: int = 1000,  # that one request may bring
     secured: bool = False,  # a token is asked for
 ) -> dict[str, Any]:  # OpenAPI
-    "The service as it is now."
+    "Build the OpenAPI document of the service as it is now."
     about = "Predictions, and what really happened. An error is one sentence, with the field and the row it is about."
     made = get_openapi(title=app.title, version=app.version, description=about, routes=app.routes)
     predict, schemas = predict_operation(bundle, usual, max_rows)

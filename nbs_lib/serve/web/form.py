@@ -24,7 +24,7 @@ def form_data(
     usual: Mapping[str, Any],  # the row that the fields hold at first
     ready: str = "",  # why the service isn't ready; empty: it is
 ) -> dict[str, Any]:  # what JSON can hold
-    "What the page needs to know of the served model."
+    "Collect what the page needs to know of the served model."
     if bundle is None:
         return {"ready": ready, "fields": None}
     schema = bundle.schema

@@ -32,7 +32,7 @@ def _format_value(
     value: float,  # a number, or seconds since 1970
     kind: str = "number",  # as of a field
 ) -> str:
-    "A number as a person writes it."
+    "Format a number or a time for people."
     if kind == "time":
         return datetime.datetime.fromtimestamp(value, datetime.UTC).strftime("%Y-%m-%d %H:%M")
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e15 else f"{value:.4g}"
@@ -41,7 +41,7 @@ def _format_value(
 def training_range(
     field: RequestField,
 ) -> str:  # empty where nothing is known
-    "What training saw of a field."
+    "Describe the values of a field in training."
     about = field.about
     if about.get("min") is not None and about.get("max") is not None:
         return f"{_format_value(about['min'], field.kind)} to {_format_value(about['max'], field.kind)} in training"
@@ -51,7 +51,7 @@ def training_range(
 def _field_schema(
     field: RequestField,
 ) -> dict[str, Any]:  # JSON Schema
-    "How a field is described."
+    "Build the schema of a field."
     made = _TYPES[field.kind]
     kinds = made["type"] if isinstance(made["type"], list) else [made["type"]]
     levels = field.about.get("levels") or []
@@ -79,7 +79,7 @@ def _row_schema(
     bundle: Bundle,
     usual: Mapping[str, Any],  # an example
 ) -> dict[str, Any]:  # JSON Schema
-    "What a row may hold: all columns of a view or none."
+    "Build the schema of a row, which has all columns of a view or none."
     known = request_fields(bundle)
     made: dict[str, Any] = {
         "type": "object",
@@ -104,7 +104,7 @@ def _row_schema(
 def _answer_schema(
     bundle: Bundle,
 ) -> dict[str, Any]:  # JSON Schema
-    "What a row is answered."
+    "Build the schema of an answer."
     properties: dict[str, Any] = {
         "id": {"type": "string", "pattern": ID_PATTERN, "description": "of this answer; `/feedback` takes it"},
         "model": {"type": "string", "pattern": "^[0-9a-f]{12}$", "description": "which model answered"},
@@ -166,7 +166,7 @@ _STATUS_DESCRIPTIONS = {
 def problem_responses(
     *statuses: int,
 ) -> dict[str, Any]:  # responses of an operation
-    "How refusals are described."
+    "Build the responses of the given error statuses."
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     retry = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     made: dict[str, Any] = {str(s): {"description": _STATUS_DESCRIPTIONS[s], "content": content} for s in statuses}
@@ -183,7 +183,7 @@ def predict_operation(
     usual: Mapping[str, Any],  # an example
     max_rows: int = 1000,  # that one request may bring
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # the operation, and the schemas that it names
-    "How `POST /predict` is described."
+    "Build the operation of `POST /predict`."
     row, answer = (
         (_row_schema(bundle, usual), _answer_schema(bundle)) if bundle else ({"type": "object"}, {"type": "object"})
     )
@@ -209,7 +209,7 @@ def predict_operation(
 def feedback_schema(
     bundle: Bundle | None,  # None: nothing is served
 ) -> dict[str, Any]:  # JSON Schema
-    "What `POST /feedback` takes."
+    "Build the schema of the body of `POST /feedback`."
     label: dict[str, Any] = {"type": ["string", "number"]}
     if bundle:
         label = {"type": "number", "minimum": -MAX_FLOAT32, "maximum": MAX_FLOAT32}
@@ -276,7 +276,7 @@ def explain_schemas(
     bundle: Bundle | None,  # None: nothing is served
     usual: Mapping[str, Any],  # an example
 ) -> dict[str, Any]:  # schemas
-    "What `POST /explain` takes and gives."
+    "Build the schemas of `POST /explain`."
     id = _object_schema(id={"type": "string", "pattern": ID_PATTERN, "description": "of an answer"})
     row, one = {"$ref": "#/components/schemas/Row"}, {"$ref": "#/components/schemas/Explanation"}
     asked: dict[str, Any] = {
