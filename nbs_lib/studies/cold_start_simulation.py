@@ -284,7 +284,7 @@ class LeakyTargetEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(
         self,
-        X: pd.DataFrame,  # noqa: N803  # levels
+        X: pd.DataFrame,  # levels
         y: NDArray[Any],  # targets
     ) -> Self:
         "Compute the mean target of each level."
@@ -294,7 +294,7 @@ class LeakyTargetEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def transform(
         self,
-        X: pd.DataFrame,  # noqa: N803  # levels
+        X: pd.DataFrame,  # levels
     ) -> NDArray[np.float64]:  # as many columns
         "Replace each level by its mean target."
         columns = [X[name].map(means).fillna(self.usual_) for name, means in zip(X, self.means_, strict=True)]
