@@ -111,14 +111,9 @@ def bench_verb(
     "Measure costs: pipeline, feature join, store, drift, explanations, serving beside peers, scaling, load, soak."
     from importlib import import_module
 
-    places = {
-        _BenchTarget.scaling: "endurance",
-        _BenchTarget.start: "endurance",
-        _BenchTarget.soak: "endurance",
-        _BenchTarget.load: "overload",
-    }
+    in_load = what in (_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak)
     chdir_root()
-    module = import_module(f"nbs_lib.bench.{places.get(what, what)}")
+    module = import_module(f"nbs_lib.bench.{'load' if in_load else what}")
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
     repeated = (
         what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
