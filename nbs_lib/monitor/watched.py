@@ -20,7 +20,7 @@ from ..core.errors import DataError, NoChampionError, ParamsError, did_you_mean
 from ..core.paths import SERVED_FOLDER
 from ..core.settings import load_settings
 from ..data.roles import Roles
-from ..data.split import target_ids
+from ..data.split import local_days, target_ids
 from ..data.table import parse_duration, parse_timestamps, read_csv, read_parquet
 from ..features.materialize import CONTRACT_FILE
 from .counts.histogram import CATEGORICAL, NUMERIC
@@ -29,7 +29,7 @@ from .learned import TRAINING_SET, load_reference
 from .performance import drop_duplicate_rows
 from ..registry.pointers import champion_path
 from ..serve.log.feedback import LABELS_FILE, open_read_only
-from ..serve.log.labeled_rows import load_labeled_rows, local_days
+from ..serve.log.labeled_rows import load_labeled_rows
 
 # %% ../../notebooks/lib/monitor/07_watched.ipynb #82e7ab25
 _DAY_S = 86400

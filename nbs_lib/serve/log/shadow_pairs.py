@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from ...core.paths import SERVED_FOLDER
 from ...data.arrays import MISSING_TIME, Array, time_array
+from ...data.split import local_days
 from .feedback import query_rows
-from .labeled_rows import local_days
 from .reader import logged_days, read_day
 from .writer import shadow_folder
 
