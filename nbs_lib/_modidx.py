@@ -3167,8 +3167,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'nbs_lib/serve/log/reader.py')},
             'nbs_lib.serve.log.shadow_pairs': { 'nbs_lib.serve.log.shadow_pairs._day': ( 'lib/serve/log/shadow_pairs.html#_day',
                                                                                          'nbs_lib/serve/log/shadow_pairs.py'),
-                                                'nbs_lib.serve.log.shadow_pairs._event_seconds': ( 'lib/serve/log/shadow_pairs.html#_event_seconds',
-                                                                                                   'nbs_lib/serve/log/shadow_pairs.py'),
                                                 'nbs_lib.serve.log.shadow_pairs._has_rows': ( 'lib/serve/log/shadow_pairs.html#_has_rows',
                                                                                               'nbs_lib/serve/log/shadow_pairs.py'),
                                                 'nbs_lib.serve.log.shadow_pairs._numbers': ( 'lib/serve/log/shadow_pairs.html#_numbers',

@@ -16,6 +16,7 @@ import pandas as pd
 from ..core.errors import DataError
 from ..data.arrays import Array
 from ..data.roles import Roles
+from ..evaluation.paired_test import LOSS_METRIC
 from ..models.calibration import Calibration
 from ..models.candidates import CANDIDATES, Task
 from ..models.encoding import FeatureLayout
@@ -25,14 +26,11 @@ from ..models.search import FittedCandidate, Trial, mask_groups, refit
 from .model_function import ModelFunction, mix_rows
 
 # %% ../../notebooks/lib/studies/05_ablation.ipynb #4f0c0c99
-_LOSS_METRIC = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}  # what is lost, by task
-
-
 def _losses(
     task: str, target: Array, answers: Mapping[str, Sequence[Array]], block: Array, resamples: int, seed: int
 ) -> dict[str, Interval]:
     "Compare the loss of each set of answers with the set named `''`, averaging several of one name."
-    metric = _LOSS_METRIC[task]
+    metric = LOSS_METRIC[task]
 
     def mean(parts: list[Statistic]) -> Statistic:
         return lambda weights: float(np.mean([part(weights) for part in parts]))
