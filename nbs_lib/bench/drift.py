@@ -77,8 +77,8 @@ def _ours(folder: str) -> Iterator[dict[str, float]]:
     columns = fit_bins(f"{folder}/reference.parquet", kinds)
     reference = profile_table(f"{folder}/reference.parquet", columns, "at")
     current = profile_table(f"{folder}/current.parquet", columns, "at")
-    told = drift_verdict(reference, [current], drift_limits(reference, 7))
-    yield {row["column"]: row["distance"] for row in told["columns"]}
+    verdict = drift_verdict(reference, [current], drift_limits(reference, 7))
+    yield {row["column"]: row["distance"] for row in verdict["columns"]}
     reference.save(f"{folder}/reference.npz")
 
 
@@ -93,8 +93,8 @@ def _ours_cached_reference(folder: str) -> Iterator[dict[str, float]]:
     yield {}
     reference = Profile.load(f"{folder}/reference.npz")
     current = profile_table(f"{folder}/current.parquet", reference.columns, "at")
-    told = drift_verdict(reference, [current], drift_limits(reference, 7))
-    yield {row["column"]: row["distance"] for row in told["columns"]}
+    verdict = drift_verdict(reference, [current], drift_limits(reference, 7))
+    yield {row["column"]: row["distance"] for row in verdict["columns"]}
 
 
 def _decode_only(folder: str) -> Iterator[dict[str, float]]:
@@ -120,16 +120,16 @@ def _exact_distances(folder: str) -> Iterator[dict[str, float]]:
 
     one, two = (pd.read_parquet(f"{folder}/{name}.parquet") for name in ("reference", "current"))
     yield {}
-    found = {}
+    distances = {}
     for name in map(str, one.columns):
         if name[0] == "n":
             a, b = one[name].dropna().astype(float), two[name].dropna().astype(float)
-            found[name] = float(wasserstein_distance(a, b) / a.std())
+            distances[name] = float(wasserstein_distance(a, b) / a.std())
         elif name[0] == "c":
             p, q = (each[name].value_counts(normalize=True) for each in (one, two))
             p, q = p.align(q, fill_value=0)
-            found[name] = float(jensenshannon(p, q, base=2))
-    yield found
+            distances[name] = float(jensenshannon(p, q, base=2))
+    yield distances
 
 
 def _evidently(folder: str) -> Iterator[dict[str, float]]:
@@ -147,12 +147,12 @@ def _evidently(folder: str) -> Iterator[dict[str, float]]:
     }
     reference, current = (Dataset.from_pandas(each, data_definition=DataDefinition(**named)) for each in (one, two))
     run = Report([DataDriftPreset()], include_tests=True).run(current_data=current, reference_data=reference)
-    found = {}
+    distances = {}
     for metric in run.dict()["metrics"]:
         column = metric["config"].get("column")
         if column:
-            found[column] = float(metric["value"])
-    yield found
+            distances[column] = float(metric["value"])
+    yield distances
 
 
 def _nannyml(folder: str) -> Iterator[dict[str, float]]:
@@ -171,11 +171,11 @@ def _nannyml(folder: str) -> Iterator[dict[str, float]]:
         chunk_number=1,
     )
     table = calculator.fit(one).calculate(two).filter(period="analysis").to_df()
-    found = {}
+    distances = {}
     for name in names:
         method = "jensen_shannon" if name[0] == "c" else "wasserstein"
-        found[name] = float(table[(name, method, "value")].iloc[-1] / (one[name].std() if name[0] == "n" else 1))
-    yield found
+        distances[name] = float(table[(name, method, "value")].iloc[-1] / (one[name].std() if name[0] == "n" else 1))
+    yield distances
 
 
 def _whylogs(folder: str) -> Iterator[dict[str, float]]:
@@ -216,13 +216,13 @@ def _line(name: str, took: EngineCost, beside: str = "") -> str:
 
 
 def _distance_agreement(
-    found: dict[str, float],  # distances by column
-    exactly: dict[str, float],  # the same by definition
+    distances: dict[str, float],  # distances by column
+    exact: dict[str, float],  # the same by definition
 ) -> tuple[int, float]:  # columns with the same verdict at 0.1, the largest difference
     "Compare an engine's distances with the exact ones."
     limit = MIN_DRIFT_LIMITS["distance"]
-    same = sum((found[name] >= limit) == (exactly[name] >= limit) for name in exactly)
-    return same, max(abs(found[name] - exactly[name]) for name in exactly)
+    same = sum((distances[name] >= limit) == (exact[name] >= limit) for name in exact)
+    return same, max(abs(distances[name] - exact[name]) for name in exact)
 
 
 def _run_engines(
@@ -236,43 +236,43 @@ def _run_engines(
         f"{rows:,} rows, half of them current, {len(_NUMERIC_COLUMNS)} numbers and {len(_TEXT_COLUMNS)} texts",
         flush=True,
     )
-    found: dict[str, EngineCost] = {}
+    costs: dict[str, EngineCost] = {}
     for name, (engine, where) in _ENGINES.items():
         python = Path(f".nbs/envs/{where}/bin/python") if where else Path(sys.executable)
         if not python.exists():
             print(f"{name:28}not measured: `.ci/env {where}` makes its environment.")
             continue
         try:
-            found[name] = took = _run_engine(engine, folder, python)
+            costs[name] = cost = _run_engine(engine, folder, python)
         except StageError as error:
             print(f"{name:28}not measured: {error}")
             continue
-        print(_line(name, took), flush=True)
-    return found
+        print(_line(name, cost), flush=True)
+    return costs
 
 
 def _print_comparison(
-    found: dict[str, EngineCost],  # of `_run_engines`
+    costs: dict[str, EngineCost],  # of `_run_engines`
 ) -> dict[str, float]:  # the ratios and differences that the goals are about
     "Print how the engines compare, and whether they agree with an exact computation."
-    mine, exactly = found["ours"], found["exact (SciPy)"]
-    told = {"floor": mine.cpu / found["floor: decode all columns"].cpu}
-    kept = found["ours, reference kept"]
-    print(f"ours beside decoding both tables: {told['floor']:.2f} x the CPU (goal: at most 3)")
+    ours, exact = costs["ours"], costs["exact (SciPy)"]
+    figures = {"floor": ours.cpu / costs["floor: decode all columns"].cpu}
+    with_cache = costs["ours, reference kept"]
+    print(f"ours beside decoding both tables: {figures['floor']:.2f} x the CPU (goal: at most 3)")
     for name in ("Evidently", "NannyML", "whylogs"):
-        if name in found:
-            told[name] = found[name].cpu / kept.cpu
+        if name in costs:
+            figures[name] = costs[name].cpu / with_cache.cpu
             goal = " (goal: at least 50)" if name == "Evidently" else ""
-            first = found[name].cpu / mine.cpu
-            print(f"{name} takes {told[name]:.0f} x the CPU of ours{goal}, and {first:.0f} x that of the first time")
+            first = costs[name].cpu / ours.cpu
+            print(f"{name} takes {figures[name]:.0f} x the CPU of ours{goal}, and {first:.0f} x that of the first time")
     for name in ("ours", "Evidently", "NannyML"):
-        if name in found:
-            same, told[f"{name} differs"] = _distance_agreement(found[name].result, exactly.result)
-            print(f"{name}: {same} of {len(exactly.result)} columns are on the same side of 0.1 as exactly,", end=" ")
-            print(f"by distances that differ by {told[f'{name} differs']:.4f} at most")
+        if name in costs:
+            same, figures[f"{name} differs"] = _distance_agreement(costs[name].result, exact.result)
+            print(f"{name}: {same} of {len(exact.result)} columns are on the same side of 0.1 as exactly,", end=" ")
+            print(f"by distances that differ by {figures[f'{name} differs']:.4f} at most")
     print("(ours counts levels with less than 0.5% of the rows as one: a shift among them alone is not seen;")
     print("and it keeps numbers within a fence, so that the distance of a heavy tail is another one)")
-    return told
+    return figures
 
 # %% ../../notebooks/lib/bench/05_drift.ipynb #a14ee245
 def _run_large(
@@ -283,15 +283,15 @@ def _run_large(
     _write_example_table(Path(folder, "current.parquet"), rows, 365, moved=True, seed=1)
     Path(folder, "reference.parquet").unlink(missing_ok=True)
     names = ("floor: decode all columns", "ours, reference kept")
-    found = {name: _run_engine(_ENGINES[name][0], folder) for name in names}
-    low, mine = found.values()
+    costs = {name: _run_engine(_ENGINES[name][0], folder) for name in names}
+    floor, ours = costs.values()
     print(f"{rows:,} rows")
-    print(_line(names[0], low))
+    print(_line(names[0], floor))
     print(
-        _line(names[1], mine, f"{mine.cpu / low.cpu:.2f} x the CPU of decoding (goal: 3), memory's goal: 1,024 MiB"),
+        _line(names[1], ours, f"{ours.cpu / floor.cpu:.2f} x the CPU of decoding (goal: 3), memory's goal: 1,024 MiB"),
         flush=True,
     )
-    return found
+    return costs
 
 
 def bench_drift(

@@ -42,7 +42,7 @@ def _duckdb_asof(folder: str, views: list[dict[str, Any]]) -> Any:
     db.execute("SET TimeZone = 'UTC'")
     rows = pd.read_parquet(f"{folder}/rows.parquet").reset_index(names="i")
     db.register("asked", rows)
-    found = []
+    joined = []
     for view in views:
         name, ttl = view["name"], f"epoch_us(r._at) - epoch_us(v._known_at) <= {round((view['ttl'] or 1e12) * 1e6)}"
         columns = {f"{name}_{c}": f'v."{c}"' for c in view["columns"]}
@@ -51,8 +51,8 @@ def _duckdb_asof(folder: str, views: list[dict[str, Any]]) -> Any:
         selected = ", ".join(f'CASE WHEN {ttl} THEN {sql} END AS "{c}"' for c, sql in columns.items())
         on = " AND ".join([*(f'r."{key}" = v."{key}"' for key in view["entity"]), "r._at > v._known_at"])
         file = f"{folder}/{name}@{view['version']}.parquet"
-        found.append(db.sql(f"SELECT {selected} FROM asked r ASOF LEFT JOIN '{file}' v ON {on} ORDER BY r.i").df())
-    return pd.concat(found, axis=1)
+        joined.append(db.sql(f"SELECT {selected} FROM asked r ASOF LEFT JOIN '{file}' v ON {on} ORDER BY r.i").df())
+    return pd.concat(joined, axis=1)
 
 
 def _duckdb_chain(folder: str, views: list[dict[str, Any]]) -> Any:
@@ -81,7 +81,7 @@ def _polars_asof(folder: str, views: list[dict[str, Any]]) -> Any:
     import polars as pl  # type: ignore[import-not-found, unused-ignore]
 
     rows = pl.read_parquet(f"{folder}/rows.parquet").with_row_index("i").sort("_at")
-    found = []
+    parts = []
     for view in views:
         name, keys = view["name"], view["entity"]
         table = pl.read_parquet(f"{folder}/{name}@{view['version']}.parquet").sort("_known_at")
@@ -100,8 +100,8 @@ def _polars_asof(folder: str, views: list[dict[str, Any]]) -> Any:
         if view["age"]:
             columns[f"{name}_age"] = since / 60000000
         joined = joined.sort("i").select(pl.when(fresh).then(sql).alias(c) for c, sql in columns.items())
-        found.append(joined)
-    return pl.concat(found, how="horizontal")
+        parts.append(joined)
+    return pl.concat(parts, how="horizontal")
 
 
 def _pandas_asof(folder: str, views: list[dict[str, Any]]) -> Any:
@@ -109,7 +109,7 @@ def _pandas_asof(folder: str, views: list[dict[str, Any]]) -> Any:
     import pandas as pd
 
     rows = pd.read_parquet(f"{folder}/rows.parquet").reset_index(names="i").sort_values("_at", kind="stable")
-    found = []
+    parts = []
     for view in views:
         name, keys = view["name"], view["entity"]
         table = pd.read_parquet(f"{folder}/{name}@{view['version']}.parquet").sort_values("_known_at", kind="stable")
@@ -122,8 +122,8 @@ def _pandas_asof(folder: str, views: list[dict[str, Any]]) -> Any:
         columns = joined[view["columns"]].add_prefix(f"{name}_")
         if view["age"]:
             columns[f"{name}_age"] = since / 60000000
-        found.append(columns.where(since <= round((view["ttl"] or 1e12) * 1e6)).reset_index(drop=True))
-    return pd.concat(found, axis=1)
+        parts.append(columns.where(since <= round((view["ttl"] or 1e12) * 1e6)).reset_index(drop=True))
+    return pd.concat(parts, axis=1)
 
 
 _ENGINES: dict[str, Callable[..., Any]] = {
@@ -258,18 +258,18 @@ def _run_engines(
 ) -> dict[str, EngineCost]:  # by engine
     "Run the engines one after the other, print what each took, and compare each cell."
     views = json.loads(Path(folder, "views.json").read_text(encoding="utf-8"))
-    found = {}
+    costs = {}
     for n, name in enumerate(engines):
         result = Path(folder, f"result_{n}.parquet")
-        found[name] = took = _run_engine(_ENGINES[name], folder, result, python if n else sys.executable)
-        line = f"{name:22} {took.cpu:7.2f} CPU s {took.wall:7.2f} s {took.peak:7.0f} MiB"
+        costs[name] = cost = _run_engine(_ENGINES[name], folder, result, python if n else sys.executable)
+        line = f"{name:22} {cost.cpu:7.2f} CPU s {cost.wall:7.2f} s {cost.peak:7.0f} MiB"
         if n:
             bad, cells = _count_differing_cells(Path(folder, "result_0.parquet"), result, views)
             line += f"   {bad:,} of {cells:,} cells differ"
             if bad:
                 raise StageError(f"{name} gives other values than ours in {bad:,} of {cells:,} cells.")
         print(line, flush=True)
-    return found
+    return costs
 
 
 def _run_large(
@@ -281,18 +281,18 @@ def _run_large(
     history: bool = False,  # also that of the views
 ) -> dict[int, EngineCost]:  # by scale
     "Join repeated data from file to file, and print what a million rows take."
-    found = {}
+    costs = {}
     for times in scales:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             many = _repeat_rows(rows, views, features, place, times, history)
-            found[times] = took = _run_engine(_join_at_once if history else _join_in_parts, place)
-        each = took.cpu / many * 1e6
+            costs[times] = cost = _run_engine(_join_at_once if history else _join_in_parts, place)
+        each = cost.cpu / many * 1e6
         print(
-            f"{times:3} x {many:12,} rows {took.cpu:7.1f} CPU s {took.wall:7.1f} s "
-            f"{took.peak:7.0f} MiB {each:7.1f} CPU s per million rows",
+            f"{times:3} x {many:12,} rows {cost.cpu:7.1f} CPU s {cost.wall:7.1f} s "
+            f"{cost.peak:7.0f} MiB {each:7.1f} CPU s per million rows",
             flush=True,
         )
-    return found
+    return costs
 
 
 def bench_features(
@@ -317,8 +317,8 @@ def bench_features(
         print(f"{len(snapshot):,} rows, {len(roles.views)} views, {columns} columns")
         del snapshot
         _repeat_rows(rows, roles.views, features, Path(folder, "side"))
-        found = _run_engines(Path(folder, "side"))
-        ratio = found["ours"].cpu / found["DuckDB ASOF JOIN"].cpu
+        costs = _run_engines(Path(folder, "side"))
+        ratio = costs["ours"].cpu / costs["DuckDB ASOF JOIN"].cpu
         print(f"ours, statuses included, beside the plain ASOF join: {ratio:.2f} (goal: at most 1.5)")
         for history, what in {
             False: "rows repeated",

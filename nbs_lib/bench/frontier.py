@@ -63,9 +63,9 @@ def _time_all(
         for rows in BATCH_SIZES:
             items = _make_batches(arrays, int(rows), calls[rows])
             for name, ask in asks.items():
-                took = call_latencies_ms(ask, items, max(len(items) // 4, 2))
+                times = call_latencies_ms(ask, items, max(len(items) // 4, 2))
                 for percent in (50, 99):
-                    ends.setdefault((name, rows, percent), []).append(float(np.percentile(took, percent)))
+                    ends.setdefault((name, rows, percent), []).append(float(np.percentile(times, percent)))
     return {
         name: {
             f"p{percent}_ms": {rows: float(f"{median(ends[name, rows, percent]):.3g}") for rows in BATCH_SIZES}
@@ -101,8 +101,8 @@ def _memory_mb(
         return None
     page = os.sysconf("SC_PAGE_SIZE")
     command = [sys.executable, "-c", _PROBE, str(graph), str(other)]
-    found = [int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(times)]
-    return round(median(found) * page / 1e6, 1)
+    pages = [int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(times)]
+    return round(median(pages) * page / 1e6, 1)
 
 # %% ../../notebooks/lib/bench/04_frontier.ipynb #78ac882e
 def max_batch_difference(
@@ -137,8 +137,8 @@ def _score(margin: Array, calibration: Mapping[str, float], test: pd.DataFrame, 
     rule = Calibration(task, calibration["slope"], calibration["shift"])
     raw = np.asarray(margin, np.float64)
     table = predictions_table({"it": {"margin": rule.margin(raw), "output": rule.output(raw)}}, test)
-    found = score_on_test(table, ["it"], task, classes, _RESAMPLES)["it"]["test"][primary_metric(task)]
-    return {end: None if value is None else round(value, 4) for end, value in found.items()}
+    score = score_on_test(table, ["it"], task, classes, _RESAMPLES)["it"]["test"][primary_metric(task)]
+    return {end: None if value is None else round(value, 4) for end, value in score.items()}
 
 
 def _all_margins(margins: Callable[[Feeds], Array], arrays: Feeds) -> Array:
@@ -155,14 +155,18 @@ _NetVariants = dict[str, tuple[_Ask, Callable[[Feeds], Array], int]]
 
 def _net_variants(model: onnx.ModelProto) -> _NetVariants:
     "Build other runtimes of the net: the call that is timed, its margins before calibration, and its bytes."
-    found: _NetVariants = {}
+    variants: _NetVariants = {}
     for name, quantized in (("net by torch", False), ("net by torch, int8", True)):
         ask, size = torch_runner(model, quantized)
-        found[name] = ask, ask, size
+        variants[name] = ask, ask, size
     graph = quantize_graph(model)
     opened = inference_session(graph)
-    found["net by onnxruntime, int8"] = partial(run_graph, opened), lambda each: run_graph(opened, each)[1], len(graph)
-    return found
+    variants["net by onnxruntime, int8"] = (
+        partial(run_graph, opened),
+        lambda each: run_graph(opened, each)[1],
+        len(graph),
+    )
+    return variants
 
 
 def _measure_candidates(
@@ -185,10 +189,10 @@ def _measure_candidates(
     times = _time_all(asks | {name: ask for name, (ask, _, _) in others.items()}, few, rounds)
     small = min(files.values(), key=lambda file: file.stat().st_size)
 
-    found = [_entry(name, fact, fact["bytes"], times) for name, fact in facts.items()]
-    found = [each | {"memory_mb": _memory_mb(files[each["name"]], small)} for each in found]
+    timed = [_entry(name, fact, fact["bytes"], times) for name, fact in facts.items()]
+    timed = [each | {"memory_mb": _memory_mb(files[each["name"]], small)} for each in timed]
     beside = _measure_variants(others, facts[nets[0]], times, arrays, test, roles) if nets else []
-    return {"machine": _describe_machine(), "timed": found, "beside": beside}
+    return {"machine": _describe_machine(), "timed": timed, "beside": beside}
 
 
 def _entry(name: str, fact: Mapping[str, Any], size: int, times: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,15 +208,15 @@ def _measure_variants(
     roles: Roles,
 ) -> list[dict[str, Any]]:
     "Score the other runtimes of the net on the test rows."
-    found, few = [], {name: values[:_MAX_ROWS] for name, values in arrays.items()}
+    entries, few = [], {name: values[:_MAX_ROWS] for name, values in arrays.items()}
     for name, (_, margins, size) in others.items():
         inside = "onnxruntime" in name  # the graph calibrates
         calibration = {"slope": 1.0, "shift": 0.0} if inside else net["calibration"]
-        told: dict[str, Any] = {"net_bytes": net["bytes"], "why": _REASONS[name]}
-        told["score"] = _score(_all_margins(margins, arrays), calibration, test, roles.task, len(roles.classes))
-        told["batch"] = float(f"{max_batch_difference(margins, few):.2g}")
-        found.append(_entry(name, net, size, times) | told)
-    return found
+        extra: dict[str, Any] = {"net_bytes": net["bytes"], "why": _REASONS[name]}
+        extra["score"] = _score(_all_margins(margins, arrays), calibration, test, roles.task, len(roles.classes))
+        extra["batch"] = float(f"{max_batch_difference(margins, few):.2g}")
+        entries.append(_entry(name, net, size, times) | extra)
+    return entries
 
 
 def bench_frontier(
@@ -220,11 +224,11 @@ def bench_frontier(
     path: str | Path = LATENCY_FILE,
 ) -> None:
     "Measure the candidates, write the measurement file and print it."
-    found = _measure_candidates(rounds=rounds)
-    write_json(found, path)
-    print(f"{found['machine']}; median over {rounds} rounds of p50 / p99 in ms, by rows asked at once")
+    measured = _measure_candidates(rounds=rounds)
+    write_json(measured, path)
+    print(f"{measured['machine']}; median over {rounds} rounds of p50 / p99 in ms, by rows asked at once")
     print(f"{'':<26}{'size':>10}{'memory':>9}" + "".join(f"{rows:>19}" for rows in BATCH_SIZES))
-    for each in [*found["timed"], *found["beside"]]:
+    for each in [*measured["timed"], *measured["beside"]]:
         memory = f"{each['memory_mb']} MB" if each.get("memory_mb") is not None else "-"
         times = "".join(f"{each['p50_ms'][rows]:>9.3g} / {each['p99_ms'][rows]:<7.3g}" for rows in BATCH_SIZES)
         print(f"{each['name']:<26}{format_size(each['bytes']):>10}{memory:>9}{times}")

@@ -82,11 +82,12 @@ def bench_start(
     seconds: float = 10.0,  # of load
 ) -> None:
     "Print the time from the command to ready, and the memory of each process after some load."
-    found = []
+    seconds_to_ready = []
     for _ in range(runs):
         with our_server() as server:
-            found.append(server.seconds)
-    print(f"command to ready: {', '.join(f'{each:.2f}' for each in found)} s; median {statistics.median(found):.2f} s")
+            seconds_to_ready.append(server.seconds)
+    times = ", ".join(f"{seconds:.2f}" for seconds in seconds_to_ready)
+    print(f"command to ready: {times} s; median {statistics.median(seconds_to_ready):.2f} s")
     with tempfile.TemporaryDirectory() as folder, our_server() as server:
         bodies = write_bodies(Path(folder, "bodies"), champion_rows()[0])
         load = run_wrk(f"{server.url}/predict", bodies, 16, seconds).require_answers()
@@ -293,14 +294,14 @@ def bench_load(
                 _print_overload(run_overload(server, bodies, seconds, times=times))
 
 
-def _print_overload(found: OverloadResult) -> None:
+def _print_overload(overload: OverloadResult) -> None:
     deadline = load_settings().serve.deadline_ms
-    during, seen = found.during, found.seen
-    print(f"capacity {found.before.rate:,.0f} bodies/s of {HEAVY_BODY_ROWS} rows; offered: {found.offered:.1f} x")
+    during, seen = overload.during, overload.seen
+    print(f"capacity {overload.before.rate:,.0f} bodies/s of {HEAVY_BODY_ROWS} rows; offered: {overload.offered:.1f} x")
     counted = f"{during.shed:,} shed, {during.hinted:,} of them with Retry-After"
-    share = during.ok / during.requests * during.rate / found.before.rate
+    share = during.ok / during.requests * during.rate / overload.before.rate
     print(f"  {during.ok:,} answered ({share:.0%} of the capacity), {counted}, {during.failed} failed")
     accepted, alive = seen.quantile("predict 200"), seen.quantile("livez 200")
     print(f"  an accepted request: p99 {accepted:.0f} ms (deadline {deadline} ms); /livez: p99 {alive:.0f} ms")
     print(f"  the onlooker saw {', '.join(f'{len(times)} x {kind}' for kind, times in sorted(seen.taken.items()))}")
-    print(f"  p95 before {found.before.p95:.1f} ms, in the 5 s after {found.after.p95:.1f} ms")
+    print(f"  p95 before {overload.before.p95:.1f} ms, in the 5 s after {overload.after.p95:.1f} ms")

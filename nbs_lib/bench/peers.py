@@ -62,8 +62,8 @@ class Graph:
             arrays["categorical"] = np.array([[value or "" for value in values["categorical"]]], dtype=object)
         if self.names["time"]:
             arrays["time"] = np.array([[_epoch_seconds(value) for value in values["time"]]], dtype=np.int64)
-        found: list[float] = self.session.run(["output"], arrays)[0][0].tolist()
-        return found
+        output: list[float] = self.session.run(["output"], arrays)[0][0].tolist()
+        return output
 
     def row(
         self,
@@ -205,10 +205,10 @@ def _v2_request(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, A
         "categorical": [row.get(name) or "" for name in names["categorical"]],
         "time": [_epoch_seconds(row.get(name)) for name in names["time"]],
     }
-    told: list[dict[str, Any]] = [
+    inputs: list[dict[str, Any]] = [
         {"name": k, "datatype": kinds[k], "shape": [1, len(v)], "data": v} for k, v in values.items() if v
     ]
-    return {"inputs": told}
+    return {"inputs": inputs}
 
 
 def _mlflow_request(row: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:

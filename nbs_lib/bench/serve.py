@@ -110,8 +110,8 @@ def our_server(
     "Run `nbs serve` on a free port."
     port = free_port()
     with tempfile.TemporaryDirectory() as log:
-        told = {"port": port, "workers": workers, "log": log} | settings
-        variables = {f"NBS_SERVE_{key.upper()}": str(value) for key, value in told.items()}
+        options = {"port": port, "workers": workers, "log": log} | settings
+        variables = {f"NBS_SERVE_{key.upper()}": str(value) for key, value in options.items()}
         command = [sys.executable, "-m", "nbs_lib.cli", "serve"]
         with running_server(
             command, port, cwd=root, environment=server_environment(**variables), cores=cores

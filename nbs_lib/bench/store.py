@@ -116,7 +116,7 @@ def _measure_store(
     pairs = [list(zip(tables, each, strict=True)) for each in keys]
     asked = [{view["entity"][0]: [key] for view, key in zip(views, each, strict=True)} for each in keys]
     status = lookup.lookup(asked[0]).status
-    assert all(found == ["present"] for found in status.values()), status
+    assert all(view_status == ["present"] for view_status in status.values()), status
     works = (("raw", raw, keys), ("read", store.read, pairs), ("lookup", lookup.lookup, asked))
     warm_up = requests // 2
     rounds = [

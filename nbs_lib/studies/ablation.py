@@ -35,13 +35,13 @@ def _losses(
     def mean(parts: list[Statistic]) -> Statistic:
         return lambda weights: float(np.mean([part(weights) for part in parts]))
 
-    asked = {
+    statistics = {
         name: mean(
             [metric_statistics(task, target, squeeze_output(each.astype(np.float64)))[metric] for each in several]
         )
         for name, several in answers.items()
     }
-    drawn = bootstrap(asked, block, resamples, seed)
+    drawn = bootstrap(statistics, block, resamples, seed)
     return {name: bootstrap_interval(metric_gain(metric, drawn[""], values)) for name, values in drawn.items() if name}
 
 
@@ -78,8 +78,8 @@ def unfitted_champion(
     taken = str(facts[name].get("variant_of", name))
     if taken not in CANDIDATES:
         raise DataError(f"The champion was a {taken}, which is no candidate any more: run `make run`.")
-    found, trial = CANDIDATES[taken], Trial(dict(facts[name]["params"]), 0.0)
-    return FittedCandidate(found, task, found.build(task), Calibration(task.kind), [trial], 0)
+    candidate, trial = CANDIDATES[taken], Trial(dict(facts[name]["params"]), 0.0)
+    return FittedCandidate(candidate, task, candidate.build(task), Calibration(task.kind), [trial], 0)
 
 
 def drop_group_importance(

@@ -41,8 +41,8 @@ class HitRate:
         "Compute the exact binomial confidence interval."
         if not self.trials:
             return 0.0, 1.0
-        found = stats.binomtest(self.hits, self.trials).proportion_ci(confidence)
-        return float(found.low), float(found.high)
+        bounds = stats.binomtest(self.hits, self.trials).proportion_ci(confidence)
+        return float(bounds.low), float(bounds.high)
 
     def __str__(self) -> str:
         low, high = self.interval()
@@ -187,7 +187,7 @@ def apply_shifts(
     seed: int = 0,
 ) -> list[ShiftResult]:  # one for each trial and shift
     "Make each shift once in each trial, in a column that is drawn by chance."
-    rng, found = np.random.default_rng(seed), []
+    rng, results = np.random.default_rng(seed), []
     rows = pd.Series(np.arange(len(table))).groupby(day).indices
     for trial in made:
         places = [rows[each] for each in trial.days]
@@ -199,8 +199,8 @@ def apply_shifts(
                 column = columns[rng.integers(len(columns))]
                 values = change(window[column.name], column.std, rng)
                 now = profile_table(pd.DataFrame({column.name: values, "_at": at}), {column.name: column}, "_at")
-                found.append(_evaluate_shift(trial, column.name, now, shift))
-    return found
+                results.append(_evaluate_shift(trial, column.name, now, shift))
+    return results
 
 
 def _can_shift(column: ColumnBins, kind: str, window: pd.DataFrame) -> bool:
@@ -211,16 +211,16 @@ def _can_shift(column: ColumnBins, kind: str, window: pd.DataFrame) -> bool:
 
 
 def detection_power(
-    found: Sequence[ShiftResult],  # of `apply_shifts`
+    results: Sequence[ShiftResult],  # of `apply_shifts`
 ) -> list[dict[str, Any]]:  # by shift, in the order of `_SHIFTS`: shares
     "Compute how often each shift is found."
-    told = []
+    rates = []
     for shift in _SHIFTS:
-        rows = [each for each in found if each.shift == shift]
+        rows = [each for each in results if each.shift == shift]
         if not rows:
             continue
         steady, other = ([each for each in rows if each.steady is which] for which in (True, False))
-        told.append(
+        rates.append(
             {
                 "shift": shift,
                 "trials": len(rows),
@@ -233,7 +233,7 @@ def detection_power(
                 "before": HitRate(sum(each.before for each in rows), len(rows)),
             }
         )
-    return told
+    return rates
 
 
 def chronological_results(

@@ -60,10 +60,10 @@ def explain_rows(
     every = {kind: part[np.zeros(count, dtype=int)] for kind, part in explainer.cases.past.items()}
     for kind, own in explainer.layout.model.items():
         every[kind][:, own] = taken[kind]  # what only the context graph takes is not asked
-    found = explainer.explain(every)
-    moved = select_model_inputs(explainer, output_contributions(task, found.base, found.values))
-    told = found.output.argmax(axis=1)
-    return ExplainedRows(dict(taken), told, moved * (1 if task == "regression" else 100), found.method)
+    explained = explainer.explain(every)
+    moved = select_model_inputs(explainer, output_contributions(task, explained.base, explained.values))
+    output_index = explained.output.argmax(axis=1)
+    return ExplainedRows(dict(taken), output_index, moved * (1 if task == "regression" else 100), explained.method)
 
 
 def input_values(
@@ -82,18 +82,18 @@ def explain_other_backgrounds(
     times: int = 3,
 ) -> list[Array]:  # the points that are spoken of, shape [N, inputs] each
     "Explain the same rows against other backgrounds."
-    found, count = [], len(next(iter(pool.values())))
+    points, count = [], len(next(iter(pool.values())))
     for _ in range(times):
         chosen = rng.choice(count, min(BACKGROUND_ROWS, count), replace=False)
         usual = {kind: part[np.zeros(len(chosen), int)] for kind, part in explainer.cases.past.items()}
         for kind, own in explainer.layout.model.items():
             usual[kind][:, own] = pool[kind][chosen]
-        found.append(
+        points.append(
             explain_rows(
                 Explainer(explainer.bundle, replace(explainer.cases, background=usual)), seen.rows
             ).target_points
         )
-    return found
+    return points
 
 
 def points_unit(
@@ -111,10 +111,10 @@ def _group_name(
     return f"{code.removeprefix('view:')} (view)" if code.startswith("view:") else code
 
 
-def _format_loss(found: Interval | None) -> str:
-    if found is None or found.value is None:
+def _format_loss(loss: Interval | None) -> str:
+    if loss is None or loss.value is None:
         return "—"
-    value, lo, hi = (None if each is None else round(each, 4) + 0.0 for each in (found.value, found.lo, found.hi))
+    value, lo, hi = (None if each is None else round(each, 4) + 0.0 for each in (loss.value, loss.lo, loss.hi))
     ends = "" if lo is None else f" ({format_number(lo, 4, True)} to {format_number(hi, 4, True)})"
     return f"{format_number(value, 4, True)}{ends}"
 
@@ -152,7 +152,7 @@ def comparison_table(
     scale: float = 100,  # of deletion and insertion
 ) -> pd.DataFrame:  # a row per method
     "Tabulate how methods compare."
-    own, found = compared[compared["level"] == level], []
+    own, lines = compared[compared["level"] == level], []
     for method, part in own.groupby("method", sort=False):
         row = {"method": method}
         for measure, value, room in zip(part["measure"], part["value"], part["room"], strict=True):
@@ -160,8 +160,8 @@ def comparison_table(
             by, digits = (1, digits) if digits else (scale, 2)
             spread = f" ± {format_number(by * room, digits)}" if np.isfinite(room) and room > 0 else ""
             row[head] = "—" if np.isnan(value) else f"{format_number(by * value, digits)}{spread}"
-        found.append(row)
-    return pd.DataFrame(found).fillna("—")
+        lines.append(row)
+    return pd.DataFrame(lines).fillna("—")
 
 
 def comparison_summary(
@@ -178,8 +178,8 @@ def comparison_summary(
         close = abs(ours["value"] - plain["value"]) <= np.hypot(ours["room"], plain["room"])
         than = "as many as" if close else "fewer than" if ours["value"] < plain["value"] else "more than"
         fixed = f"one fixed list for all answers ({format_number(3 * plain['value'], 1)})"
-        told = f"{format_number(3 * ours['value'], 1)}, {than} {fixed}"
-        return f"Of the three {level} that {first} names first, {second} names {told}."
+        count = f"{format_number(3 * ours['value'], 1)}, {than} {fixed}"
+        return f"Of the three {level} that {first} names first, {second} names {count}."
 
     ours, theirs = (by["groups", name, "deletion"] for name in (first, second))
     apart, room = scale * (ours["value"] - theirs["value"]), scale * theirs["room"]
@@ -193,15 +193,15 @@ def comparison_summary(
 
 # %% ../../notebooks/lib/studies/08_analyst_page.ipynb #22f24f9b
 def convergence_table(
-    found: pd.DataFrame,  # as `second_opinion.convergence`
+    convergence: pd.DataFrame,  # as `second_opinion.convergence`
 ) -> pd.DataFrame:
     "Tabulate how close random orders come."
     return pd.DataFrame(
         {
-            "orders": found["orders"],
-            "error (margin)": [format_number(each, 4) for each in found["error"]],
-            "of a typical value": [f"{each:.1%}" for each in found["error"] / found["typical"]],
-            "in common": [format_number(each, 2) for each in found["overlap"]],
+            "orders": convergence["orders"],
+            "error (margin)": [format_number(each, 4) for each in convergence["error"]],
+            "of a typical value": [f"{each:.1%}" for each in convergence["error"] / convergence["typical"]],
+            "in common": [format_number(each, 2) for each in convergence["overlap"]],
         }
     )
 
@@ -248,11 +248,11 @@ def results_table(
     losses: Mapping[str, Mapping[str, Interval]],  # by measure, by group
 ) -> pd.DataFrame:  # what, measure, value, lo, hi
     "Tabulate the results that are kept beside the page."
-    found = compared.assign(lo=compared["value"] - compared["room"], hi=compared["value"] + compared["room"])
-    found["what"] = found["method"] + ", " + found["level"]
+    comparison = compared.assign(lo=compared["value"] - compared["room"], hi=compared["value"] + compared["room"])
+    comparison["what"] = comparison["method"] + ", " + comparison["level"]
     rows = [(code, name, i.value, i.lo, i.hi) for name, each in losses.items() for code, i in each.items()]
     columns = ["what", "measure", "value", "lo", "hi"]
-    return pd.concat([found[columns], pd.DataFrame(rows, columns=columns)], ignore_index=True)
+    return pd.concat([comparison[columns], pd.DataFrame(rows, columns=columns)], ignore_index=True)
 
 # %% ../../notebooks/lib/studies/08_analyst_page.ipynb #2890c6d3
 def cost_plot(
@@ -277,12 +277,12 @@ def cost_plot(
 
 
 def cost_table(
-    found: Mapping[ErrorCosts, BestThreshold],
+    best_by_costs: Mapping[ErrorCosts, BestThreshold],
     served: float,  # the threshold that is used
 ) -> pd.DataFrame:  # a row for each way that errors cost
     "Tabulate what the best threshold saves."
     rows = []
-    for given, best in found.items():
+    for given, best in best_by_costs.items():
         ends = best.threshold
         spread = "" if ends.lo is None else f" ({format_number(ends.lo, 2)} to {format_number(ends.hi, 2)})"
         costs = {

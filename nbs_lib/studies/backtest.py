@@ -45,12 +45,12 @@ def policies(
 ) -> dict[str, RetrainPolicy]:  # by name
     "List the policies to compare."
     weekly = replace(base, on=("schedule",), needed=1, every=7, cooldown=7)
-    found = {NEVER: replace(base, on=()), RECALIBRATE: weekly, WEEKLY: weekly}
-    found["every 4 weeks"] = replace(weekly, every=28, cooldown=28)
+    by_name = {NEVER: replace(base, on=()), RECALIBRATE: weekly, WEEKLY: weekly}
+    by_name["every 4 weeks"] = replace(weekly, every=28, cooldown=28)
     named = {"on drift": "drift", "on performance": "performance", "on calibration": "calibration"}
     named[SHADOW] = "shadow"
-    found |= {name: replace(base, on=(trigger,), needed=1) for name, trigger in named.items()}
-    return found | {CONFIGURED: base}
+    by_name |= {name: replace(base, on=(trigger,), needed=1) for name, trigger in named.items()}
+    return by_name | {CONFIGURED: base}
 
 
 class BacktestModel(NamedTuple):
@@ -161,10 +161,12 @@ class BacktestData:
     ) -> dict[str, Any]:  # diff, lo, hi; of an rmse as shares of the promised one
         "Measure how far the primary metric is below the promised one."
         rows, metric = self._latest(model, week), primary_metric(self.roles.task)
-        asked = {metric: metric_statistics(self.roles.task, self.target[rows], self.output(model, rows))[metric]}
-        drawn = bootstrap(asked, self.block[rows], self.rules.resamples, self.seed)[metric]
-        found = asdict(bootstrap_interval(-metric_gain(metric, drawn, promised) / metric_unit(metric, promised)))
-        return {"diff": found.pop("value"), **found}
+        statistics = {metric: metric_statistics(self.roles.task, self.target[rows], self.output(model, rows))[metric]}
+        drawn = bootstrap(statistics, self.block[rows], self.rules.resamples, self.seed)[metric]
+        loss_interval = asdict(
+            bootstrap_interval(-metric_gain(metric, drawn, promised) / metric_unit(metric, promised))
+        )
+        return {"diff": loss_interval.pop("value"), **loss_interval}
 
     def calibration(
         self,
@@ -174,8 +176,10 @@ class BacktestData:
         "Average what happened minus what was predicted."
         rows = self._latest(model, week)
         off = prediction_errors(self.roles.task, self.target[rows], self.output(model, rows))
-        asked = {"off": lambda weights: float(weights @ off / weights.sum())}
-        return asdict(bootstrap_interval(bootstrap(asked, self.block[rows], self.rules.resamples, self.seed)["off"]))
+        statistics = {"off": lambda weights: float(weights @ off / weights.sum())}
+        return asdict(
+            bootstrap_interval(bootstrap(statistics, self.block[rows], self.rules.resamples, self.seed)["off"])
+        )
 
 # %% ../../notebooks/lib/studies/11_backtest.ipynb #a069ea42
 @dataclass(frozen=True)
@@ -256,22 +260,22 @@ def run_policy(
 ) -> PolicyRun:
     "Run one policy through all weeks."
     champion, tried = _Champion(BacktestModel(0), 0, past.fits.fit(0).score), None
-    turns, asked = [PolicyWeek(0, "", (), "", champion.model)], {0}
+    turns, fits = [PolicyWeek(0, "", (), "", champion.model)], {0}
     for week in range(1, len(past.calendar)):
         newest, decision = past.newest_gated_fit(week) if gated else week, ""
         state = _state(past, policy, champion, week, tried)
         if state.shadow:
-            asked.add(past.newest_gated_fit(week))
-        told = decide_retrain(state, policy)
-        if told["verdict"] == RETRAIN and newest > champion.model.until:
+            fits.add(past.newest_gated_fit(week))
+        verdict = decide_retrain(state, policy)
+        if verdict["verdict"] == RETRAIN and newest > champion.model.until:
             tried, rival = week, BacktestModel(0, newest) if name == RECALIBRATE else BacktestModel(newest)
-            asked.add(rival.fit)
+            fits.add(rival.fit)
             if gated:
-                decision = past.contest(champion.model, rival, week, told["scheduled"])["decision"]
+                decision = past.contest(champion.model, rival, week, verdict["scheduled"])["decision"]
             if decision in ("", PROMOTE):
                 champion = _Champion(rival, week, _promised_metric(past, rival, week))
-        turns.append(PolicyWeek(week, told["verdict"], tuple(told["reasons"]), decision, champion.model))
-    return PolicyRun(name, gated, turns, frozenset(asked), sum(past.fits.fit(week).cpu for week in asked))
+        turns.append(PolicyWeek(week, verdict["verdict"], tuple(verdict["reasons"]), decision, champion.model))
+    return PolicyRun(name, gated, turns, frozenset(fits), sum(past.fits.fit(week).cpu for week in fits))
 
 
 def _promised_metric(past: BacktestData, model: BacktestModel, week: int) -> float:
@@ -288,11 +292,11 @@ def replay(
     say: Callable[[str], None] = lambda _: None,  # told each policy
 ) -> list[PolicyRun]:  # never first, then each policy without and with the gate
     "Run all policies."
-    found = []
+    runs = []
     for name, policy in policies(base).items():
         if name == RECALIBRATE and past.roles.task == "regression":
             continue  # a value has no calibration
         for gated in (False, True) if policy.on else (False,):
-            found.append(run_policy(name, policy, past, gated))
-            say(f"{found[-1].name}: {found[-1].changes} new models, {len(found[-1].fits)} fits")
-    return found
+            runs.append(run_policy(name, policy, past, gated))
+            say(f"{runs[-1].name}: {runs[-1].changes} new models, {len(runs[-1].fits)} fits")
+    return runs

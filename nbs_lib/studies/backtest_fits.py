@@ -44,8 +44,10 @@ def _data_params(roles: Roles, source: str) -> dict[str, Any]:
     "Build the `data` parameters that resolve to the same roles, up to the last label."
     own = roles.without_views().columns
     listed = {key: [name for name, about in own.items() if about["role"] == role] for key, role in _LISTS.items()}
-    kept = {key: getattr(roles, key) for key in ("target", "task", "timestamp", "entity", "key", "timezone")}
-    return kept | listed | {"source": source, "horizon": roles.horizon, "label_delay": roles.label_delay, "as_of": None}
+    values = {key: getattr(roles, key) for key in ("target", "task", "timestamp", "entity", "key", "timezone")}
+    return (
+        values | listed | {"source": source, "horizon": roles.horizon, "label_delay": roles.label_delay, "as_of": None}
+    )
 
 
 def full_training_set(
@@ -55,12 +57,12 @@ def full_training_set(
     seed: int = 0,  # of the draw
 ) -> tuple[pd.DataFrame, Roles]:  # a training set by time, all of it; the roles with the views that it was joined to
     "Build the training set of all rows of the source, those after `data.as_of` too; raises `DataError`."
-    found = read_source(source)
-    rows, own = resolve_roles(found, _data_params(roles, source))
+    loaded = read_source(source)
+    rows, own = resolve_roles(loaded, _data_params(roles, source))
     own = replace(own, classes=roles.classes)  # a class keeps its number
     rows = draw_sample(rows, share, seed).reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, companion in found.companions.items():
+        for name, companion in loaded.companions.items():
             write_table(companion_as_of(companion, own.as_of), Path(folder, f"{name}.parquet"))
         joined, _ = build_views(rows, own, declared_views(own, rows), Path(folder, "views"), folder)
         table = training_set(attach_views(rows, joined, Path(folder, "views")), joined, 0.2, 0.2, seed)
@@ -226,8 +228,8 @@ class WeeklyFits:
         "Load or learn the fit of the beginning of a week."
         if week not in self._fits:
             path = self.folder / f"{week:03}.npz"
-            kept = _read(path)
-            self._fits[week] = self._learn(week, path) if kept is None else kept
+            stored = _read(path)
+            self._fits[week] = self._learn(week, path) if stored is None else stored
         return self._fits[week]
 
     def _learn(self, week: int, path: Path) -> Fit:
@@ -265,8 +267,8 @@ class WeeklyFits:
 def _read(path: Path) -> Fit | None:
     "Read a stored fit; None where it is missing or incomplete."
     try:
-        with path.open("rb") as file, np.load(file) as kept:
-            return Fit(kept["margin"], float(kept["score"]), float(kept["cpu"]))
+        with path.open("rb") as file, np.load(file) as arrays:
+            return Fit(arrays["margin"], float(arrays["score"]), float(arrays["cpu"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # not there, or not whole: it is learned again
 

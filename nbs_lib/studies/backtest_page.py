@@ -55,8 +55,8 @@ def weekly_metrics(
 
 def _figures(task: str, target: NDArray[Any], output: Floats) -> dict[str, float]:
     loss, off = row_losses(task, target, output), prediction_errors(task, target, output)
-    told = {"rows": float(len(target)), "loss": float(loss.sum()), "off": float(off.mean())}
-    return told | evaluate(task, target, output)
+    figures = {"rows": float(len(target)), "loss": float(loss.sum()), "off": float(off.mean())}
+    return figures | evaluate(task, target, output)
 
 # %% ../../notebooks/lib/studies/12_backtest_page.ipynb #2c319605
 def _ratio(sums: Floats, rows: Floats, root: bool) -> Statistic:
@@ -77,21 +77,21 @@ def _mean(values: Floats) -> Statistic:
     return value
 
 
-def _bootstrap_draws(found: pd.DataFrame, task: str, resamples: int, seed: int) -> dict[tuple[str, str], Floats]:
+def _bootstrap_draws(weekly: pd.DataFrame, task: str, resamples: int, seed: int) -> dict[tuple[str, str], Floats]:
     "Bootstrap metric, loss and calibration of each policy, in the same draws of weeks."
-    asked: dict[tuple[str, str], Statistic] = {}
-    for name, rows in found.groupby("policy", sort=False):
+    statistics: dict[tuple[str, str], Statistic] = {}
+    for name, rows in weekly.groupby("policy", sort=False):
         own = {key: rows[key].to_numpy(np.float64) for key in ("loss", "rows", "off", primary_metric(task))}
-        asked[str(name), "loss"] = _ratio(own["loss"], own["rows"], root=task == "regression")
-        asked[str(name), "metric"] = _mean(own[primary_metric(task)])
-        asked[str(name), "off"] = _mean(np.abs(own["off"]))
-    first = found[found["policy"] == found["policy"].iloc[0]]
-    return bootstrap(asked, first["week"].to_numpy(), resamples, seed)
+        statistics[str(name), "loss"] = _ratio(own["loss"], own["rows"], root=task == "regression")
+        statistics[str(name), "metric"] = _mean(own[primary_metric(task)])
+        statistics[str(name), "off"] = _mean(np.abs(own["off"]))
+    first = weekly[weekly["policy"] == weekly["policy"].iloc[0]]
+    return bootstrap(statistics, first["week"].to_numpy(), resamples, seed)
 
 
 def compare_policies(
     courses: Sequence[PolicyRun],  # the first is what the others are compared with
-    found: pd.DataFrame,  # as `weekly_metrics`
+    weekly: pd.DataFrame,  # as `weekly_metrics`
     task: str,  # binary, multiclass or regression
     resamples: int,  # of the bootstrap over weeks
     seed: int = 0,  # of the bootstrap
@@ -99,7 +99,7 @@ def compare_policies(
     dict[str, Any]
 ]:  # policy, gated, changes, stopped, fits, cpu; as value, lo, hi: metric, loss, off, gain, more, behind, price
     "Compare policies: `gain` and `more` over the first, `behind` the best with a gate, `price` of the gate."
-    drawn, first, told = _bootstrap_draws(found, task, resamples, seed), courses[0].name, []
+    drawn, first, compared = _bootstrap_draws(weekly, task, resamples, seed), courses[0].name, []
     gated = [each.name for each in courses if each.gated] or [first]
     best = min(gated, key=lambda name: float(drawn[name, "loss"][0]))
     for each in courses:
@@ -112,23 +112,23 @@ def compare_policies(
         }
         values = {key: drawn[each.name, key] for key in ("metric", "loss", "off")} | differences
         facts = {"policy": each.name, "gated": each.gated, "changes": each.changes, "stopped": each.stopped}
-        told.append(
+        compared.append(
             facts
             | {"fits": len(each.fits), "cpu": each.cpu}
             | {key: asdict(bootstrap_interval(value)) for key, value in values.items()}
         )
-    return told
+    return compared
 
 # %% ../../notebooks/lib/studies/12_backtest_page.ipynb #6ba2581a
-def _lowest_loss(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return min(told, key=lambda each: float(each["loss"]["value"]))
+def _lowest_loss(compared: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return min(compared, key=lambda each: float(each["loss"]["value"]))
 
 
 def choose_policy(
-    told: Sequence[dict[str, Any]],  # as `compare_policies`
+    compared: Sequence[dict[str, Any]],  # as `compare_policies`
 ) -> dict[str, Any] | None:  # one of them; None where none is better than never beyond noise
     "Choose a policy."
-    sound = [each for each in told if each["gated"] and (each["gain"]["lo"] or 0) > 0]
+    sound = [each for each in compared if each["gated"] and (each["gain"]["lo"] or 0) > 0]
     near = [each for each in sound if each["behind"]["lo"] <= 0]
     return min(near, key=lambda each: (each["fits"], each["loss"]["value"])) if near else None
 
@@ -138,19 +138,19 @@ def _format_interval(found: dict[str, Any], sign: bool = True) -> str:
 
 
 def policy_summary(
-    told: Sequence[dict[str, Any]],  # as `compare_policies`
+    compared: Sequence[dict[str, Any]],  # as `compare_policies`
     task: str,  # binary, multiclass or regression
 ) -> str:  # a few sentences
     "Summarize which policy to choose, and the cost of never learning again."
-    what, chosen = metric_label(LOSS_METRIC[task]), choose_policy(told)
+    what, chosen = metric_label(LOSS_METRIC[task]), choose_policy(compared)
     if chosen is None:
-        best = _lowest_loss(told)
+        best = _lowest_loss(compared)
         return (
             "There is nothing to choose: no policy with the gate is better than never learning again, beyond noise. "
             f"The least {what} is that of {best['policy']}: {format_number(best['loss']['value'], 4)}, "
-            f"{format_number(told[0]['loss']['value'], 4)} with {told[0]['policy']}."
+            f"{format_number(compared[0]['loss']['value'], 4)} with {compared[0]['policy']}."
         )
-    best, name = _lowest_loss([each for each in told if each["gated"]]), _policy_name(chosen)
+    best, name = _lowest_loss([each for each in compared if each["gated"]]), _policy_name(chosen)
     near = ""
     if best is not chosen:
         near = (
@@ -172,7 +172,7 @@ def _policy_name(each: dict[str, Any]) -> str:
 
 
 def policy_table(
-    told: Sequence[dict[str, Any]],  # as `compare_policies`
+    compared: Sequence[dict[str, Any]],  # as `compare_policies`
     task: str,  # binary, multiclass or regression
 ) -> pd.DataFrame:  # a row per policy, the least loss first
     "Tabulate the policies."
@@ -188,30 +188,30 @@ def policy_table(
             what: format_number(each["loss"]["value"], 4),
             "off by": format_number(each["off"]["value"], 4),
         }
-        for each in sorted(told, key=lambda each: float(each["loss"]["value"]))
+        for each in sorted(compared, key=lambda each: float(each["loss"]["value"]))
     )
 
 
 def difference_table(
-    told: Sequence[dict[str, Any]],  # as `compare_policies`
+    compared: Sequence[dict[str, Any]],  # as `compare_policies`
 ) -> pd.DataFrame:  # a row per policy, the least loss first
     "Tabulate how far the policies are apart."
-    best = _lowest_loss([each for each in told if each["gated"]] or list(told))
+    best = _lowest_loss([each for each in compared if each["gated"]] or list(compared))
     return pd.DataFrame(
         {
             "policy": each["policy"],
             f"more loss than {best['policy']}": format_with_interval(each["behind"], sign=True),
             "less loss than never": format_with_interval(each["gain"], sign=True),
         }
-        for each in sorted(told, key=lambda each: float(each["loss"]["value"]))
+        for each in sorted(compared, key=lambda each: float(each["loss"]["value"]))
     )
 
 
 def gate_cost_table(
-    told: Sequence[dict[str, Any]],  # as `compare_policies`
+    compared: Sequence[dict[str, Any]],  # as `compare_policies`
 ) -> pd.DataFrame:  # a row per policy that learns again
     "Tabulate the cost of the gate."
-    free = {each["policy"]: each for each in told}
+    free = {each["policy"]: each for each in compared}
     return pd.DataFrame(
         {
             "policy": name,
@@ -219,7 +219,7 @@ def gate_cost_table(
             "with the gate": each["changes"],
             "loss that the gate costs": format_with_interval(each["price"], sign=True),
         }
-        for each in told
+        for each in compared
         if each["gated"] and (name := each["policy"].removesuffix(GATE_SUFFIX))
     )
 
@@ -231,7 +231,7 @@ def retraining_table(
 ) -> pd.DataFrame:  # a row per fit that was asked for
     "Tabulate when a policy learned again, and the result."
     name = chosen["policy"] if chosen else f"{SHADOW}{GATE_SUFFIX}"
-    found = next(each for each in courses if each.name == name)
+    run = next(each for each in courses if each.name == name)
     days = pd.to_datetime(past.calendar.days, unit="D")
     return pd.DataFrame(
         [
@@ -241,8 +241,8 @@ def retraining_table(
                 "gate": turn.gate,
                 "answers then": f"what was known on {days[turn.model.until]:%Y-%m-%d}",
             }
-            for turn in found.turns
-            if turn.verdict == RETRAIN and (turn.gate or not found.gated)
+            for turn in run.turns
+            if turn.verdict == RETRAIN and (turn.gate or not run.gated)
         ],
         columns=["week of", "because of", "gate", "answers then"],
     )

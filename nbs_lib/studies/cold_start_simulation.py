@@ -59,7 +59,7 @@ def find_newcomer_groups(
     rng = np.random.default_rng(seed)
     time = table["_time"].to_numpy()
     first, last = int(time.min()), int(time.max())
-    found = []
+    groups = []
     for start in (first + round(part * (last - first)) // _DAY_S * _DAY_S for part in _START_FRACTIONS):
         before, after = table[time < start], table[(time >= start) & (time < start + _FOLLOW_UP_DAYS * _DAY_S)]
         for name in (n for n in roles.identities if n in roles.categorical):
@@ -72,8 +72,8 @@ def find_newcomer_groups(
             able = [level for level in able if level]
             levels = _choose_levels([str(level) for level in rng.permutation(able)], known / max(len(before), 1))
             if levels and len(able) >= _MIN_LEVELS:
-                found.append(NewcomerGroup(name, levels, start))
-    return found
+                groups.append(NewcomerGroup(name, levels, start))
+    return groups
 
 
 def _choose_levels(levels: Sequence[str], share: Any) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def _fit_quick_model(
 
 
 def simulate_cold_start(
-    found: Sequence[NewcomerGroup],
+    groups: Sequence[NewcomerGroup],
     table: pd.DataFrame,  # a training set with `_time`
     snapshot: pd.DataFrame,
     roles: Roles,  # as resolved, with views
@@ -185,7 +185,7 @@ def simulate_cold_start(
     "Compute the losses of each model in newcomers' first days."
     oracles: dict[int, FittedCandidate] = {}
     parts = []
-    for market in found:
+    for market in groups:
         say(f"{market.identity} {', '.join(market.levels)} from {pd.Timestamp(market.start, unit='s'):%Y-%m-%d}")
         known = _rows_before(table, market.start, seed)
         if market.start not in oracles:
@@ -224,7 +224,7 @@ def rows_by_age(
 
 
 def newcomer_curve(
-    found: pd.DataFrame,  # as `simulate_cold_start`
+    losses: pd.DataFrame,  # as `simulate_cold_start`
     task: str,  # binary, multiclass or regression
     resamples: int,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
@@ -232,25 +232,25 @@ def newcomer_curve(
     reference: str = CONTEXT_MODEL,  # whom the others are compared with
 ) -> list[dict[str, Any]]:  # identity, age, model, rows, and how much more than the reference: value, lo, hi
     "Compute the learning curve of newcomers, compared with the context model on the same rows."
-    if found.empty or CONTEXT_MODEL not in found:
+    if losses.empty or CONTEXT_MODEL not in losses:
         return []
-    day, block = found["day"].to_numpy(), found["_block"].to_numpy()
+    day, block = losses["day"].to_numpy(), losses["_block"].to_numpy()
     groups = {("all", age): rows for age, rows in rows_by_age(day).items()}
     if not ages:
-        who = found["identity"].to_numpy()
-        groups = {("all", "all"): np.ones(len(found), dtype=bool)}
+        who = losses["identity"].to_numpy()
+        groups = {("all", "all"): np.ones(len(losses), dtype=bool)}
         groups |= {(str(name), "all"): who == name for name in dict.fromkeys(who)}
-    told = []
+    curve = []
     for (identity, age), rows in groups.items():
         loss = {
-            name: found[name].to_numpy() for name in (MODEL_FILLING_VIEWS, MODEL_EMPTY_VIEWS, ORACLE, CONTEXT_MODEL)
+            name: losses[name].to_numpy() for name in (MODEL_FILLING_VIEWS, MODEL_EMPTY_VIEWS, ORACLE, CONTEXT_MODEL)
         }
         costs = compare_losses(task, loss, reference, block, resamples, seed, rows)
         facts = {"identity": identity, "age": age, "rows": int(rows.sum())}
-        told += [
+        curve += [
             {**facts, "model": name, **costs[name]["more"]} for name in (MODEL_FILLING_VIEWS, MODEL_EMPTY_VIEWS, ORACLE)
         ]
-    return told
+    return curve
 
 
 def _compare_words(more: dict[str, Any]) -> str:
@@ -260,22 +260,22 @@ def _compare_words(more: dict[str, Any]) -> str:
 
 
 def simulation_summary(
-    told: Sequence[dict[str, Any]],  # as `newcomer_curve`, by age
+    curve: Sequence[dict[str, Any]],  # as `newcomer_curve`, by age
 ) -> str:  # a sentence or two
     "Summarize which rung is better for a newcomer."
-    if not told:
+    if not curve:
         return "There is nothing to simulate: that takes a timestamp, and an identity whose levels have many rows."
-    ages = list(dict.fromkeys(each["age"] for each in told))
-    by = {(each["age"], each["model"]): each for each in told}
+    ages = list(dict.fromkeys(each["age"] for each in curve))
+    by = {(each["age"], each["model"]): each for each in curve}
     first, last, best = by[ages[0], MODEL_FILLING_VIEWS], by[ages[-1], MODEL_FILLING_VIEWS], by[ages[-1], ORACLE]
     holds = all(by[age, MODEL_FILLING_VIEWS]["lo"] is None or by[age, MODEL_FILLING_VIEWS]["lo"] <= 0 for age in ages)
-    kept = "The template's default, to let the model answer newcomers too, is what the figures support."
-    lost = "On this table the context model answers newcomers better, and the template's default costs there."
+    in_favor = "The template's default, to let the model answer newcomers too, is what the figures support."
+    against = "On this table the context model answers newcomers better, and the template's default costs there."
     return (
         f"For a newcomer the model {_compare_words(first)} the context model on {ages[0]} ({first['value']:+.3f}) and "
         f"{_compare_words(last)} it on {ages[-1]} ({last['value']:+.3f}; one that knew it all along: "
         f"{best['value']:+.3f}). "
-        f"{kept if holds else lost}"
+        f"{in_favor if holds else against}"
     )
 
 # %% ../../notebooks/lib/studies/02_cold_start_simulation.ipynb #f465c39a
@@ -312,17 +312,19 @@ def compare_encoders(
     "Compare encodings of identities by the loss of a model."
     kind = HistGradientBoostingRegressor if roles.task == "regression" else HistGradientBoostingClassifier
     y, numeric, own = train["_target"].to_numpy(), list(roles.numeric), list(names)
-    losing, said = {}, []
+    losses, verdicts = {}, []
     for name, make in encoders.items():
         parts = [train[numeric].to_numpy(np.float64)], [test[numeric].to_numpy(np.float64)]
         if make is not None:
             encoder = make()
             parts[0].append(np.asarray(encoder.fit_transform(train[own], y), dtype=np.float64))
             parts[1].append(np.asarray(encoder.transform(test[own]), dtype=np.float64))
-            said.append({"encoding": name, "what the check says": check_encoding_leak(make, train[own], y, seed)[1]})
+            verdicts.append(
+                {"encoding": name, "what the check says": check_encoding_leak(make, train[own], y, seed)[1]}
+            )
         model = kind(max_iter=100, max_leaf_nodes=15, max_features=0.5, early_stopping=False, random_state=seed)
         model.fit(np.hstack(parts[0]), y)
         rows = np.hstack(parts[1])
         output = model.predict(rows) if roles.task == "regression" else model.predict_proba(rows)[:, 1]
-        losing[name] = row_losses(roles.task, test["_target"].to_numpy(), output)
-    return losing, said
+        losses[name] = row_losses(roles.task, test["_target"].to_numpy(), output)
+    return losses, verdicts

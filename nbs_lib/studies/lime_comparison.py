@@ -39,10 +39,10 @@ class _Bins:
         if self.text:
             place = np.searchsorted(self.edges, column.astype(str))
             known = np.isin(column.astype(str), self.edges)
-            found = np.where(known, place, len(self.edges))
+            bins = np.where(known, place, len(self.edges))
         else:
-            found = np.searchsorted(self.edges, column, side="left")
-        return np.where(is_missing(column), self.last, found)
+            bins = np.searchsorted(self.edges, column, side="left")
+        return np.where(is_missing(column), self.last, bins)
 
 
 class LimeExplainer:
@@ -69,7 +69,7 @@ class LimeExplainer:
     def explain(
         self,
         row: Mapping[str, Array],  # one row, by kind
-        told: int,  # which output is spoken of
+        output_index: int,  # which output is spoken of
         seed: int = 0,  # of the draws
     ) -> Array:  # weights of the inputs, in units of the output, shape [inputs]
         "Explain one answer: the effect of each value being in its own bin."
@@ -84,39 +84,39 @@ class LimeExplainer:
             own[0] = True
             values = self._drawn(codes, row, rng)
             here = {kind: part.repeat(len(codes), axis=0) for kind, part in row.items()}
-            return self.subject.ask(mix_rows(here, values, own))[0][:, told].astype(np.float64)
+            return self.subject.ask(mix_rows(here, values, own))[0][:, output_index].astype(np.float64)
 
-        found = self._lime.explain_instance(
+        explanation = self._lime.explain_instance(
             code.astype(float), answered, num_features=len(code), num_samples=self.samples
         )
         weights = np.zeros(len(code))
-        for place, weight in found.local_exp[1]:
+        for place, weight in explanation.local_exp[1]:
             weights[place] = weight
         return weights
 
     def explain_all(
         self,
         rows: Mapping[str, Array],  # by kind, shape [N, number of columns]
-        told: Array,  # which output is spoken of, shape [N]
+        output_index: Array,  # which output is spoken of, shape [N]
         seed: int = 0,  # of the draws
     ) -> Array:  # shape [N, inputs]
         "Explain several answers."
-        ones = ({kind: part[k : k + 1] for kind, part in rows.items()} for k in range(len(told)))
-        return np.stack([self.explain(row, int(own), seed) for row, own in zip(ones, told, strict=True)])
+        ones = ({kind: part[k : k + 1] for kind, part in rows.items()} for k in range(len(output_index)))
+        return np.stack([self.explain(row, int(own), seed) for row, own in zip(ones, output_index, strict=True)])
 
     def _drawn(self, codes: Array, row: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:
         "Draw values of real rows for bins; the row's own value for an empty bin."
-        found, first = {}, 0
+        drawn, first = {}, 0
         for kind, part in row.items():
-            found[kind] = part.repeat(len(codes), axis=0)
+            drawn[kind] = part.repeat(len(codes), axis=0)
             for k in range(part.shape[1]):
                 members, column = self._members[first + k], self.pool[first + k]
                 for bin in np.unique(codes[:, first + k].astype(int)):
                     lines = np.flatnonzero(codes[:, first + k] == bin)
                     if bin < len(members) and len(members[bin]):
-                        found[kind][lines, k] = column[rng.choice(members[bin], len(lines))]
+                        drawn[kind][lines, k] = column[rng.choice(members[bin], len(lines))]
             first += part.shape[1]
-        return found
+        return drawn
 
 # %% ../../notebooks/lib/studies/07_lime_comparison.ipynb #82a6f76f
 _TOP_K = 3  # inputs that are looked at
@@ -127,10 +127,10 @@ def _top_inputs(
     k: int = _TOP_K,  # how many
 ) -> Array:  # truth values, shape [N, inputs]
     "Select the inputs with the largest points of each row."
-    found = np.zeros(values.shape, dtype=bool)
+    top = np.zeros(values.shape, dtype=bool)
     order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :k]
-    np.put_along_axis(found, order, True, axis=1)
-    return found
+    np.put_along_axis(top, order, True, axis=1)
+    return top
 
 
 def _explanation_agreement(
@@ -165,15 +165,15 @@ def _faithfulness(
     subject: ModelFunction,
     rows: Mapping[str, Array],  # by kind, shape [N, number of columns]
     named: Array,  # what an explanation names first, shape [N, inputs]
-    told: Array,  # which output is spoken of, shape [N]
+    output_index: Array,  # which output is spoken of, shape [N]
 ) -> pd.DataFrame:  # deletion (more is better) and insertion (less is better), row by row
     "Measure deletion and insertion: the answer without the named inputs, and with these alone."
     every = np.arange(len(named))
-    answered = subject.ask(dict(rows))[0][every, told]
+    answered = subject.ask(dict(rows))[0][every, output_index]
     return pd.DataFrame(
         {
-            "deletion": np.abs(answered - subject.expected(rows, ~named)[every, told]),
-            "insertion": np.abs(answered - subject.expected(rows, named)[every, told]),
+            "deletion": np.abs(answered - subject.expected(rows, ~named)[every, output_index]),
+            "insertion": np.abs(answered - subject.expected(rows, named)[every, output_index]),
         }
     )
 
@@ -184,13 +184,13 @@ FIXED_LIST, _RANDOM_CHOICE = "fixed list", "chance"
 def compare_explainers(
     subject: ModelFunction,
     rows: Mapping[str, Array],  # by kind, shape [N, number of columns]
-    told: Array,  # which output is spoken of, shape [N]
+    output_index: Array,  # which output is spoken of, shape [N]
     methods: Mapping[str, Array],  # by name, by input, shape [N, inputs]; the others are set against the first
     k: int = _TOP_K,  # inputs, or groups, that are looked at
     seed: int = 0,  # of chance
 ) -> pd.DataFrame:  # level, method, measure, value (mean over the rows), room (half of a 95 % interval)
     "Compare methods: agreement with the first, and faithfulness; its room is of the difference from the first."
-    rng, found = np.random.default_rng(seed), []
+    rng, lines = np.random.default_rng(seed), []
     for level in ("inputs", "groups"):
         of_level = {name: subject.group_sums(v) if level == "groups" else v for name, v in methods.items()}
         first = next(iter(of_level.values()))
@@ -201,14 +201,14 @@ def compare_explainers(
         own: dict[str, pd.DataFrame] = {}
         for name, values in (of_level | signless).items():
             named = subject.inputs_of(_top_inputs(values, k)) if level == "groups" else _top_inputs(values, k)
-            faithful = _faithfulness(subject, rows, named, told)
+            faithful = _faithfulness(subject, rows, named, output_index)
             agrees = _explanation_agreement(first, values, k)
             own[name] = agrees.drop(columns="sign" if name in signless else []).join(faithful)
             ahead = own[name].copy()
             ahead[faithful.columns] -= next(iter(own.values()))[faithful.columns]
             rooms: pd.Series = 1.96 * ahead.std() / np.sqrt(ahead.count())
-            found += [(level, name, str(m), value, rooms[str(m)]) for m, value in own[name].mean().items()]
-    return pd.DataFrame(found, columns=["level", "method", "measure", "value", "room"])
+            lines += [(level, name, str(m), value, rooms[str(m)]) for m, value in own[name].mean().items()]
+    return pd.DataFrame(lines, columns=["level", "method", "measure", "value", "room"])
 
 # %% ../../notebooks/lib/studies/07_lime_comparison.ipynb #035ca6ab
 _REFERENCE_ORDERS = 24  # orders, there and back, that stand for the truth
@@ -231,12 +231,12 @@ def shap_convergence(
 
     true = grouped(reference, seed)
     typical = float(np.sqrt((true**2).mean()))
-    found = []
+    lines = []
     for count in orders:
         values = grouped(count, seed + count)
         error = float(np.sqrt(((values - true) ** 2).mean()))
         overlap = [
             _explanation_agreement(true[..., k], values[..., k])["overlap"].mean() for k in range(true.shape[-1])
         ]
-        found.append((count, error, typical, float(np.mean(overlap))))
-    return pd.DataFrame(found, columns=["orders", "error", "typical", "overlap"])
+        lines.append((count, error, typical, float(np.mean(overlap))))
+    return pd.DataFrame(lines, columns=["orders", "error", "typical", "overlap"])

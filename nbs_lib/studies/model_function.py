@@ -38,11 +38,11 @@ def mix_rows(
     known: Array,  # what comes from `rows`, shape [N, inputs]
 ) -> dict[str, Array]:
     "Mix rows: known values from `rows`, the rest from `others`."
-    found, first = {}, 0
+    mixed, first = {}, 0
     for kind, part in rows.items():
-        found[kind] = np.where(known[:, first : first + part.shape[1]], part, others[kind])
+        mixed[kind] = np.where(known[:, first : first + part.shape[1]], part, others[kind])
         first += part.shape[1]
-    return found
+    return mixed
 
 # %% ../../notebooks/lib/studies/04_model_function.ipynb #630c5a53
 PredictFunction = Callable[
@@ -84,8 +84,8 @@ class ModelFunction:
         n, count = len(known), len(next(iter(self.background.values())))
         row, other = np.repeat(np.arange(n), count), np.tile(np.arange(count), n)
         taken = {kind: part[row] for kind, part in rows.items()}
-        found = self.ask(mix_rows(taken, {kind: self.background[kind][other] for kind in rows}, known[row]))[margin]
-        return found.astype(np.float64).reshape(n, count, -1).mean(axis=1)
+        outputs = self.ask(mix_rows(taken, {kind: self.background[kind][other] for kind in rows}, known[row]))[margin]
+        return outputs.astype(np.float64).reshape(n, count, -1).mean(axis=1)
 
     def group_sums(
         self,
@@ -99,10 +99,10 @@ class ModelFunction:
         named: Array,  # truth values by group, shape [N, groups]
     ) -> Array:  # by input, shape [N, inputs]
         "Mark the inputs of the named groups."
-        found = np.zeros((len(named), len(self.names)), dtype=bool)
+        inputs = np.zeros((len(named), len(self.names)), dtype=bool)
         for k, places in enumerate(self.groups.values()):
-            found[:, places] = named[:, [k]]
-        return found
+            inputs[:, places] = named[:, [k]]
+        return inputs
 
 
 def _model_input_positions(explainer: Explainer) -> list[int]:

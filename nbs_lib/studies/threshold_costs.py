@@ -54,8 +54,8 @@ _MAX_THRESHOLDS = 200  # thresholds
 
 def _grid(probability: Floats) -> Floats:
     "List thresholds between the answers, and one above all."
-    found = np.unique(np.quantile(probability, np.linspace(0, 1, _MAX_THRESHOLDS), method="higher"))
-    return np.append(found, np.nextafter(found[-1], 2))
+    thresholds = np.unique(np.quantile(probability, np.linspace(0, 1, _MAX_THRESHOLDS), method="higher"))
+    return np.append(thresholds, np.nextafter(thresholds[-1], 2))
 
 
 def _totals(target: Any, probability: Floats, grid: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -100,11 +100,11 @@ def best_threshold(
     seed: int = 0,  # of the draws
 ) -> BestThreshold:
     "Find the threshold that costs least, and what it saves."
-    grid, found = _grid(probability), []
+    grid, best = _grid(probability), []
     weights = [np.ones(len(target)), *bootstrap_weights(block, resamples, seed)]
     for each in weights:
         missed, alarms = _totals(target, probability, grid, each.astype(np.float64))
-        found.append(float(grid[np.argmin(missed * given.missed + alarms * given.false_alarm)]))
+        best.append(float(grid[np.argmin(missed * given.missed + alarms * given.false_alarm)]))
     positive = float(np.mean(target == 1))
 
     def cost(threshold: float) -> float:
@@ -112,4 +112,4 @@ def best_threshold(
         return float(np.mean(np.where(target == 1, ~called * given.missed, called * given.false_alarm)))
 
     never, always = positive * given.missed, (1 - positive) * given.false_alarm
-    return BestThreshold(bootstrap_interval(np.array(found)), cost(found[0]), cost(served), never, always)
+    return BestThreshold(bootstrap_interval(np.array(best)), cost(best[0]), cost(served), never, always)

@@ -40,15 +40,15 @@ CSV_BLOCK_BYTES = 2**23  # bytes of a CSV file at a time
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string(), "time": pa.string()}
 
 
-def _columns_to_read(bundle: Bundle, found: list[str], path: Path) -> list[str]:
+def _columns_to_read(bundle: Bundle, header: list[str], path: Path) -> list[str]:
     "List the columns to read: inputs, entity columns, and what identifies a row."
-    doubled = sorted({name for name in found if found.count(name) > 1})
+    doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")
-    inputs = RowReader(bundle).table_columns(found)
-    if problem := missing_columns(found, inputs):
+    inputs = RowReader(bundle).table_columns(header)
+    if problem := missing_columns(header, inputs):
         raise DataError(f"{path}: {problem}")
-    return [*(name for name in bundle.schema["key"] if name in found and name not in inputs), *inputs]
+    return [*(name for name in bundle.schema["key"] if name in header and name not in inputs), *inputs]
 
 
 def _column_types(bundle: Bundle) -> dict[str, tuple[str, str | None]]:
@@ -62,7 +62,7 @@ def _column_types(bundle: Bundle) -> dict[str, tuple[str, str | None]]:
 def _csv_batches(bundle: Bundle, path: Path) -> Iterator[pa.RecordBatch]:
     data = read_csv_bytes(path)
     header = next(csv.reader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")))
-    types = {name: _TYPES[told] for name, (told, _) in _column_types(bundle).items()}
+    types = {name: _TYPES[kind] for name, (kind, _) in _column_types(bundle).items()}
     wanted = _columns_to_read(bundle, header, path)
     types |= {name: pa.int64() for name in wanted if _is_entity(bundle, name) and _is_whole(data, name)}
     converting = arrow_csv.ConvertOptions(

@@ -48,12 +48,12 @@ class Connection:
         body: bytes,
     ) -> tuple[int, bytes]:  # status and body
         "Send a request; raises `OSError` where there is no answer."
-        kept = self._streams is not None
+        reused = self._streams is not None
         try:
             return await asyncio.wait_for(self._ask(path, body), self.timeout_s)
         except (OSError, EOFError, ValueError) as error:
             self.close()
-            if not kept or isinstance(error, TimeoutError):
+            if not reused or isinstance(error, TimeoutError):
                 raise OSError(f"no answer ({type(error).__name__})") from None
         return await self.post(path, body)
 
@@ -147,8 +147,8 @@ class LoadClient:
     async def _schedule(self) -> None:
         ticks = [(at, _TICK, k) for k, (at, _) in enumerate(self._ticks)]
         rows = [(call.at, _ROW, k) for k, call in enumerate(self.calls)]
-        told = [(call.label_at, _LABEL, k) for k, call in enumerate(self.calls) if call.label is not None]
-        events = sorted(ticks + rows + told)
+        labels = [(call.label_at, _LABEL, k) for k, call in enumerate(self.calls) if call.label is not None]
+        events = sorted(ticks + rows + labels)
         for at, kind, k in events:
             if self.speed:
                 wait = (at - events[0][0]) / self.speed - (time.perf_counter() - self._start)

@@ -43,18 +43,18 @@ def load_unseen_rows(
     roles: Roles,
 ) -> pd.DataFrame:  # in the order of their time, where they have one
     "Select the rows that training did not see; raises `DataError` where there are none."
-    found = table.iloc[:0]
+    unseen = table.iloc[:0]
     if roles.timestamp:
         times = parse_timestamps(table[roles.timestamp])
         later = times > pd.to_datetime(str(roles.as_of), utc=True)
-        found = table.assign(**{roles.timestamp: times})[later].sort_values(roles.timestamp, kind="stable")
-    if found.empty:
+        unseen = table.assign(**{roles.timestamp: times})[later].sort_values(roles.timestamp, kind="stable")
+    if unseen.empty:
         training = read_table("data/training_set.parquet", ["_split", "_row"])
         rows = training.loc[training["_split"] == "test", "_row"]
-        found = read_table("data/snapshot.parquet").iloc[np.sort(rows.to_numpy())]
-    if found.empty:
+        unseen = read_table("data/snapshot.parquet").iloc[np.sort(rows.to_numpy())]
+    if unseen.empty:
         raise DataError("there is no row that training did not see: move data.as_of back and `make run`.")
-    return found
+    return unseen
 
 
 def select_days(
@@ -75,13 +75,13 @@ def select_days(
             raise ParamsError(f"{key} {days[key]}: write a day such as 2020-02-13.")
     times = table[timestamp]
     end_of_last = read.get("--to", times.max()).normalize() + pd.Timedelta(1, "D")
-    kept = (times >= read.get("--from", times.min())) & (times < end_of_last)
-    if not kept.any():
+    selected = (times >= read.get("--from", times.min())) & (times < end_of_last)
+    if not selected.any():
         first, last = times.min(), times.max()
         raise DataError(
             f"no row that training did not see lies there: they run from {first:%Y-%m-%d} to {last:%Y-%m-%d}."
         )
-    return table[kept]
+    return table[selected]
 
 # %% ../../../notebooks/lib/serve/clients/03_simulate.ipynb #4785ba28
 def _values(values: pd.Series, field: RequestField) -> list[Any]:
@@ -90,11 +90,11 @@ def _values(values: pd.Series, field: RequestField) -> list[Any]:
     if field.kind == "time":
         form = field.about.get("format") if values.dtype == object else None
         values = pd.to_datetime(values, utc=True, format=form or ("ISO8601" if values.dtype == object else None))
-        found: list[Any] = values.dt.strftime("%Y-%m-%dT%H:%M:%SZ").tolist()
+        converted: list[Any] = values.dt.strftime("%Y-%m-%dT%H:%M:%SZ").tolist()
     else:
         kinds = {"number": float, "bool": bool, "text": str, "whole": int}
-        found = [None if missing else kinds[field.kind](v) for v, missing in zip(values, gone, strict=True)]
-    return [None if missing else value for value, missing in zip(found, gone, strict=True)]
+        converted = [None if missing else kinds[field.kind](v) for v, missing in zip(values, gone, strict=True)]
+    return [None if missing else value for value, missing in zip(converted, gone, strict=True)]
 
 
 def _request_columns(
@@ -116,17 +116,17 @@ def schedule_requests(
 ) -> list[ScheduledRequest]:
     "Schedule the requests by the time of the data, or by row number where there is no time."
     columns = _request_columns(table, bundle)
-    at, told = np.arange(len(table), dtype=float), np.arange(len(table), dtype=float)
+    at, label_at = np.arange(len(table), dtype=float), np.arange(len(table), dtype=float)
     if roles.timestamp:
         seconds = (table[roles.timestamp] - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "s")
         at = (seconds - parse_duration(roles.horizon, "data.horizon").total_seconds()).to_numpy()
-        told = (seconds + parse_duration(roles.label_delay, "data.label_delay").total_seconds()).to_numpy()
+        label_at = (seconds + parse_duration(roles.label_delay, "data.label_delay").total_seconds()).to_numpy()
     known = _labels(table[roles.target], bundle) if tell else [None] * len(table)
 
     def body(k: int) -> bytes:
         return msgspec.json.encode({name: values[k] for name, values in columns.items()})
 
-    return [ScheduledRequest(float(at[k]), partial(body, k), float(told[k]), known[k]) for k in range(len(table))]
+    return [ScheduledRequest(float(at[k]), partial(body, k), float(label_at[k]), known[k]) for k in range(len(table))]
 
 
 @contextlib.contextmanager
@@ -163,17 +163,17 @@ def _corrupt_rows(
     bundle: Bundle,
 ) -> pd.DataFrame:  # the same rows, broken as pipelines break them
     "Corrupt three columns: a number in other units, a number that is stuck, a text with another spelling."
-    asked = [each for each in request_fields(bundle) if not each.view and each.name in table]
-    numbers = [each.name for each in asked if each.kind in ("number", "whole")]
-    texts = [each.name for each in asked if each.kind == "text"]
-    found = table.copy()
+    fields = [each for each in request_fields(bundle) if not each.view and each.name in table]
+    numbers = [each.name for each in fields if each.kind in ("number", "whole")]
+    texts = [each.name for each in fields if each.kind == "text"]
+    corrupted = table.copy()
     for name in numbers[:1]:
-        found[name] = found[name].astype(float) * 60
+        corrupted[name] = corrupted[name].astype(float) * 60
     for name in numbers[1:2]:
-        found[name] = found[name].dropna().iloc[0] if found[name].notna().any() else found[name]
+        corrupted[name] = corrupted[name].dropna().iloc[0] if corrupted[name].notna().any() else corrupted[name]
     for name in texts[:1]:
-        found[name] = ["?" + value if isinstance(value, str) else value for value in found[name]]
-    return found
+        corrupted[name] = ["?" + value if isinstance(value, str) else value for value in corrupted[name]]
+    return corrupted
 
 
 def _labels(values: pd.Series, bundle: Bundle) -> list[Any]:
@@ -199,8 +199,8 @@ def _format_result(
         lines += [f"  p50 {p50:.1f} ms, p99 {p99:.1f} ms", f"  by rung: {_counts(outcome.rung)}"]
     lines.append(f"  by status: {_counts(outcome.status)}")
     if known:
-        told = sum(outcome.feedback.values())
-        lines.append(f"{told:,} labels sent of {known:,} known: {_counts(outcome.feedback)}")
+        n_labels = sum(outcome.feedback.values())
+        lines.append(f"{n_labels:,} labels sent of {known:,} known: {_counts(outcome.feedback)}")
     if outcome.max_delay_s > 1:
         lines.append(
             f"up to {outcome.max_delay_s:.0f} s late: the service or this machine is slower than --speed asks for"
@@ -223,15 +223,15 @@ def simulate_traffic(
     "Send past rows to the service as traffic and print what became of them; raises `UserError` where none answers."
     roles, bundle = Roles.load(_ROLES_FILE), Bundle.open(champion_path(root))
     table = load_unseen_rows(source.read_source(str(load_params()["data.source"])).table, roles)
-    found = select_days(table, roles.timestamp, start, end).iloc[:rows]
+    rows_sent = select_days(table, roles.timestamp, start, end).iloc[:rows]
     if poison:
-        found = _corrupt_rows(found, bundle)
+        rows_sent = _corrupt_rows(rows_sent, bundle)
     if permute:
-        found[roles.target] = np.random.default_rng(0).permutation(found[roles.target].to_numpy())
-    made = schedule_requests(found, bundle, roles, tell)
-    with _refreshed_store(found, roles, refresh, root) as ticks:
-        outcome = LoadClient(made, url, speed, os.environ.get("NBS_TOKEN", ""), ticks=ticks).run()
-    print(_format_result(outcome, sum(call.label is not None for call in made)))
+        rows_sent[roles.target] = np.random.default_rng(0).permutation(rows_sent[roles.target].to_numpy())
+    requests = schedule_requests(rows_sent, bundle, roles, tell)
+    with _refreshed_store(rows_sent, roles, refresh, root) as ticks:
+        outcome = LoadClient(requests, url, speed, os.environ.get("NBS_TOKEN", ""), ticks=ticks).run()
+    print(_format_result(outcome, sum(call.label is not None for call in requests)))
     if not outcome.latencies_s:
-        raise UserError(f"none of {len(made):,} rows was answered (by status: {_counts(outcome.status)}).")
+        raise UserError(f"none of {len(requests):,} rows was answered (by status: {_counts(outcome.status)}).")
     return outcome

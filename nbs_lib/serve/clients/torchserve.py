@@ -55,11 +55,11 @@ def _handler() -> None:
                 rows = json.loads(body) if isinstance(body, (bytes, bytearray, str)) else body
                 if not rows or not isinstance(rows, (dict, list)):
                     raise DataError("the body is neither a row nor a list of rows.")
-                found = self.bundle.to_columns(self.bundle.predict(rows))
+                columns_by_name = self.bundle.to_columns(self.bundle.predict(rows))
             except (DataError, ValueError) as error:
                 raise PredictionException(str(error), 400) from None
-            columns = [column.tolist() for column in found.values()]
-            answers = [dict(zip(found, each, strict=True)) for each in zip(*columns, strict=True)]
+            columns = [column.tolist() for column in columns_by_name.values()]
+            answers = [dict(zip(columns_by_name, each, strict=True)) for each in zip(*columns, strict=True)]
             return answers if isinstance(rows, list) else answers[0]
 
 # %% ../../../notebooks/lib/serve/clients/04_torchserve.ipynb #ebec179b
@@ -82,8 +82,10 @@ def _write_archive_contents(folder: Path, root: Path) -> None:
         raise BundleError(
             f"{error.filename} is missing: `nbs run` with {MODEL_NAME} in train.candidates makes it."
         ) from None
-    told = [each["name"] for each in (schema.pop("context", None) or {"inputs": []})["inputs"]]
-    schema["others"] = sorted({*schema["others"], *schema.get("entities", ()), *told})  # what a row may hold besides
+    context_inputs = [each["name"] for each in (schema.pop("context", None) or {"inputs": []})["inputs"]]
+    schema["others"] = sorted(
+        {*schema["others"], *schema.get("entities", ()), *context_inputs}
+    )  # what a row may hold besides
     (folder / "extra").mkdir(parents=True)
     (folder / f"{MODEL_NAME}.onnx").write_bytes(graph)
     write_json(schema, folder / "extra/schema.json")
@@ -174,8 +176,8 @@ def torchserve_process(
     program, archive = _program("torchserve", root), export_archive(folder, root)
     where, ports = archive.parent, [port or free_port(), *(free_port() for _ in range(5))]
     (where / "config.properties").write_text(_configuration(where, ports), encoding="utf-8")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("NBS_", "TS_", "PYTHONPATH"))}
-    variables = kept | {"TMPDIR": str(where), "TEMP": str(where), "OMP_NUM_THREADS": "1"}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("NBS_", "TS_", "PYTHONPATH"))}
+    variables = inherited | {"TMPDIR": str(where), "TEMP": str(where), "OMP_NUM_THREADS": "1"}
     variables["PATH"] = f"{Path(program).parent}{os.pathsep}{os.environ['PATH']}"
     options = ["--start", "--foreground", "--ncs", "--ts-config", "config.properties", "--model-store", str(where)]
     with running_server(

@@ -97,16 +97,16 @@ def _check(path: Path, parts: TableSource) -> None:
 # %% ../../../notebooks/lib/serve/log/05_compaction.ipynb #57640bc6
 def _keep(db: sqlite3.Connection, folder: Path, day: str) -> None:
     "Store the ids and models of a day before its file is deleted."
-    found: list[list[object]] = []
+    ranges: list[list[object]] = []
     for worker, first, count in db.execute("SELECT worker, first, count FROM batches ORDER BY worker, first"):
-        if found and found[-1][1] == worker and found[-1][2] + found[-1][3] == first:  # type: ignore[operator]
-            found[-1][3] += count
+        if ranges and ranges[-1][1] == worker and ranges[-1][2] + ranges[-1][3] == first:  # type: ignore[operator]
+            ranges[-1][3] += count
         else:
-            found.append([day, worker, first, count])
+            ranges.append([day, worker, first, count])
     models = db.execute("SELECT DISTINCT model FROM batches").fetchall()
-    with write_transaction(folder) as kept:
-        kept.executemany("INSERT OR IGNORE INTO ranges VALUES (?, ?, ?, ?)", found)
-        kept.executemany("INSERT OR IGNORE INTO models VALUES (?, ?)", [(day, model) for (model,) in models])
+    with write_transaction(folder) as labels_db:
+        labels_db.executemany("INSERT OR IGNORE INTO ranges VALUES (?, ?, ?, ?)", ranges)
+        labels_db.executemany("INSERT OR IGNORE INTO models VALUES (?, ?)", [(day, model) for (model,) in models])
 
 
 def _compact_day(folder: Path, day: str, served: str | Path) -> int:
@@ -182,8 +182,8 @@ def compact_days(
     if not folder.is_dir():
         return []
     with _exclusive(folder):
-        found = [path.stem for path in sorted(folder.glob("*.sqlite")) if path.stem.isdigit()]
-        return [_try_compact_day(folder, day, served) for day in found if day < min(end, latest)]
+        days = [path.stem for path in sorted(folder.glob("*.sqlite")) if path.stem.isdigit()]
+        return [_try_compact_day(folder, day, served) for day in days if day < min(end, latest)]
 
 # %% ../../../notebooks/lib/serve/log/05_compaction.ipynb #20203dc0
 def compact_log(
@@ -192,10 +192,10 @@ def compact_log(
 ) -> None:
     "Compact the log and print the result; raises `UserError` where a day could not be compacted."
     places = (folder, shadow_folder(folder)) if folder else ()
-    found = [(each, place) for place in places for each in compact_days(place, before)]
-    for each, place in found:
+    results = [(each, place) for place in places for each in compact_days(place, before)]
+    for each, place in results:
         print(each.problem or f"{each.day}: {each.rows:,} predictions in {place}/{each.day}.parquet")
-    if not found:
+    if not results:
         print(f"{folder or 'the log'} has no day to compact.")
-    if any(each.problem for each, _ in found):
+    if any(each.problem for each, _ in results):
         raise UserError("a day could not be compacted; nothing of it is lost.")

@@ -115,13 +115,13 @@ def query_rows(
 def _is_logged(folder: Path, day: str, worker: str, n: int) -> bool:
     "Tell whether a prediction is in the log."
     last = "worker = ? AND first <= ? ORDER BY first DESC, count DESC LIMIT 1"
-    found = query_rows(folder / f"{day}.sqlite", f"SELECT first + count FROM batches WHERE {last}", (worker, n))
-    if found and n < found[0][0]:
+    ends = query_rows(folder / f"{day}.sqlite", f"SELECT first + count FROM batches WHERE {last}", (worker, n))
+    if ends and n < ends[0][0]:
         return True
-    found = query_rows(
+    ends = query_rows(
         folder / LABELS_FILE, f"SELECT first + count FROM ranges WHERE day = ? AND {last}", (day, worker, n)
     )
-    return bool(found) and n < found[0][0]
+    return bool(ends) and n < ends[0][0]
 
 
 def store_feedback(
@@ -131,8 +131,8 @@ def store_feedback(
     logged: bool = False,  # it is known to be logged
 ) -> str:  # new, known, conflict (another label came first, and stays) or unknown (there is no such prediction)
     "Store a late label, once; raises `StoreError`."
-    found = parse_prediction_id(id)
-    if found is None or not (logged or _is_logged(Path(folder), *found)):
+    parts = parse_prediction_id(id)
+    if parts is None or not (logged or _is_logged(Path(folder), *parts)):
         return _UNKNOWN
     text = json.dumps(label, allow_nan=False)
     with write_transaction(folder) as db:
@@ -151,21 +151,21 @@ def read_labels(
     day: str,  # such as 20261123
 ) -> dict[str, Any]:  # by id
     "Read the labels of a day's predictions; raises `StoreError`."
-    found = query_rows(
+    stored = query_rows(
         Path(folder) / LABELS_FILE, "SELECT id, label FROM labels WHERE id >= ? AND id < ?", (f"{day}-", f"{day}.")
     )
-    return {id: json.loads(label) for id, label in found}
+    return {id: json.loads(label) for id, label in stored}
 
 
 def logged_models(
     folder: str | Path,  # of the log
 ) -> set[str]:  # bundles by their ids
     "Collect the models that logged answers name, whose bundles must stay in `served/`; raises `StoreError`."
-    found = set()
+    models = set()
     for path in sorted(Path(folder).rglob("*.sqlite")):  # those that answered in shadow too
         table = "models" if path.name == LABELS_FILE else "batches"
-        found |= {model for (model,) in query_rows(path, f"SELECT DISTINCT model FROM {table}")}
-    return found
+        models |= {model for (model,) in query_rows(path, f"SELECT DISTINCT model FROM {table}")}
+    return models
 
 # %% ../../../notebooks/lib/serve/log/03_feedback.ipynb #cc884d9d
 class Feedback(BaseModel):
@@ -182,13 +182,13 @@ def parse_feedback(
 ) -> tuple[str, Any]:  # id and label
     "Parse the body of a feedback request; raises `RequestError` naming the field."
     try:
-        told = Feedback.model_validate_json(body)
+        feedback = Feedback.model_validate_json(body)
     except ValidationError as error:
         raise _reason(error, bundle) from None
-    if bundle.task == "regression" and isinstance(told.label, float):
-        return told.id, told.label
-    if bundle.task != "regression" and told.label in bundle.classes:
-        return told.id, told.label
+    if bundle.task == "regression" and isinstance(feedback.label, float):
+        return feedback.id, feedback.label
+    if bundle.task != "regression" and feedback.label in bundle.classes:
+        return feedback.id, feedback.label
     raise RequestError(422, _label_error(bundle), "label")
 
 

@@ -51,10 +51,10 @@ def load_labeled_rows(
     until: int | None = None,  # seconds since 1970; rows of what happened then or later are left out
 ) -> pd.DataFrame:  # the inputs, _id, _asked, _time, _block, _target, _label, _model, _rung, _output
     "Load the answered rows of a time span; raises `DataError`, `StoreError` or `BundleError`."
-    found = [
+    parts = [
         _to_training_columns(read_day(folder, day, served).to_pandas(), roles, bundle) for day in logged_days(folder)
     ]
-    table = pd.concat(found, ignore_index=True) if found else _to_training_columns(None, roles, bundle)
+    table = pd.concat(parts, ignore_index=True) if parts else _to_training_columns(None, roles, bundle)
     within = table["_time"].gt(-(2**62) if since is None else since) & table["_time"].lt(
         2**62 if until is None else until
     )
@@ -70,17 +70,17 @@ def _to_training_columns(rows: pd.DataFrame | None, roles: Roles, bundle: Bundle
         columns = [*kinds, *_OWN, "_label", "_asked", "_time", "_block", "_target", "_output"]
         return pd.DataFrame({name: pd.Series(dtype=float) for name in columns})
     times = event_times(rows, roles)
-    found: dict[str, Any] = {name: _values(rows.get(log_column(name)), kind, len(rows)) for name, kind in kinds.items()}
-    found |= {name: rows[name] for name in _OWN} | {"_label": rows["_label"]}
-    found |= {
+    table: dict[str, Any] = {name: _values(rows.get(log_column(name)), kind, len(rows)) for name, kind in kinds.items()}
+    table |= {name: rows[name] for name in _OWN} | {"_label": rows["_label"]}
+    table |= {
         "_asked": rows["_time"],
         "_time": times.astype("int64") // 1_000_000,
         "_block": local_days(times, roles.timezone),
     }
     ids = {name: k for k, name in enumerate(roles.classes)}
-    found["_target"] = rows["_label"].map(ids).astype(float) if roles.classes else rows["_label"].astype(float)
-    found["_output"] = rows["_probability"] if "_probability" in rows else rows.get("_value", np.nan)
-    return pd.DataFrame(found)
+    table["_target"] = rows["_label"].map(ids).astype(float) if roles.classes else rows["_label"].astype(float)
+    table["_output"] = rows["_probability"] if "_probability" in rows else rows.get("_value", np.nan)
+    return pd.DataFrame(table)
 
 
 def _values(values: pd.Series | None, kind: str, rows: int) -> Any:

@@ -75,11 +75,11 @@ def load_log_schema(
 
 def _requests(entry: LogEntry) -> list[str | None]:
     "Split request bodies into the text of each row."
-    found: list[str | None] = []
+    texts: list[str | None] = []
     for body, rows in zip(entry.bodies, entry.sizes, strict=True):
         parts = msgspec.json.decode(body, type=list[msgspec.Raw]) if body.lstrip()[:1] == b"[" else [body]
-        found += [bytes(part).decode() for part in parts] if len(parts) == rows else [None] * rows
-    return found or [None] * len(entry.rungs)
+        texts += [bytes(part).decode() for part in parts] if len(parts) == rows else [None] * rows
+    return texts or [None] * len(entry.rungs)
 
 
 def _label_column(
@@ -137,12 +137,12 @@ def merge_schemas(
     fields: Iterable[dict[str, pa.DataType]],  # the columns of each table
 ) -> pa.Schema:
     "Merge the columns of several tables."
-    found: dict[str, pa.DataType] = {}
+    merged: dict[str, pa.DataType] = {}
     for each in fields:
         for name, kind in each.items():
-            found[name] = kind if found.get(name, kind) == kind else pa.string()
-    own = [name for name in found if name[:1] == "_" != name[1:2]]
-    return pa.schema([(name, found[name]) for name in [*own, *(name for name in found if name not in own)]])
+            merged[name] = kind if merged.get(name, kind) == kind else pa.string()
+    own = [name for name in merged if name[:1] == "_" != name[1:2]]
+    return pa.schema([(name, merged[name]) for name in [*own, *(name for name in merged if name not in own)]])
 
 
 def conform_table(
@@ -216,19 +216,19 @@ def read_day(
 ) -> pa.Table:  # one row per prediction, with the labels known by now
     "Read a day of the log; raises `DataError`, `StoreError` or `BundleError`."
     path, known = Path(folder) / f"{day}.sqlite", read_labels(folder, day)
-    found = []
+    tables = []
     if path.with_suffix(".parquet").exists():
         table = read_compacted_day(path.with_suffix(".parquet"))
         now = _label_column(table["_id"].to_pylist(), known, table.schema.field("_label").type)
-        found.append(table.set_column(table.column_names.index("_label"), "_label", now))
+        tables.append(table.set_column(table.column_names.index("_label"), "_label", now))
     if path.exists():
         with open_read_only(path) as db:
-            found += iter_tables(db, last_rowid(db), served, known)
-    if not found:
+            tables += iter_tables(db, last_rowid(db), served, known)
+    if not tables:
         raise DataError(f"{folder} has no log of {day} (days: {', '.join(logged_days(folder)) or 'none'}).")
-    schema = merge_schemas([dict(zip(t.column_names, t.schema.types, strict=True)) for t in found])
-    merged = pa.concat_tables([conform_table(table, schema) for table in found])
-    return _drop_duplicate_ids(merged) if len(found) > 1 else merged
+    schema = merge_schemas([dict(zip(t.column_names, t.schema.types, strict=True)) for t in tables])
+    merged = pa.concat_tables([conform_table(table, schema) for table in tables])
+    return _drop_duplicate_ids(merged) if len(tables) > 1 else merged
 
 
 def _drop_duplicate_ids(table: pa.Table) -> pa.Table:
@@ -291,7 +291,7 @@ def prediction_json(
     id: str,  # of a prediction
 ) -> str:  # JSON
     "Format a logged prediction as JSON; raises `UserError` where there is none."
-    found = find_prediction(folder, id) if folder else None
-    if found is None:
+    prediction = find_prediction(folder, id) if folder else None
+    if prediction is None:
         raise UserError(f"{folder or 'the log'} has no prediction {id[:64]!r}.")
-    return msgspec.json.format(msgspec.json.encode(found)).decode()
+    return msgspec.json.format(msgspec.json.encode(prediction)).decode()

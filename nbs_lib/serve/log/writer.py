@@ -277,11 +277,11 @@ class PredictionLog:
         id: str,  # of a prediction, of any worker
     ) -> bool:
         "Tell whether a prediction of this worker still waits to be written."
-        found = parse_prediction_id(id)
-        if found is None or found[1] != self.worker or found[2] < self._stored:
+        parsed = parse_prediction_id(id)
+        if parsed is None or parsed[1] != self.worker or parsed[2] < self._stored:
             return False
-        days = [day for day, first, end in self._ranges.copy() if first <= found[2] < end]
-        return any(utc_day(day * _DAY_US) == found[0] for day in days)
+        days = [day for day, first, end in self._ranges.copy() if first <= parsed[2] < end]
+        return any(utc_day(day * _DAY_US) == parsed[0] for day in days)
 
     def close(self) -> None:
         "Write what is queued, and take no more."
@@ -304,9 +304,9 @@ class PredictionLog:
             day = entries[0].time_us // _DAY_US
             whole = entries[-1].time_us // _DAY_US == day
             after = len(entries) if whole else next(k for k, e in enumerate(entries) if e.time_us // _DAY_US != day)
-            found, entries = entries[:after], entries[after:]
-            result = "written" if self._write(utc_day(found[0].time_us), found) else "lost"
-            self._done(found, result)
+            of_day, entries = entries[:after], entries[after:]
+            result = "written" if self._write(utc_day(of_day[0].time_us), of_day) else "lost"
+            self._done(of_day, result)
         if self._day and self._day.path.stem != utc_day(time.time_ns() // 1000):
             self._shut()
 

@@ -28,7 +28,7 @@ def form_data(
     if bundle is None:
         return {"ready": ready, "fields": None}
     schema = bundle.schema
-    told = [
+    fields = [
         {
             "name": field.name,
             "kind": field.kind,
@@ -52,7 +52,7 @@ def form_data(
         "rungs": RUNG_DESCRIPTIONS,
         "history": "".join(units) if len(units) == 1 else "",
     }
-    return {"ready": ready, "fields": told, "views": views, **rest}
+    return {"ready": ready, "fields": fields, "views": views, **rest}
 
 # %% ../../../notebooks/lib/serve/web/04_form.ipynb #4ae8b546
 _STYLE = STYLE_SHEET + static("form.css")

@@ -60,10 +60,10 @@ def _field_schema(
     unit = f"in {field.about['unit']}" if field.about.get("unit") else ""
     source = f"read from the view {field.view} where it is not sent" if field.view else ""
     blank = "" if field.view else "null: unknown"
-    told = "; ".join(
+    description = "; ".join(
         filter(None, [field.about.get("description", ""), unit, training_range(field), known, source, blank])
     )
-    return {"title": field.name, "description": told} | made | {"type": [*kinds, "null"]}
+    return {"title": field.name, "description": description} | made | {"type": [*kinds, "null"]}
 
 # %% ../../../notebooks/lib/serve/web/02_openapi.ipynb #e833c7b5
 RUNG_DESCRIPTIONS = {
@@ -110,7 +110,7 @@ def _answer_schema(
         "model": {"type": "string", "pattern": "^[0-9a-f]{12}$", "description": "which model answered"},
         "rung": {
             "enum": list(RUNG_DESCRIPTIONS),
-            "description": "; ".join(f"{rung}: {told}" for rung, told in RUNG_DESCRIPTIONS.items()),
+            "description": "; ".join(f"{rung}: {meaning}" for rung, meaning in RUNG_DESCRIPTIONS.items()),
         },
         "degraded": {"type": "boolean", "description": "whether a better answer would have been possible"},
         "history": {"type": ["number", "null"], "description": "how much is known of its past; null: nothing counts"},
@@ -279,9 +279,9 @@ def explain_schemas(
     "Build the schemas of `POST /explain`."
     id = _object_schema(id={"type": "string", "pattern": ID_PATTERN, "description": "of an answer"})
     row, one = {"$ref": "#/components/schemas/Row"}, {"$ref": "#/components/schemas/Explanation"}
-    asked: dict[str, Any] = {
+    body: dict[str, Any] = {
         "anyOf": [id, row, {"type": "array", "items": row, "minItems": 1, "maxItems": MAX_EXPLAIN_ROWS}]
     }
-    given = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+    answer = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
     example = {"example": usual} if bundle else {}
-    return {"Asked": asked | example, "Explanations": given, "Explanation": _explanation_schema()}
+    return {"Asked": body | example, "Explanations": answer, "Explanation": _explanation_schema()}
