@@ -3444,6 +3444,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'nbs_lib/studies/alarm_rates.py'),
                                              'nbs_lib.studies.alarm_rates.HitRate.value': ( 'lib/studies/alarm_rates.html#hitrate.value',
                                                                                             'nbs_lib/studies/alarm_rates.py'),
+                                             'nbs_lib.studies.alarm_rates.ShiftPower': ( 'lib/studies/alarm_rates.html#shiftpower',
+                                                                                         'nbs_lib/studies/alarm_rates.py'),
                                              'nbs_lib.studies.alarm_rates.ShiftResult': ( 'lib/studies/alarm_rates.html#shiftresult',
                                                                                           'nbs_lib/studies/alarm_rates.py'),
                                              'nbs_lib.studies.alarm_rates._can_shift': ( 'lib/studies/alarm_rates.html#_can_shift',
