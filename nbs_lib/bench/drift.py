@@ -240,7 +240,7 @@ def _run_engines(
     for name, (engine, where) in _ENGINES.items():
         python = Path(f".nbs/envs/{where}/bin/python") if where else Path(sys.executable)
         if not python.exists():
-            print(f"{name:28}not measured: `.ci/env {where}` makes its environment.")
+            print(f"{name:28}not measured: `.ci/env {where}` installs it.")
             continue
         try:
             costs[name] = cost = _run_engine(engine, folder, python)

@@ -267,7 +267,7 @@ def _run_engines(
             bad, cells = _count_differing_cells(Path(folder, "result_0.parquet"), result, views)
             line += f"   {bad:,} of {cells:,} cells differ"
             if bad:
-                raise StageError(f"{name} gives other values than ours in {bad:,} of {cells:,} cells.")
+                raise StageError(f"{name} differs from ours in {bad:,} of {cells:,} cells.")
         print(line, flush=True)
     return costs
 
@@ -306,7 +306,7 @@ def bench_features(
             "there are no feature views to measure: `nbs run` makes them for a table with timestamp and entity."
         )
     if not _PEER_PYTHON.exists():
-        raise UserError(f"{_PEER_PYTHON} is not there: `.ci/env bench` makes the environment of the other engines.")
+        raise UserError(f"{_PEER_PYTHON} does not exist: `.ci/env bench` installs the other engines.")
     Path(".nbs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=".nbs") as folder:
         snapshot = pd.read_parquet("data/snapshot.parquet")

@@ -159,7 +159,7 @@ def bench_soak(
         wrong = soak(server, bodies, minutes)
     if wrong:
         raise StageError(f"after {minutes} minutes: {wrong}.")
-    print(f"held out for {minutes} minutes: nothing failed, nothing grew")
+    print(f"{minutes} minutes: no request failed, nothing grew")
 
 # %% ../../notebooks/lib/bench/12_load.ipynb #1fdc4b26
 @dataclass
@@ -303,5 +303,7 @@ def _print_overload(overload: OverloadResult) -> None:
     print(f"  {during.ok:,} answered ({share:.0%} of the capacity), {counted}, {during.failed} failed")
     accepted, alive = seen.quantile("predict 200"), seen.quantile("livez 200")
     print(f"  an accepted request: p99 {accepted:.0f} ms (deadline {deadline} ms); /livez: p99 {alive:.0f} ms")
-    print(f"  the onlooker saw {', '.join(f'{len(times)} x {kind}' for kind, times in sorted(seen.taken.items()))}")
+    print(
+        f"  the second client saw {', '.join(f'{len(times)} x {kind}' for kind, times in sorted(seen.taken.items()))}"
+    )
     print(f"  p95 before {overload.before.p95:.1f} ms, in the 5 s after {overload.after.p95:.1f} ms")

@@ -130,7 +130,7 @@ def peer_server(
     if peer.environment:
         programs = Path(".nbs/envs", peer.environment, "bin").resolve()
         if not (programs.parent / ".ready").exists():
-            raise UserError(f"its environment is not there: `.ci/env {peer.environment}` makes it.")
+            raise UserError(f"it is not installed: `.ci/env {peer.environment}` installs it.")
     variables = server_environment(**write_peer_files(peer, folder, ports), BENTOML_DO_NOT_TRACK="True")
     variables["PATH"] = f"{programs}{os.pathsep}{variables['PATH']}"
     program, *options = (part.format(port=ports[0], folder=folder) for part in peer.command)

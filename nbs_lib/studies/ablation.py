@@ -77,7 +77,7 @@ def unfitted_champion(
     "Build the champion, unfitted, with its chosen setting; raises `DataError` where the candidate is gone."
     taken = str(facts[name].get("variant_of", name))
     if taken not in CANDIDATES:
-        raise DataError(f"The champion was a {taken}, which is no candidate any more: run `make run`.")
+        raise DataError(f"The champion's candidate {taken} no longer exists: run `make run`.")
     candidate, trial = CANDIDATES[taken], Trial(dict(facts[name]["params"]), 0.0)
     return FittedCandidate(candidate, task, candidate.build(task), Calibration(task.kind), [trial], 0)
 

@@ -106,8 +106,7 @@ def make_calendar(
     count = min(span // 7 - _WARMUP_WEEKS, _MAX_WEEKS)
     if count < _MIN_WEEKS:
         raise DataError(
-            f"There is nothing to replay: that takes {_WARMUP_WEEKS + _MIN_WEEKS} weeks, "
-            f"and the table spans {span // 7}."
+            f"There is nothing to replay: it takes {_WARMUP_WEEKS + _MIN_WEEKS} weeks, and the table spans {span // 7}."
         )
     days = end - 7 * np.arange(count, -1, -1)
     begins = pd.to_datetime(days, unit="D").tz_localize(
@@ -118,7 +117,7 @@ def make_calendar(
     for week in range(count - _MIN_WEEKS + 1):
         if _is_learnable(table[: known[week]], roles, valid):
             return WeekCalendar(days[week:], np.searchsorted(block, days[week:]), known[week:])
-    raise DataError("There is nothing to replay: the first rows that are known do not hold every class.")
+    raise DataError("There is nothing to replay: the first known rows do not hold every class.")
 
 
 def _split_known(
@@ -181,7 +180,7 @@ def champion_recipe(
     "Build the recipe of a champion; raises `DataError` where its candidate is gone."
     taken = str(facts[name].get("variant_of", name))
     if taken not in CANDIDATES:
-        raise DataError(f"The champion was a {taken}, which is no candidate any more: run `make run`.")
+        raise DataError(f"The champion's candidate {taken} no longer exists: run `make run`.")
     return Recipe(name, taken, dict(facts[name]["params"]), valid, epochs, mask, seed)
 
 # %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #6f30531f

@@ -196,7 +196,7 @@ def predict_table(
     folder = champion_path(root)
     bundle = Bundle.open(folder)
     if bundle.id != folder.name:
-        raise BundleError(f"{folder} holds the bundle {bundle.id[:12]}: `make run` puts the right one there.")
+        raise BundleError(f"{folder} holds another bundle, {bundle.id[:12]}: `make run` restores the champion.")
     lookup = open_lookup(bundle.views, root) if bundle.views else None
     return _score_file(FallbackLadder(bundle, lookup), path, out)
 

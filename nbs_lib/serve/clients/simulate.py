@@ -79,7 +79,7 @@ def select_days(
     if not selected.any():
         first, last = times.min(), times.max()
         raise DataError(
-            f"no row that training did not see lies there: they run from {first:%Y-%m-%d} to {last:%Y-%m-%d}."
+            f"these days have no row that training did not see: they run from {first:%Y-%m-%d} to {last:%Y-%m-%d}."
         )
     return table[selected]
 
@@ -104,7 +104,7 @@ def _request_columns(
     "Select the columns that callers send; raises `DataError` where the table lacks one."
     wanted = [each for each in request_fields(bundle) if not each.view]
     if problem := missing_columns(table.columns, [each.name for each in wanted]):
-        raise DataError(f"{problem[:-1]}, which the champion needs: is data.source still the one that it learned from?")
+        raise DataError(f"{problem[:-1]}, which the champion needs: is data.source still its training source?")
     return {each.name: _values(table[each.name], each) for each in wanted}
 
 
@@ -142,7 +142,7 @@ def _refreshed_store(
         return
     step, times = parse_duration(every, "--refresh"), table[roles.timestamp]
     if step < pd.Timedelta(1, "min"):
-        raise ParamsError(f"--refresh {every}: write a minute or more, such as 6h.")
+        raise ParamsError(f"--refresh {every}: write at least a minute, such as 6h.")
     store = load_settings().store
     with clone_as_of((times.max() + pd.Timedelta(1, "D")).strftime("%Y-%m-%d"), root) as there:
         with contextlib.chdir(there):
@@ -203,7 +203,7 @@ def _format_result(
         lines.append(f"{n_labels:,} labels sent of {known:,} known: {_counts(outcome.feedback)}")
     if outcome.max_delay_s > 1:
         lines.append(
-            f"up to {outcome.max_delay_s:.0f} s late: the service or this machine is slower than --speed asks for"
+            f"sent up to {outcome.max_delay_s:.0f} s late: the service or this machine is too slow for --speed"
         )
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ ENVIRONMENT_FOLDER = Path(".nbs/envs/torchserve")
 def _program(name: str, root: str | Path) -> str:
     program = Path(root, ENVIRONMENT_FOLDER, "bin", name).resolve()
     if not program.exists():
-        raise StageError("TorchServe is not installed: `.ci/env torchserve` makes its environment.")
+        raise StageError("TorchServe is not installed: `.ci/env torchserve` installs it.")
     return str(program)
 
 
@@ -196,7 +196,7 @@ def run_torchserve(
     folder = Path(".nbs/torchserve").resolve()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with torchserve_process(folder, port=port) as server:
-        print("TorchServe is unmaintained: keep it on this machine. `nbs serve` is what we recommend.")
+        print("TorchServe is unmaintained: keep it on this machine, and prefer `nbs serve`.")
         print(
             f"POST {server.url}/predictions/{MODEL_NAME} "
             f"with `Authorization: Bearer` and the token in {folder}/key_file.json"

@@ -92,7 +92,7 @@ def _check(path: Path, parts: TableSource) -> None:
                 read.append(group)
                 group += 1
             if not _bits(file.read_row_groups(read, use_threads=False)).equals(_bits(table)):
-                raise OSError(5, "it was not written as it was given", str(path))
+                raise OSError(5, "the written rows differ from the log", str(path))
 
 # %% ../../../notebooks/lib/serve/log/05_compaction.ipynb #57640bc6
 def _keep(db: sqlite3.Connection, folder: Path, day: str) -> None:
@@ -162,7 +162,9 @@ def _try_compact_day(folder: Path, day: str, served: str | Path) -> CompactionRe
         return CompactionResult(day, 0, str(error))
     except sqlite3.Error as error:
         used = (
-            "is open elsewhere: the next compaction takes it" if "locked" in str(error) else f"can't be read: {error}"
+            "is open in another process: the next compaction takes it"
+            if "locked" in str(error)
+            else f"can't be read: {error}"
         )
         return CompactionResult(day, 0, f"{folder / day}.sqlite {used}.")
     except (OSError, pa.ArrowException) as error:
@@ -198,4 +200,4 @@ def compact_log(
     if not results:
         print(f"{folder or 'the log'} has no day to compact.")
     if any(each.problem for each, _ in results):
-        raise UserError("a day could not be compacted; nothing of it is lost.")
+        raise UserError("a day could not be compacted; its log is unchanged.")

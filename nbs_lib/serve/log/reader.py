@@ -69,7 +69,7 @@ def load_log_schema(
     "Load the log schema of a bundle; raises `BundleError` where it is gone."
     folder = Path(served).absolute() / id
     if not id or not folder.is_dir():
-        raise BundleError(f"the log names the model {id[:12]!r}, which is not in {served}: put its bundle back there.")
+        raise BundleError(f"the log names the model {id[:12]!r}, which is not in {served}: restore its bundle.")
     return _cached_log_schema(folder)
 
 

@@ -67,10 +67,10 @@ def _field_schema(
 
 # %% ../../../notebooks/lib/serve/web/02_openapi.ipynb #e833c7b5
 RUNG_DESCRIPTIONS = {
-    "model": "the model, with everything that it reads",
-    "partial": "the model, but something that it reads was missing, too old or out of reach, and was left empty",
-    "context": "a simpler model, which needs nothing that is known of this row's past",
-    "prior": "what was usual in training: no model could be asked",
+    "model": "the model, with all its features",
+    "partial": "the model, with some features left empty: missing, expired or unavailable",
+    "context": "a simpler model, which needs no features of the row's past",
+    "prior": "the usual value in training, because no model could answer",
 }
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 
@@ -113,7 +113,10 @@ def _answer_schema(
             "description": "; ".join(f"{rung}: {meaning}" for rung, meaning in RUNG_DESCRIPTIONS.items()),
         },
         "degraded": {"type": "boolean", "description": "whether a better answer would have been possible"},
-        "history": {"type": ["number", "null"], "description": "how much is known of its past; null: nothing counts"},
+        "history": {
+            "type": ["number", "null"],
+            "description": "how much history its features rest on; null: no view counts it",
+        },
     }
     if bundle.task == "regression":
         properties["value"] = {"type": "number", "description": bundle.schema["target"]}
@@ -128,7 +131,7 @@ def _answer_schema(
             "required": bundle.classes,
             "additionalProperties": False,
         }
-    flags = {"flags": {"type": "array", "items": {"type": "string"}, "description": "what is odd about the row"}}
+    flags = {"flags": {"type": "array", "items": {"type": "string"}, "description": "unusual values of the row"}}
     return {
         "type": "object",
         "properties": properties | flags,
@@ -141,7 +144,7 @@ PROBLEM_SCHEMA = {
     "type": "object",
     "properties": {
         "error": {"type": "string", "description": "one sentence"},
-        "field": {"type": ["string", "null"], "description": "which field it is about"},
+        "field": {"type": ["string", "null"], "description": "the field with the error"},
         "row": {"type": ["integer", "null"], "minimum": 1, "description": "which row of a list, from 1"},
     },
     "required": ["error", "field", "row"],
@@ -150,16 +153,16 @@ PROBLEM_SCHEMA = {
 _STATUS_DESCRIPTIONS = {
     400: "The body is not JSON.",
     401: "The bearer token is missing or wrong.",
-    404: "There is nothing here.",
-    408: "The body did not come in time.",
-    409: "It contradicts what was said before.",
+    404: "There is no such path or prediction.",
+    408: "The body did not arrive in time.",
+    409: "Another label was stored before.",
     413: "The body, or the number of rows, is too large.",
     415: "The body is not sent as application/json.",
     422: "A field is unknown, missing, or not what it must be.",
-    429: "Too much is waiting: come again.",
-    500: "It failed inside.",
+    429: "Too many requests are waiting: retry later.",
+    500: "Internal error.",
     503: "No model is served.",
-    504: "There was no answer in time.",
+    504: "The answer was not ready in time.",
 }
 
 
@@ -218,7 +221,7 @@ def feedback_schema(
         "type": "object",
         "properties": {
             "id": {"type": "string", "pattern": ID_PATTERN, "description": "of an answer"},
-            "label": label | {"description": "what it really was"},
+            "label": label | {"description": "the true outcome"},
         },
         "required": ["id", "label"],
         "additionalProperties": False,
@@ -246,18 +249,18 @@ def _explanation_schema() -> dict[str, Any]:
             "time": _TEXT | {"description": "when it was given"},
             "reproduced": {
                 "const": True,
-                "description": "the model says the same to what it was fed with, bit for bit",
+                "description": "the model gives the same answer to the logged inputs, bit for bit",
             },
             "what_would_change_it": {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]},
         },
         answer={"type": "object", "description": "as `/predict` gives it, without its id"},
         target=_TEXT,
-        told={"type": ["string", "null"], "description": "the class that is spoken of; null: a number is"},
+        told={"type": ["string", "null"], "description": "the explained class; null in a regression"},
         threshold={
             "type": ["number", "null"],
-            "description": "from where on a row counts as it; null: not of two classes",
+            "description": "the probability from which on a row is of that class; null unless there are two classes",
         },
-        usual=_NUMBER | {"description": "what is answered in the usual case"},
+        usual=_NUMBER | {"description": "the answer in the usual case"},
         reasons={"type": "array", "items": reason, "maxItems": 4},
         confidence=_TEXT,
         similar={"type": "object", "properties": {"cases": {"type": "integer"}, "text": _TEXT}, "required": ["text"]},
@@ -266,7 +269,7 @@ def _explanation_schema() -> dict[str, Any]:
         margin=_NUMBER | {"description": "of the answer"},
         gap=_NUMBER | {"description": "how far they miss it; of a margin beyond 1, relative to it"},
         method=_TEXT,
-        background=_TEXT | {"description": "which rows stand for the usual case"},
+        background=_TEXT | {"description": "the rows that define the usual case"},
         feature_versions={"type": "object", "additionalProperties": _TEXT},
         contributions={"type": "array", "items": added, "description": "the largest first"},
     )
