@@ -29,7 +29,7 @@ app = typer.Typer(
 
 
 class _BenchTarget(StrEnum):
-    "What `nbs bench` can measure."
+    "The targets of `nbs bench`."
 
     pipeline = "pipeline"
     features = "features"
@@ -49,7 +49,7 @@ def run_verb(
     sample: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the rows, for this run only.")] = None,
     force: Annotated[bool, typer.Option(help="Run every stage, changed or not.")] = False,
 ) -> None:
-    "Reproduce what changed, register the bundle, say what matters."
+    "Reproduce what changed, register the bundle, print a summary."
     from nbs_lib.pipeline.run import run_pipeline
 
     chdir_root()
@@ -59,7 +59,7 @@ def run_verb(
 @app.command("predict")
 def predict_verb(
     table: Annotated[Path, typer.Argument(help="A CSV or Parquet file with the columns of the training table.")],
-    out: Annotated[Path | None, typer.Option(help="Where to: .csv or .parquet; standard output by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file, .csv or .parquet; standard output by default.")] = None,
 ) -> None:
     "Score a file with the champion."
     from nbs_lib.serve.clients.batch_predict import predict_table
@@ -73,7 +73,7 @@ def predict_verb(
 def features_verb(
     view: Annotated[str | None, typer.Argument(help="One view, to see its features; all views by default.")] = None,
 ) -> None:
-    "The feature views: versions, freshness, and who uses them; or the features of one."
+    "List the feature views with versions, freshness and users; or the features of one view."
     from nbs_lib.features.catalog import load_catalog
 
     chdir_root()
@@ -105,20 +105,15 @@ def bench_verb(
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain.")
     ] = None,
-    minutes: Annotated[int, typer.Option(min=1, help="How long soak lasts.")] = 30,
-    rows: Annotated[int | None, typer.Option(min=1, help="Also what drift costs on so many rows.")] = None,
+    minutes: Annotated[int, typer.Option(min=1, help="Minutes of the soak test.")] = 30,
+    rows: Annotated[int | None, typer.Option(min=1, help="Also measure drift on this many rows.")] = None,
 ) -> None:
-    "Costs: pipeline, features' join, store's reads, drift, explanations; serving beside peers, scaling, load, a soak."
+    "Measure costs: pipeline, feature join, store, drift, explanations, serving beside peers, scaling, load, soak."
     from importlib import import_module
 
-    places = {
-        _BenchTarget.scaling: "endurance",
-        _BenchTarget.start: "endurance",
-        _BenchTarget.soak: "endurance",
-        _BenchTarget.load: "overload",
-    }
+    in_load = what in (_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak)
     chdir_root()
-    module = import_module(f"nbs_lib.bench.{places.get(what, what)}")
+    module = import_module(f"nbs_lib.bench.{'load' if in_load else what}")
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
     repeated = (
         what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
@@ -129,7 +124,7 @@ def bench_verb(
 
 @app.command("feast")
 def feast_verb(
-    folder: Annotated[Path, typer.Argument(help="Where to; made where there is none.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder; created if missing.")],
 ) -> None:
     "Write the feature views as a Feast repository."
     from nbs_lib.features.feast import write_feast_repo
@@ -143,12 +138,10 @@ def feast_verb(
 
 @app.command("materialize")
 def materialize_verb(
-    as_of: Annotated[
-        str | None, typer.Option(help="What was known then; data.as_of by default, and at the latest.")
-    ] = None,
+    as_of: Annotated[str | None, typer.Option(help="Point in time; data.as_of by default, and at the latest.")] = None,
     prune: Annotated[bool, typer.Option(help="Drop tables that no served bundle reads any more.")] = False,
 ) -> None:
-    "Fill the online store with what was last known of each entity."
+    "Fill the online store with the latest features of each entity."
     from nbs_lib.features.materialize import materialize_views
 
     chdir_root()
@@ -157,14 +150,14 @@ def materialize_verb(
 
 @app.command("parity")
 def parity_verb(
-    instants: Annotated[int, typer.Option(min=1, help="Moments, all over the data's time.")] = 10,
-    entities: Annotated[int, typer.Option(min=1, help="Rows at each moment.")] = 500,
+    instants: Annotated[int, typer.Option(min=1, help="Number of points in time, spread over the data.")] = 10,
+    entities: Annotated[int, typer.Option(min=1, help="Rows at each point in time.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     redis: Annotated[
         str | None, typer.Option(help="redis://HOST:PORT/NUMBER; url in section store of settings.ini by default.")
     ] = None,
 ) -> None:
-    "Prove that the online store answers as the training set was made."
+    "Check that the online store gives the features that the training set has."
     from nbs_lib.features.materialize import check_online_parity
 
     chdir_root()
@@ -173,7 +166,7 @@ def parity_verb(
 
 @app.command("serve")
 def serve_verb() -> None:
-    "Answer predictions over HTTP, as section serve of settings.ini says."
+    "Serve predictions over HTTP, configured by section serve of settings.ini."
     from nbs_lib.serve.supervisor import run_service
 
     chdir_root()
@@ -182,11 +175,11 @@ def serve_verb() -> None:
 
 @app.command("explain")
 def explain_verb(
-    id: Annotated[str, typer.Argument(help="Of an answer; `/predict` gives it.")],
-    change: Annotated[bool, typer.Option("--change", help="Also what would change it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Whole, as `/explain` answers.")] = False,
+    id: Annotated[str, typer.Argument(help="Id of an answer, as `/predict` gives it.")],
+    change: Annotated[bool, typer.Option("--change", help="Also show what would change the answer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON of `/explain`.")] = False,
 ) -> None:
-    "Why something was answered: the model that answered is asked again with what it was fed with."
+    "Explain an answer: the model that gave it is run again on the same inputs."
     from nbs_lib.explain.response import explain
 
     chdir_root()
@@ -195,10 +188,10 @@ def explain_verb(
 
 @app.command("shadow")
 def shadow_verb(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder; none, to see how it is.")] = None,
-    stop: Annotated[bool, typer.Option("--stop", help="Nobody answers in shadow any more.")] = False,
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder; without it, print the status.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the challenger.")] = False,
 ) -> None:
-    "Let a challenger answer a share of the requests in the champion's shadow."
+    "Let a challenger answer a share of the requests in shadow mode, and print its status."
     from nbs_lib.registry.pointers import shadow_status, stop_shadow
 
     bundle = bundle.resolve() if bundle else None
@@ -217,13 +210,15 @@ def simulate_verb(
     start: Annotated[str | None, typer.Option("--from", metavar="DAY", help="The first day, UTC.")] = None,
     end: Annotated[str | None, typer.Option("--to", metavar="DAY", help="The last day, UTC.")] = None,
     speed: Annotated[float, typer.Option(min=0, help="Seconds of the data in a second; 0: as fast as it goes.")] = 3600,
-    rows: Annotated[int | None, typer.Option(min=1, help="At most; all by default.")] = None,
-    url: Annotated[str, typer.Option(help="Of the service; a token is read from NBS_TOKEN.")] = "http://127.0.0.1:8000",
+    rows: Annotated[int | None, typer.Option(min=1, help="Maximum number of rows; all by default.")] = None,
+    url: Annotated[
+        str, typer.Option(help="Address of the service; a token is read from NBS_TOKEN.")
+    ] = "http://127.0.0.1:8000",
     labels: Annotated[bool, typer.Option(help="Send labels as feedback, as late as they were known.")] = True,
     refresh: Annotated[
-        str, typer.Option(help="How often the store of features follows, such as 6h; never by default.")
+        str, typer.Option(help="How often to refresh the feature store, such as 6h; never by default.")
     ] = "",
-    poison: Annotated[bool, typer.Option("--poison", help="Break the requests as pipelines break them.")] = False,
+    poison: Annotated[bool, typer.Option("--poison", help="Corrupt the requests, as broken pipelines do.")] = False,
     permute: Annotated[bool, typer.Option("--permute", help="Send each row the label of another.")] = False,
 ) -> None:
     "Send rows that training did not see to the service as traffic."
@@ -235,11 +230,11 @@ def simulate_verb(
 
 @app.command("rollback")
 def rollback_verb(
-    to: Annotated[str | None, typer.Option(metavar="ID", help="Of a bundle in served/, or its first digits.")] = None,
-    why: Annotated[str, typer.Option(help="For the record, served/HISTORY.")] = "",
-    degraded: Annotated[
-        bool, typer.Option(help="Also where feature views of it are not in the store any more.")
-    ] = False,
+    to: Annotated[
+        str | None, typer.Option(metavar="ID", help="Id of a bundle in served/, or its first digits.")
+    ] = None,
+    why: Annotated[str, typer.Option(help="Reason, recorded in served/HISTORY.")] = "",
+    degraded: Annotated[bool, typer.Option(help="Also if feature views of it are no longer in the store.")] = False,
 ) -> None:
     "Serve the previous champion again."
     from nbs_lib.registry.rollback import rollback
@@ -250,9 +245,9 @@ def rollback_verb(
 
 @app.command("schedule")
 def schedule_verb(
-    next_only: Annotated[bool, typer.Option("--next", help="Only say when the next cycle is due.")] = False,
+    next_only: Annotated[bool, typer.Option("--next", help="Only print when the next cycle is due.")] = False,
 ) -> None:
-    "Run the cycle whenever section schedule of settings.ini says."
+    "Run the cycle at the times that section schedule of settings.ini sets."
     from nbs_lib.retrain.schedule import print_next_run, run_scheduler
 
     chdir_root()
@@ -279,9 +274,9 @@ def log_compact_verb(
 
 @log_app.command("show")
 def log_show_verb(
-    id: Annotated[str, typer.Argument(help="Of a prediction.")],
+    id: Annotated[str, typer.Argument(help="Id of a prediction.")],
 ) -> None:
-    "One prediction whole: what was asked, what the store knew, what was answered, and its label."
+    "Show one prediction: the request, the features from the store, the answer and its label."
     from nbs_lib.core.settings import load_settings
     from nbs_lib.serve.log.reader import prediction_json
 
@@ -292,12 +287,14 @@ def log_show_verb(
 @app.command("monitor")
 def monitor_verb(
     as_of: Annotated[
-        str | None, typer.Option(metavar="DAY", help="What is known; the end of the last ordinary day by default.")
+        str | None, typer.Option(metavar="DAY", help="Point in time; the end of the last ordinary day by default.")
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="A table; what the champion learned from by default.")] = None,
-    current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Reference table; the champion's training data by default.")
+    ] = None,
+    current: Annotated[Path | None, typer.Option(help="Current table; the prediction log by default.")] = None,
 ) -> None:
-    "Say whether what came is what was learned from. Exit codes: 0 ok, 10 watch, 20 drift, 30 broken data."
+    "Compare recent data with the training data. Exit codes: 0 ok, 10 watch, 20 drift, 30 broken data."
     from nbs_lib.retrain.cycle import run_monitor_only
 
     tables = [str(each.resolve()) if each else None for each in (reference, current)]
@@ -310,13 +307,15 @@ def cycle_verb(
     as_of: Annotated[
         str | None,
         typer.Option(
-            metavar="DAY", help="What is known; by default when the labels of the last answered rows were due."
+            metavar="DAY", help="Point in time; by default when the labels of the last answered rows were due."
         ),
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="A table; what the champion learned from by default.")] = None,
-    current: Annotated[Path | None, typer.Option(help="A table; the prediction log by default.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Reference table; the champion's training data by default.")
+    ] = None,
+    current: Annotated[Path | None, typer.Option(help="Current table; the prediction log by default.")] = None,
 ) -> None:
-    "One turn: monitor, decide, retrain, judge. Exit codes: 0 nothing to do, 10 watch, 20 judged, 30 broken data."
+    "Run one cycle: monitor, decide, retrain, judge. Exit codes: 0 nothing to do, 10 watch, 20 judged, 30 broken data."
     from nbs_lib.retrain.cycle import run_cycle
 
     tables = [str(each.resolve()) if each else None for each in (reference, current)]
@@ -326,10 +325,10 @@ def cycle_verb(
 
 @app.command("torchserve")
 def torchserve_verb(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it predicts, on this machine only.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port for predictions, on this machine only.")] = 8080,
     export_only: Annotated[Path | None, typer.Option(help="Only write the model archive into this folder.")] = None,
 ) -> None:
-    "Serve the torch candidate in TorchServe, which is unmaintained: `nbs serve` is what we recommend."
+    "Serve the torch candidate in TorchServe, which is unmaintained: prefer `nbs serve`."
     from nbs_lib.serve.clients.torchserve import export_archive, run_torchserve
 
     export_only = export_only.resolve() if export_only else None
@@ -381,7 +380,7 @@ def deps_verb() -> None:
 
 
 def main() -> None:
-    "The entry point: what the user can put right is one sentence and exit code 1."
+    "Run the command line; an error that the user can fix is one sentence and exit code 1."
     try:
         app()
     except UserError as error:

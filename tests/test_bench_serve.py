@@ -8,8 +8,7 @@ import pytest
 from conftest import lacking
 from services import ROW, make_project
 
-from nbs_lib.bench.endurance import ResourceUsage, describe_growth, heavy_bodies, soak
-from nbs_lib.bench.overload import run_overload
+from nbs_lib.bench.load import ResourceUsage, describe_growth, heavy_bodies, run_overload, soak
 from nbs_lib.bench.peers import PEERS, Peer, write_peer_files
 from nbs_lib.bench.serve import (
     ServerMetrics,

@@ -14,9 +14,10 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from nbs_lib.core.errors import DataError
+from nbs_lib.data.split import local_days
 from nbs_lib.monitor.counts.binning import fit_bins
 from nbs_lib.monitor.counts.histogram import Profile, add_profiles
-from nbs_lib.monitor.counts.profile import epoch_local_days, profile_files, profile_table
+from nbs_lib.monitor.counts.profile import profile_files, profile_table
 from nbs_lib.monitor.data_quality import SEVERITY_FAIL, SEVERITY_WARN, blocking_checks, check_data_quality
 from nbs_lib.monitor.drift import MIN_REFERENCE_WINDOWS, column_distances, drift_limits, drift_verdict
 from nbs_lib.studies.alarm_rates import apply_shifts, check_enough_days, draw_trials, false_alarm_rates
@@ -108,7 +109,7 @@ def test_days_are_local_where_clocks_change(zone: str) -> None:
     at = np.arange(1_362_700_000, 1_384_000_000, 5_000)
     expected = pd.Series(pd.to_datetime(at, unit="s", utc=True)).dt.tz_convert(zone).dt.strftime("%Y-%m-%d")
     number = (pd.to_datetime(expected) - pd.Timestamp(0)).dt.days
-    assert epoch_local_days(at, zone).tolist() == number.tolist()
+    assert local_days(pd.Series(pd.to_datetime(at, unit="s", utc=True)), zone).tolist() == number.tolist()
     found = profile_table(pd.DataFrame({"at": at}), {}, "at", zone)
     assert found.rows.tolist() == number.value_counts().sort_index().tolist()
 

@@ -163,7 +163,7 @@ def test_an_answer_of_a_model_that_is_gone(answers: dict[str, Any], root: Path, 
             shutil.rmtree(path)
     status, body = ExplainService(copied).answer(json.dumps({"id": answers["model"]["id"]}).encode())
     assert (status, json.loads(body)["field"]) == (404, "id")
-    assert "put its bundle back" in json.loads(body)["error"]
+    assert "restore its bundle" in json.loads(body)["error"]
 
 
 def test_many_rows_are_bounded(running: Running) -> None:

@@ -1,4 +1,4 @@
-"""What fits the budget is chosen, and says why; what is cheaper answers as it learned, whatever is in its batch."""
+"""The cheapest model within the budget is chosen, and says why; answers do not depend on the rest of the batch."""
 
 import json
 from pathlib import Path

@@ -250,7 +250,7 @@ def test_a_champion_with_another_content_is_refused(here: Path) -> None:
         predict_table("t.csv")
     folder = champion_path()
     make_bundle(folder, schema=SCHEMA | {"threshold": 0.1})
-    with pytest.raises(BundleError, match="puts the right one there"):
+    with pytest.raises(BundleError, match="restores the champion"):
         predict_table("t.csv")
 
 

@@ -465,7 +465,7 @@ def test_a_day_that_is_open_is_left_alone(tmp_path: Path, served: tuple[Path, st
     with contextlib.closing(sqlite3.connect(tmp_path / "log" / f"{utc_day(THEN)}.sqlite")) as other:
         other.execute("SELECT count(*) FROM batches").fetchone()
         other.execute("PRAGMA journal_mode = WAL")
-        assert "is open elsewhere" in compact_days(tmp_path / "log", served=folder)[0].problem
+        assert "is open in another process" in compact_days(tmp_path / "log", served=folder)[0].problem
     assert find_prediction(tmp_path / "log", id_of(0), folder)
     assert compact_days(tmp_path / "log", served=folder)[0].problem == ""
 
@@ -474,7 +474,7 @@ def test_a_day_whose_bundle_is_gone_stays(tmp_path: Path, served: tuple[Path, st
     folder, ladder, _ = served
     filled(tmp_path / "log", entry(ladder, 0))
     (folder / ladder).rename(tmp_path / "away")
-    assert "put its bundle back" in compact_days(tmp_path / "log", served=folder)[0].problem
+    assert "restore its bundle" in compact_days(tmp_path / "log", served=folder)[0].problem
     with pytest.raises(BundleError):
         find_prediction(tmp_path / "log", id_of(0), folder)
     (tmp_path / "away").rename(folder / ladder)
@@ -496,7 +496,7 @@ def test_a_file_that_was_written_wrong_leaves_the_day(
         return rows
 
     monkeypatch.setattr(compaction, "_write", wrong)
-    assert "was not written as it was given" in compact_days(tmp_path / "log", served=folder)[0].problem
+    assert "written rows differ from the log" in compact_days(tmp_path / "log", served=folder)[0].problem
     assert [path.suffix for path in (tmp_path / "log").iterdir()] == [".sqlite"]
 
 

@@ -190,7 +190,7 @@ def test_where_there_is_nothing_to_replay_it_says_so(tmp_path: Path) -> None:
     fits, why = open_fits("t.csv", replace(roles_of(), timestamp=None), LINEAR)
     assert fits is None
     assert "without data.timestamp" in why
-    with pytest.raises(DataError, match="is no candidate any more"):
+    with pytest.raises(DataError, match="no longer exists"):
         champion_recipe("gone", {"gone": {"params": {}}}, 0.2)
 
 

@@ -56,7 +56,7 @@ def test_a_form_is_filled_in_and_answered(service: Running, browser: Chromium) -
     said = browser.see(TEXT)
     assert "FULL ANSWER" in said
     assert f"{100 * wanted['probability']:.3g}\u00a0%" in said
-    assert "Answered by the model, with everything that it reads." in said
+    assert "Answered by the model, with all its features." in said
     assert "width is outside of what training saw" in said
     assert f"{wanted['history']:g}" in said
     assert browser.complaints == []

@@ -28,6 +28,7 @@ from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.bundle.loaded import load_served_model
 from nbs_lib.core.errors import BundleError
 from nbs_lib.core.settings import ServeSettings
+from nbs_lib.data.roles import Roles
 from nbs_lib.features.online.lookup import open_lookup
 from nbs_lib.registry.model_registry import deploy_bundle, start_shadow
 from nbs_lib.registry.pointers import (
@@ -102,7 +103,8 @@ def test_it_is_asked_what_the_champion_was_asked_and_a_label_is_that_of_both(tmp
         for each in answered[::2]:
             assert running.ask({"id": each["id"], "label": "yes"}, "/feedback")[0] == 200
     assert {each["model"] for each in answered} == {champion_path(root).name[:12]}
-    found = log_of(root, timestamp="made").set_index("id").loc[[each["id"] for each in answered]]
+    roles = Roles("shop", target="late", task="binary", classes=["no", "yes"], timestamp="made")
+    found = log_of(root, roles=roles).set_index("id").loc[[each["id"] for each in answered]]
     for side, name in (("champion", champion_path(root).name), ("challenger", id)):
         bundle = Bundle.open(root / "served" / name)
         expected = FallbackLadder(bundle, open_lookup(bundle.views, root)).answer(rows)

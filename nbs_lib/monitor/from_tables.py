@@ -20,7 +20,7 @@ from ..core.errors import DataError, did_you_mean
 from ..core.files import read_table as read_training_set
 from ..core.files import sha256
 from ..data.roles import Roles
-from ..data.split import target_ids
+from ..data.split import local_days, target_ids
 from ..data.table import parse_timestamps, read_csv, read_parquet
 from .counts.histogram import CATEGORICAL, NUMERIC
 from .counts.profile import MAX_TIME_S, MIN_TIME_S
@@ -32,7 +32,6 @@ from nbs_lib.monitor.monitoring_data import (
     parse_as_of,
 )
 from .performance import drop_duplicate_rows
-from ..serve.log.labeled_rows import local_days
 
 # %% ../../notebooks/lib/monitor/07_from_tables.ipynb #0fa7cc33
 TRAINING_SET = "data/training_set.parquet"

@@ -277,7 +277,7 @@ def _compare_shadow(
     rules: ChallengeRules,  # of the bounds
 ) -> dict[str, Any] | None:  # challenger, rows, blocks, diff, lo and hi of the gain in loss; None: there is none yet
     "How the challenger in shadow does; raises `DataError`, `StoreError` or `BundleError`."
-    found = load_shadow_pairs(folder, timestamp=roles.timestamp, zone=roles.timezone)
+    found = load_shadow_pairs(folder, roles=roles)
     found = found[found["label"].notna() & (found["champion_model"] == champion) & (found["time"] < until)]
     if found.empty:
         return None

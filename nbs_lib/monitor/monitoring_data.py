@@ -15,9 +15,9 @@ import pandas as pd
 from ..bundle.bundle import Bundle
 from ..core.errors import ParamsError
 from ..data.roles import Roles
+from ..data.split import local_days
 from ..data.table import parse_duration
 from .counts.histogram import CATEGORICAL, NUMERIC
-from ..serve.log.labeled_rows import local_days
 
 # %% ../../notebooks/lib/monitor/05_monitoring_data.ipynb #82e7ab25
 @dataclass(frozen=True)

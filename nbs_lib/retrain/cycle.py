@@ -24,6 +24,7 @@ from ..core.files import read_json
 from ..core.params import load_params
 from ..core.settings import Settings, load_settings
 from ..data.roles import Roles
+from ..data.split import local_days
 from ..data.table import parse_duration
 from ..features.join import table_name
 from ..features.materialize import CONTRACT_FILE, FEATURES_FOLDER, fill_store, parse_time_us
@@ -54,7 +55,7 @@ from nbs_lib.retrain.retrain import (
     publish_challenger,
     train_challenger,
 )
-from ..serve.log.labeled_rows import event_times, load_labeled_rows, local_days
+from ..serve.log.labeled_rows import event_times, load_labeled_rows
 from ..serve.log.reader import logged_days, read_day
 
 # %% ../../notebooks/lib/retrain/06_cycle.ipynb #f477509a

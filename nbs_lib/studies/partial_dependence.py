@@ -26,26 +26,28 @@ def _dependence_curve(
     column: Array,  # the values of an input, shape [N]
     points: Array,  # what they moved, shape [N]
 ) -> pd.DataFrame:  # value (a number's mean, or a level), rows, points (mean), lo and hi of 8 in 10 rows
-    "What values of an input move, on average: in bins of a number, by level of a text, the missing ones by themselves."
+    "Average points by value of an input: in bins of a number, by level of a text, missing values apart."
     gone = is_missing(column)
-    found = pd.DataFrame({"value": column, "points": points})
+    table = pd.DataFrame({"value": column, "points": points})
     if column.dtype.kind == "O":
-        frequent = found["value"][~gone].value_counts().index[:_MAX_LEVELS]
-        found["bin"] = found["value"].where(found["value"].isin(frequent), "(others)")
+        frequent = table["value"][~gone].value_counts().index[:_MAX_LEVELS]
+        table["bin"] = table["value"].where(table["value"].isin(frequent), "(others)")
     else:
         inner = np.linspace(0, 1, _NUMBER_BINS + 1)[1:-1]
         edges: Array = np.unique(np.quantile(column[~gone], inner)) if (~gone).any() else np.empty(0)
-        found["bin"] = np.searchsorted(edges, column)
-    found["bin"] = found["bin"].where(~gone, "(missing)")
+        table["bin"] = np.searchsorted(edges, column)
+    table["bin"] = table["bin"].where(~gone, "(missing)")
     rows = []
-    for name, part in found.groupby("bin", sort=False):
+    for name, part in table.groupby("bin", sort=False):
         lo, hi = part["points"].quantile([0.1, 0.9])
         text = column.dtype.kind == "O" or name == "(missing)"
         rows.append((name if text else part["value"].mean(), len(part), part["points"].mean(), lo, hi))
-    made = pd.DataFrame(rows, columns=["value", "rows", "points", "lo", "hi"])
-    texts = made["value"].map(lambda value: isinstance(value, str))
+    curve = pd.DataFrame(rows, columns=["value", "rows", "points", "lo", "hi"])
+    texts = curve["value"].map(lambda value: isinstance(value, str))
     by = "points" if column.dtype.kind == "O" else "value"
-    return pd.concat([made[~texts].sort_values(by) if by == "value" else made[:0], made[texts].sort_values("points")])
+    return pd.concat(
+        [curve[~texts].sort_values(by) if by == "value" else curve[:0], curve[texts].sort_values("points")]
+    )
 
 
 def dependence_plot(
@@ -54,7 +56,7 @@ def dependence_plot(
     points: Array,  # what they moved, shape [N]
     unit: str = "points",  # of those
 ) -> Figure:  # to `show`
-    "What an input moves, against its value."
+    "Plot the points of an input against its value."
     means = _dependence_curve(column, points)
     if column.dtype.kind == "O":
         names, values, low, high = (means[part].tolist() for part in ("value", "points", "lo", "hi"))
@@ -81,21 +83,21 @@ def interactions(
     rows: Mapping[str, Array],  # by kind, shape [N, number of columns]
     codes: list[str],  # of the groups that are looked at
 ) -> pd.DataFrame:  # first, second, together (units of the margin), h; the strongest pair first
-    "How much each pair of groups does together that neither does alone."
+    "Measure the interaction of each pair of groups."
     n = len(next(iter(rows.values())))
 
     def effect(*own: str) -> Array:
         known = np.zeros((n, len(subject.names)), dtype=bool)
         known[:, [place for code in own for place in subject.groups[code]]] = True
-        found = subject.expected(rows, known, margin=True)
-        return found - found.mean(axis=0)
+        margins = subject.expected(rows, known, margin=True)
+        return margins - margins.mean(axis=0)
 
     alone = {code: effect(code) for code in codes}
-    found = []
+    lines = []
     for one, other in combinations(codes, 2):
         both = effect(one, other)
         left = ((both - alone[one] - alone[other]) ** 2).mean()
         whole = (both**2).mean()
-        found.append((one, other, float(np.sqrt(left)), float(np.sqrt(left / whole)) if whole > 0 else 0.0))
-    table = pd.DataFrame(found, columns=["first", "second", "together", "h"])
+        lines.append((one, other, float(np.sqrt(left)), float(np.sqrt(left / whole)) if whole > 0 else 0.0))
+    table = pd.DataFrame(lines, columns=["first", "second", "together", "h"])
     return table.sort_values("together", ascending=False, ignore_index=True)
