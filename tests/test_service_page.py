@@ -120,7 +120,7 @@ def test_less_than_the_best_answer_is_said(service: Running, browser: Chromium) 
     ask(browser)
     said = browser.see(TEXT)
     assert "NOT THE BEST ANSWER" in said
-    assert "Take it with care: answered by the model, but something that it reads was missing" in said
+    assert "Take it with care: answered by the model, with some features left empty: missing" in said
 
 
 def test_another_level_can_be_typed(service: Running, browser: Chromium) -> None:

