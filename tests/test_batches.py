@@ -59,7 +59,7 @@ def test_a_slow_model_is_asked_again_after_a_turn_without_rows(worker: Worker, b
             await worker.ask(ANN)
         worker.delay(2 * SLOW_SHARE * worker.batcher.deadline)
         await worker.ask(b'{"width": 2}')
-        assert worker.batcher._slow is worker.served
+        assert worker.batcher.thread.slow_model is worker.served
         worker.delay(0)
         await worker.ask(body)
         (answer,) = await worker.ask(b'{"width": 3, "person": "ann"}')
@@ -70,7 +70,10 @@ def test_a_slow_model_is_asked_again_after_a_turn_without_rows(worker: Worker, b
 
 def test_who_waits_for_a_thread_is_asked_for_as_soon_as_it_is_free(worker: Worker) -> None:
     async def test() -> None:
-        worker.batcher._slow, worker.batcher.deadline = worker.served, 60.0  # who is late is looked for every 3 s
+        worker.batcher.thread.slow_model, worker.batcher.deadline = (
+            worker.served,
+            60.0,
+        )  # who is late is looked for every 3 s
         started = time.perf_counter()
         await worker.ask(*(b'{"width": %d}' % k for k in range(40)), *(b'{"width": %d.5}' % k for k in range(40)))
         assert time.perf_counter() - started < 2
@@ -82,7 +85,7 @@ def test_who_comes_again_does_not_make_the_others_wait(worker: Worker) -> None:
     async def test() -> None:
         for k in range(200):
             await worker.ask(*[ANN] * 49, b'{"width": %d}' % k)
-        assert worker.batcher._pace * len(ANN) * 300 < 0.02  # seconds that three hundred would wait
+        assert worker.batcher.pace.seconds_per_byte * len(ANN) * 300 < 0.02  # seconds that three hundred would wait
 
     run(test)
 
@@ -93,7 +96,7 @@ def test_a_late_answer_of_the_old_champion_is_not_kept_for_the_new_one(worker: W
             await worker.ask(ANN)
         old, new = worker.served, worker.load(threshold=0.4)
         worker.batcher.cache.set_key("", None)
-        worker.batcher._slow = old
+        worker.batcher.thread.slow_model = old
         worker.delay(0.1)
         asked = asyncio.create_task(worker.ask(ANN))
         await asyncio.sleep(0.05)

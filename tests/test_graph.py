@@ -125,11 +125,11 @@ PRINT_DIGESTS = """
 import hashlib, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_graph import CANDIDATES, LAYOUT, Task, graph, search, toy
+from test_graph import CANDIDATES, LAYOUT, Task, export_graph, toy, tune_candidate
 table = toy()
 for one in CANDIDATES.values():
-    found = search(one, Task("binary", LAYOUT, epochs=1), table[:400], table[400:], trials=2)
-    print(one.name, hashlib.sha256(graph(found, table).SerializeToString()).hexdigest(), found.trials)
+    found = tune_candidate(one, Task("binary", LAYOUT, epochs=1), table[:400], table[400:], trials=2)
+    print(one.name, hashlib.sha256(export_graph(found, table).SerializeToString()).hexdigest(), found.trials)
 """
 
 

@@ -163,8 +163,8 @@ def test_no_trace_of_the_run() -> None:
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from test_page import hostile_notebook, render; "
-        "sys.stdout.buffer.write(render(hostile_notebook(), 'train').encode())"
+        "import sys; sys.path.insert(0, 'tests'); from test_page import hostile_notebook, render_page; "
+        "sys.stdout.buffer.write(render_page(hostile_notebook(), 'train').encode())"
     )
     pages = [
         subprocess.run(

@@ -157,7 +157,7 @@ def test_what_was_lost_is_put_back(here: Path, damage: str) -> None:
     assert len(versions()) == 1
 
 
-@pytest.mark.parametrize("step", ["_add", "deliver", "write_json"])
+@pytest.mark.parametrize("step", ["_add", "deploy_bundle", "write_json"])
 def test_killed_in_the_middle_the_next_run_goes_on(here: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise SystemExit

@@ -170,7 +170,7 @@ class Service(WorkerState):
     def _too_many(self) -> bool:
         "Return whether one more request could not be answered in time."
         batches, most = self.batcher, self.settings.max_waiting
-        if batches.wait() > self._max_wait or batches.size > _MAX_WAITING_BYTES:
+        if batches.pace.wait() > self._max_wait or batches.pace.size > _MAX_WAITING_BYTES:
             return True
         return len(batches) >= most or self._arriving >= most
 

@@ -56,242 +56,110 @@ class _ParsedRequest(NamedTuple):
     rows: list[Row]
     single: bool  # one row, not a list
 
+# %% ../../notebooks/lib/serve/04_batching.ipynb #3296a28a
+class _QueuePace:
+    "The bytes that wait in a queue, and the time that one of them takes to leave it."
 
-class RequestBatcher:
-    "The requests of one worker, answered together."
+    def __init__(self) -> None:
+        self.size = 0  # bytes that wait
+        self.seconds_per_byte = 0.0  # lately
+        self._since = 0.0  # when the measurement began: at the last batch, or when the queue was no longer empty
+
+    def start(self) -> None:
+        "Begin to measure, when the queue is no longer empty."
+        self._since = time.perf_counter()
+
+    def wait(self) -> float:  # seconds
+        "Estimate how long a request that comes now will have to wait."
+        return self.size * self.seconds_per_byte
+
+    def measure(
+        self,
+        size: int,  # bytes that wait after a batch
+        in_thread: bool,  # whether a thread answers: then whoever waits is answered at the deadline
+    ) -> float:  # the time, by `time.perf_counter`
+        "Update the pace after a batch."
+        now, left, self.size = time.perf_counter(), self.size - size, size
+        if in_thread:
+            self.seconds_per_byte = 0.0
+        elif left > 0:
+            self.seconds_per_byte += ((now - self._since) / left - self.seconds_per_byte) * _EWMA_ALPHA
+        self._since = now
+        return now
+
+# %% ../../notebooks/lib/serve/04_batching.ipynb #6022dab8
+class _ModelThread:
+    "The model that has a thread of its own because it is slow, and the one that is asked in a thread now."
+
+    def __init__(self) -> None:
+        self.slow_model: ServedModel | None = None
+        self.busy_model: ServedModel | None = None
+        self._fast_batches = 0  # of the slow model, in a row
+
+    def is_slow(self, served: ServedModel | None) -> bool:
+        "Return whether this model has a thread."
+        return self.slow_model is not None and self.slow_model is served
+
+    def is_busy(self, served: ServedModel | None) -> bool:
+        "Return whether this model is asked in its thread now."
+        return self.busy_model is not None and self.busy_model is served
+
+    def record_inline(self, served: ServedModel, seconds: float, deadline: float) -> None:
+        "Give the model a thread if a batch took too long without one."
+        if seconds > SLOW_SHARE * deadline:
+            self.slow_model, self._fast_batches = served, 0
+
+    def record_threaded(self, served: ServedModel, seconds: float, deadline: float) -> None:
+        "Free the thread after a batch; take it away from a model that was slow for a moment only."
+        if self.busy_model is served:
+            self.busy_model = None
+        self._fast_batches = self._fast_batches + 1 if seconds < SLOW_SHARE * deadline / 2 else 0
+        if self._fast_batches >= _MIN_FAST_BATCHES:
+            self.slow_model = None
+
+# %% ../../notebooks/lib/serve/04_batching.ipynb #9c02e189
+class _ReplyWriter:
+    "Replies to requests: answers of a model, of the cache or of the prior, and refusals."
 
     def __init__(
         self,
         settings: ServeSettings,
-        meters: WorkerMetrics,
+        metrics: WorkerMetrics,
         records: AnswerRecorder,
-        current: Callable[[], ServedModel | None],
-        prior: PriorResponseWriter | None = None,  # what answers while there is no champion
+        cache: AnswerCache,
+        prior: PriorResponseWriter | None,
     ) -> None:
-        self.settings, self.worker_metrics, self.records = settings, meters, records
-        self.current_model, self.prior = current, prior
-        self.deadline = settings.deadline_ms / 1000
-        self.size = 0  # bytes that wait
-        self._pace = 0.0  # seconds that a byte takes to leave the queue, lately
-        self._since = 0.0  # when that began to be measured: at the last batch, or when the queue was no longer empty
-        self._waiting: list[QueuedRequest] = []
-        self._due = False  # a flush is on its way
-        self._timer: asyncio.TimerHandle | None = None  # that brings it, while the model is busy
-        self._seen = 0  # how many waited at the last look
-        self._was_shared = False  # whether the last batch was more than one request
-        self.cache = AnswerCache(settings.cache)
-        self._slow: ServedModel | None = None  # the model that has a thread
-        self._quick = 0  # its batches in a row that needed none
-        self._busy: ServedModel | None = None  # the model that is asked in a thread now
+        self.settings, self.worker_metrics, self.records = settings, metrics, records
+        self.cache, self.prior = cache, prior
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    def _reply(self, waiting: QueuedRequest, parts: list[bytes], single: bool) -> None:
+        "Reply with the answers to a request's rows."
+        if not waiting.reply.done():  # its client may have gone
+            waiting.reply.set_result((200, parts[0] if single else b"[%b]" % b",".join(parts)))
 
-    def wait(self) -> float:  # seconds
-        "Estimate how long a request that comes now will have to wait."
-        return self.size * self._pace
+    def refuse(self, waiting: QueuedRequest, refused: RequestError) -> None:
+        "Reply with an error."
+        if not waiting.reply.done():
+            waiting.reply.set_result(refused.reply)
 
-    def ask(
-        self,
-        body: bytes,
-        since: float,  # when it came, by `time.perf_counter`
-    ) -> "asyncio.Future[Reply]":
-        "Put a request to the others that wait."
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self.add(QueuedRequest(body, since, reply))
-        return reply
-
-    def add(
-        self,
-        waiting: QueuedRequest,
-    ) -> None:
-        "Put a request to the others that wait; its reply goes where it says."
-        if not self._waiting:
-            self._since = time.perf_counter()
-        self._waiting.append(waiting)
-        self.size += len(waiting.body)
-        if not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        "Answer what waits, batch by batch, as far as it goes in one turn of the loop."
-        if (
-            self._was_shared and self._seen < len(self._waiting) < _MAX_BATCH_ROWS
-        ):  # more has come: perhaps still more has
-            self._seen = len(self._waiting)
-            asyncio.get_running_loop().call_soon(self._flush)
-            return
-        self._due, self._timer, self._seen, self._was_shared = False, None, 0, len(self._waiting) > 1
-        end = time.perf_counter() + _TURN_BUDGET_S
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
-            try:
-                self._waiting = self._run_batch(waiting)
-            except Exception:  # whatever it is, nobody waits for ever
-                self._fail(waiting)
-            if self._measure() > end or self._is_busy():
-                break
-        if self._waiting:
-            self._schedule_flush(self.deadline / 20 if self._is_busy() else 0.0)
-
-    def _measure(self) -> float:
-        "Measure how fast bytes leave the queue, and how many are left; return the time."
-        now, size = time.perf_counter(), sum([len(each.body) for each in self._waiting])
-        gone, self.size = self.size - size, size
-        if self._slow is not None and self._slow is self.current_model():
-            self._pace = 0.0  # who waits for a thread is answered at the deadline
-        elif gone > 0:
-            self._pace += ((now - self._since) / gone - self._pace) * _EWMA_ALPHA
-        self._since = now
-        return now
-
-    def _is_busy(self) -> bool:
-        "Return whether the current model is busy in its thread."
-        return self._busy is not None and self._busy is self.current_model()
-
-    def _schedule_flush(self, seconds: float = 0.0) -> None:
-        "Flush once more, in a while or at once."
-        loop = asyncio.get_running_loop()
-        if self._timer is not None and not seconds:
-            self._timer.cancel()
-            self._timer, self._due = None, False
-        if self._due:
-            return
-        self._due = True
-        if seconds:
-            self._timer = loop.call_later(seconds, self._flush)
-        else:
-            loop.call_soon(self._flush)
-
-    def _run_batch(self, waiting: list[QueuedRequest]) -> list[QueuedRequest]:
-        "One batch; what still has to wait."
-        served = self.current_model()
-        if served is None:
-            return self._answer_without_champion(waiting)
-        if served is self._busy:
-            return self._expire(served, waiting)
-        batch, left = self._take(served, waiting)
-        rows = [row for each in batch for row in each.rows]
-        if not rows:
-            return left
-        if served is self._slow or len(rows) > _MAX_BATCH_ROWS:
-            self._busy = served
-            asyncio.get_running_loop().create_task(self._answer_in_thread(served, batch, rows))
-        else:
-            start = time.perf_counter()
-            self._answer(served, batch, served.predictor.answer(rows, self.cache.key[1]), self.cache.key)
-            if time.perf_counter() - start > SLOW_SHARE * self.deadline:
-                self._slow, self._quick = served, 0
-        return left
-
-    def _fail(self, waiting: Sequence[QueuedRequest]) -> None:
+    def fail(self, waiting: Sequence[QueuedRequest]) -> None:
         "Say that it failed, and leave the reason to whoever runs the service."
         number = secrets.token_hex(4)
         print(f"nbs: error {number}: {traceback.format_exc()}", file=sys.stderr)
         for each in waiting:
-            self._refuse(each, RequestError(500, f"it failed inside: error {number} in the service's own words."))
+            self.refuse(each, RequestError(500, f"it failed inside: error {number} in the service's own words."))
 
-    def _is_late(self, waiting: QueuedRequest) -> bool:
-        return time.perf_counter() - waiting.since > self.deadline
-
-    def _expire(self, served: ServedModel, waiting: Sequence[QueuedRequest]) -> list[QueuedRequest]:
-        "While the model is busy: answer from the prior who has waited to the deadline."
-        for each in filter(self._is_late, waiting):
-            if (asked := self._read(served, each)) is not None:
-                self._give_up(served, [asked], asked.rows)
-        return [each for each in waiting if not each.reply.done()]
-
-    def _answer_without_champion(self, waiting: Sequence[QueuedRequest]) -> list[QueuedRequest]:
-        "While there is no champion: answer from the prior where there is one, or refuse."
-        for each in waiting:
-            try:
-                if self.prior is None:
-                    raise RequestError(503, "there is no champion to ask.")
-                replies, single = self.prior.rows(each.body, self.settings.max_rows)
-            except RequestError as refused:
-                self._refuse(each, refused)
-                continue
-            ids = self.records.ids(time.time_ns() // 1000, len(replies))
-            self.worker_metrics.count("nbs_rows", PRIOR_RUNG, by=len(replies))
-            self._reply(each, list(map(with_id, ids, replies)), single)
-        return []
-
-    def _reply(self, waiting: QueuedRequest, parts: list[bytes], single: bool) -> None:
-        if not waiting.reply.done():  # its client may have gone
-            waiting.reply.set_result((200, parts[0] if single else b"[%b]" % b",".join(parts)))
-
-    def _refuse(self, waiting: QueuedRequest, refused: RequestError) -> None:
-        if not waiting.reply.done():
-            waiting.reply.set_result(refused.reply)
-
-    # Reading
-
-    def _take(
-        self, served: ServedModel, waiting: list[QueuedRequest]
-    ) -> tuple[list[_ParsedRequest], list[QueuedRequest]]:
-        "Read what waits, up to a batch, and what is left; answer at once what was answered before."
-        self.cache.set_key(served.bundle.id, served.predictor.state())
-        batch, rows, taken, hits = [], 0, 0, 0
-        for each in waiting:
-            taken += 1
-            if (before := self.cache.get(each.body)) is not None:
-                hits += 1
-                self._answer_from_cache(served, each, *before)
-            elif self._is_late(each):
-                self._refuse(each, RequestError(504, f"there was no answer within {self.settings.deadline_ms} ms."))
-            elif (asked := self._read(served, each)) is not None:
-                batch.append(asked)
-                rows += len(asked.rows)
-                if rows >= _MAX_BATCH_ROWS or not served.is_batchable:
-                    break
-        if self.settings.cache:
-            self.worker_metrics.count("nbs_cache", "hit", by=hits)
-            self.worker_metrics.count("nbs_cache", "miss", by=len(batch))
-        return batch, waiting[taken:]
-
-    def _read(self, served: ServedModel, waiting: QueuedRequest) -> _ParsedRequest | None:
+    def read(self, served: ServedModel, waiting: QueuedRequest) -> _ParsedRequest | None:
         "Read a request; refuse it where it can't be read."
         try:
             return _ParsedRequest(waiting, served.request_parser.read(waiting.body), waiting.body.lstrip()[:1] != b"[")
         except RequestError as refused:
-            self._refuse(waiting, refused)
+            self.refuse(waiting, refused)
         except Exception:
-            self._fail([waiting])
+            self.fail([waiting])
         return None
 
-    # Answering
-
-    async def _answer_in_thread(self, served: ServedModel, batch: list[_ParsedRequest], rows: list[Row]) -> None:
-        "Ask a slow model in a thread; at the deadline, answer from the prior."
-        thread, start, key = ThreadPoolExecutor(1, "model"), time.perf_counter(), self.cache.key
-        asked = asyncio.get_running_loop().run_in_executor(thread, served.predictor.answer, rows, key[1])
-        left = self.deadline - (start - min(each.waiting.since for each in batch))
-        try:
-            self._answer(served, batch, await asyncio.wait_for(asyncio.shield(asked), max(left, 0.0)), key)
-        except TimeoutError:
-            self._give_up(served, batch, rows)
-            await asyncio.wait([asked])  # it may never end; another model is asked all the same
-        except Exception:
-            self._fail([each.waiting for each in batch])
-        finally:
-            thread.shutdown(wait=False)
-            self._busy = None if self._busy is served else self._busy
-            self._recover(time.perf_counter() - start)
-            self._schedule_flush()
-
-    def _recover(self, took: float) -> None:
-        "Let a model that was slow for a moment only go back to where there is no thread."
-        self._quick = self._quick + 1 if took < SLOW_SHARE * self.deadline / 2 else 0
-        if self._quick >= _MIN_FAST_BATCHES:
-            self._slow = None
-
-    def _give_up(self, served: ServedModel, batch: Sequence[_ParsedRequest], rows: list[Row]) -> None:
-        "Answer from the prior what the model did not answer in time."
-        self.worker_metrics.count("nbs_failures", "deadline", by=len(rows))
-        self._answer(served, batch, served.predictor.prior(rows))
-
-    def _answer(
+    def answer(
         self,
         served: ServedModel,
         batch: Sequence[_ParsedRequest],
@@ -314,7 +182,7 @@ class RequestBatcher:
         bodies, sizes = [each.waiting.body for each in batch], [len(each.rows) for each in batch]
         self.records.write(served, answers, now_us, first, bodies, sizes)
 
-    def _answer_from_cache(
+    def answer_from_cache(
         self, served: ServedModel, waiting: QueuedRequest, answers: Predictions, reply: bytes
     ) -> None:
         "Give an answer again, under an id of its own."
@@ -322,3 +190,185 @@ class RequestBatcher:
         self._reply(waiting, [with_id(self.records.ids(now_us, 1)[0], reply)], True)
         self.records.count_cached(served, answers)
         self.records.write(served, answers, now_us, first, [waiting.body], [1])
+
+    def answer_from_prior(self, served: ServedModel, batch: Sequence[_ParsedRequest], rows: list[Row]) -> None:
+        "Answer from the prior what the model did not answer in time."
+        self.worker_metrics.count("nbs_failures", "deadline", by=len(rows))
+        self.answer(served, batch, served.predictor.prior(rows))
+
+    def answer_without_champion(self, waiting: Sequence[QueuedRequest]) -> None:
+        "While there is no champion: answer from the prior where there is one, or refuse."
+        for each in waiting:
+            try:
+                if self.prior is None:
+                    raise RequestError(503, "there is no champion to ask.")
+                replies, single = self.prior.rows(each.body, self.settings.max_rows)
+            except RequestError as refused:
+                self.refuse(each, refused)
+                continue
+            ids = self.records.ids(time.time_ns() // 1000, len(replies))
+            self.worker_metrics.count("nbs_rows", PRIOR_RUNG, by=len(replies))
+            self._reply(each, list(map(with_id, ids, replies)), single)
+
+# %% ../../notebooks/lib/serve/04_batching.ipynb #358e4256
+class RequestBatcher:
+    "The queue of one worker's requests, which are answered together."
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        meters: WorkerMetrics,
+        records: AnswerRecorder,
+        current: Callable[[], ServedModel | None],
+        prior: PriorResponseWriter | None = None,  # what answers while there is no champion
+    ) -> None:
+        self.settings, self.worker_metrics, self.current_model = settings, meters, current
+        self.deadline = settings.deadline_ms / 1000
+        self.cache = AnswerCache(settings.cache)
+        self.pace, self.thread = _QueuePace(), _ModelThread()
+        self._replies = _ReplyWriter(settings, meters, records, self.cache, prior)
+        self._waiting: list[QueuedRequest] = []
+        self._flush_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None  # of the flush, while the model is busy
+        self._seen = 0  # how many waited at the last look
+        self._was_shared = False  # whether the last batch was more than one request
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def ask(
+        self,
+        body: bytes,
+        since: float,  # when it came, by `time.perf_counter`
+    ) -> "asyncio.Future[Reply]":
+        "Put a request to the others that wait."
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.add(QueuedRequest(body, since, reply))
+        return reply
+
+    def add(
+        self,
+        waiting: QueuedRequest,
+    ) -> None:
+        "Put a request to the others that wait; its reply goes where it says."
+        if not self._waiting:
+            self.pace.start()
+        self._waiting.append(waiting)
+        self.pace.size += len(waiting.body)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        "Answer what waits, batch by batch, as far as it goes in one turn of the loop."
+        if self._was_shared and self._seen < len(self._waiting) < _MAX_BATCH_ROWS:  # more has come: perhaps more will
+            self._seen = len(self._waiting)
+            asyncio.get_running_loop().call_soon(self._flush)
+            return
+        self._flush_scheduled, self._timer, self._seen, self._was_shared = False, None, 0, len(self._waiting) > 1
+        end = time.perf_counter() + _TURN_BUDGET_S
+        while self._waiting:
+            waiting, self._waiting = self._waiting, []
+            try:
+                self._waiting = self._run_batch(waiting)
+            except Exception:  # whatever it is, nobody waits for ever
+                self._replies.fail(waiting)
+            if self._measure() > end or self._is_busy():
+                break
+        if self._waiting:
+            self._schedule_flush(self.deadline / 20 if self._is_busy() else 0.0)
+
+    def _measure(self) -> float:
+        "Update the pace of the queue; return the time."
+        size = sum([len(each.body) for each in self._waiting])
+        return self.pace.measure(size, self.thread.is_slow(self.current_model()))
+
+    def _is_busy(self) -> bool:
+        "Return whether the current model is busy in its thread."
+        return self.thread.is_busy(self.current_model())
+
+    def _schedule_flush(self, seconds: float = 0.0) -> None:
+        "Flush once more, in a while or at once."
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and not seconds:
+            self._timer.cancel()
+            self._timer, self._flush_scheduled = None, False
+        if self._flush_scheduled:
+            return
+        self._flush_scheduled = True
+        if seconds:
+            self._timer = loop.call_later(seconds, self._flush)
+        else:
+            loop.call_soon(self._flush)
+
+    def _run_batch(self, waiting: list[QueuedRequest]) -> list[QueuedRequest]:
+        "Answer one batch, or begin to; return what still has to wait."
+        served = self.current_model()
+        if served is None:
+            self._replies.answer_without_champion(waiting)
+            return []
+        if self.thread.is_busy(served):
+            return self._expire(served, waiting)
+        batch, left = self._take(served, waiting)
+        rows = [row for each in batch for row in each.rows]
+        if not rows:
+            return left
+        if self.thread.is_slow(served) or len(rows) > _MAX_BATCH_ROWS:
+            self.thread.busy_model = served
+            asyncio.get_running_loop().create_task(self._answer_in_thread(served, batch, rows))
+        else:
+            start = time.perf_counter()
+            self._replies.answer(served, batch, served.predictor.answer(rows, self.cache.key[1]), self.cache.key)
+            self.thread.record_inline(served, time.perf_counter() - start, self.deadline)
+        return left
+
+    def _is_late(self, waiting: QueuedRequest) -> bool:
+        return time.perf_counter() - waiting.since > self.deadline
+
+    def _expire(self, served: ServedModel, waiting: Sequence[QueuedRequest]) -> list[QueuedRequest]:
+        "While the model is busy: answer from the prior who has waited to the deadline."
+        for each in filter(self._is_late, waiting):
+            if (asked := self._replies.read(served, each)) is not None:
+                self._replies.answer_from_prior(served, [asked], asked.rows)
+        return [each for each in waiting if not each.reply.done()]
+
+    def _take(
+        self, served: ServedModel, waiting: list[QueuedRequest]
+    ) -> tuple[list[_ParsedRequest], list[QueuedRequest]]:
+        "Read what waits, up to a batch, and what is left; answer at once what was answered before."
+        self.cache.set_key(served.bundle.id, served.predictor.state())
+        batch, rows, taken, hits = [], 0, 0, 0
+        for each in waiting:
+            taken += 1
+            if (before := self.cache.get(each.body)) is not None:
+                hits += 1
+                self._replies.answer_from_cache(served, each, *before)
+            elif self._is_late(each):
+                late = RequestError(504, f"there was no answer within {self.settings.deadline_ms} ms.")
+                self._replies.refuse(each, late)
+            elif (asked := self._replies.read(served, each)) is not None:
+                batch.append(asked)
+                rows += len(asked.rows)
+                if rows >= _MAX_BATCH_ROWS or not served.is_batchable:
+                    break
+        if self.settings.cache:
+            self.worker_metrics.count("nbs_cache", "hit", by=hits)
+            self.worker_metrics.count("nbs_cache", "miss", by=len(batch))
+        return batch, waiting[taken:]
+
+    async def _answer_in_thread(self, served: ServedModel, batch: list[_ParsedRequest], rows: list[Row]) -> None:
+        "Ask a slow model in a thread; at the deadline, answer from the prior."
+        thread, start, key = ThreadPoolExecutor(1, "model"), time.perf_counter(), self.cache.key
+        asked = asyncio.get_running_loop().run_in_executor(thread, served.predictor.answer, rows, key[1])
+        left = self.deadline - (start - min(each.waiting.since for each in batch))
+        try:
+            self._replies.answer(served, batch, await asyncio.wait_for(asyncio.shield(asked), max(left, 0.0)), key)
+        except TimeoutError:
+            self._replies.answer_from_prior(served, batch, rows)
+            await asyncio.wait([asked])  # it may never end; another model is asked all the same
+        except Exception:
+            self._replies.fail([each.waiting for each in batch])
+        finally:
+            thread.shutdown(wait=False)
+            self.thread.record_threaded(served, time.perf_counter() - start, self.deadline)
+            self._schedule_flush()

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['EXPLAIN_SOCKET', 'REQUEST_HEADER', 'REPLY_HEADER', 'MAX_WAITING_EXPLANATIONS', 'EXPLAIN_TIMEOUT_S', 'lower_priority',
-           'ExplainProcess', 'ChallengerProcess']
+           'exit_reason', 'ChildProcess', 'ExplainProcess', 'ChallengerProcess']
 
 # %% ../../notebooks/lib/serve/02_child_processes.ipynb #8afc4857
 import contextlib
 import fcntl
 import json
+import math
 import os
 import select
 import signal
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from struct import Struct
 
@@ -33,6 +34,65 @@ def lower_priority() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     os.nice(19)
 
+# %% ../../notebooks/lib/serve/02_child_processes.ipynb #075f2b8e
+def exit_reason(
+    code: int,  # of `Popen.returncode`
+) -> str:  # such as `SIGKILL` or `code 1`
+    "Name the signal or the exit code that a process ended with."
+    return signal.Signals(-code).name if code < 0 else f"code {code}"
+
+
+class ChildProcess:
+    "A module that runs as a process of its own, and can be started again when it has ended."
+
+    def __init__(
+        self,
+        module: str,  # run by `python -m`
+        root: Path,  # the project
+        environment: Mapping[str, str],  # of the process
+    ) -> None:
+        self.module, self.root, self.environment = module, root, dict(environment)
+        self.running: subprocess.Popen[bytes] | None = None
+        self.started = -math.inf  # by `time.monotonic`
+
+    def start(
+        self,
+        *arguments: object,  # of the module
+        pass_fds: Sequence[int] = (),  # file descriptors that it inherits
+    ) -> None:
+        "Start the process; raises `OSError` where the system refuses."
+        self.started = time.monotonic()
+        command = [sys.executable, "-m", self.module, *map(str, arguments)]
+        self.running = subprocess.Popen(command, pass_fds=pass_fds, env=self.environment, cwd=self.root)
+
+    def take_ended(self) -> subprocess.Popen[bytes] | None:
+        "Return the process once if it has ended; then another can be started."
+        process = self.running
+        if process is None or process.poll() is None:
+            return None
+        self.running = None
+        return process
+
+    def terminate(self) -> None:
+        "Send SIGTERM to the process if it runs."
+        if self.running:
+            self.running.terminate()
+
+    def end(
+        self,
+        wait_s: float | None = None,  # before it is killed; None: for ever
+    ) -> None:
+        "Terminate the process and wait for its end."
+        if self.running is None:
+            return
+        self.terminate()
+        try:
+            self.running.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            self.running.kill()
+            self.running.wait()
+        self.running = None
+
 # %% ../../notebooks/lib/serve/02_child_processes.ipynb #9f60b576
 EXPLAIN_SOCKET = "explain.sock"  # beside the counts of the workers
 REQUEST_HEADER, REPLY_HEADER = Struct("<?I"), Struct("<HI")
@@ -41,10 +101,9 @@ EXPLAIN_TIMEOUT_S = 10.0  # for an answer
 
 # %% ../../notebooks/lib/serve/02_child_processes.ipynb #2d250d6e
 _RESTART_PAUSE_S = 5.0  # between two starts, at least
-_MODULE = "nbs_lib.explain.worker"
 
 
-class ExplainProcess:
+class ExplainProcess(ChildProcess):
     "The process that explains, as the parent of the workers keeps it."
 
     def __init__(
@@ -53,9 +112,8 @@ class ExplainProcess:
         root: Path,  # the project
         environment: Mapping[str, str],  # of the process
     ) -> None:
-        self.root, self.environment = root, dict(environment)
-        self.running: subprocess.Popen[bytes] | None = None
-        self._started, self._exit_reason = -_RESTART_PAUSE_S, ""  # by `time.monotonic`, and why it ended
+        super().__init__("nbs_lib.explain.worker", root, environment)
+        self._exit_reason = ""
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.setblocking(False)
         try:
@@ -69,25 +127,20 @@ class ExplainProcess:
 
     def poll(self) -> None:
         "Start the process where somebody asks; never raises."
-        if self.running and self.running.poll() is not None:
-            code, self.running = self.running.returncode, None
-            self._exit_reason = signal.Signals(-code).name if code < 0 else f"code {code}"
+        if process := self.take_ended():
+            self._exit_reason = exit_reason(process.returncode)
             print(f"nbs: the process that explains ended with {self._exit_reason}.", file=sys.stderr, flush=True)
         if self.listener.fileno() < 0:
             return
         if self.running is None and select.select([self.listener], [], [], 0)[0]:
-            if time.monotonic() < self._started + _RESTART_PAUSE_S:
+            if time.monotonic() < self.started + _RESTART_PAUSE_S:
                 self._refuse()
-            else:
-                self._start()
-
-    def _start(self) -> None:
-        self._started, fd = time.monotonic(), self.listener.fileno()
-        command = [sys.executable, "-m", _MODULE, str(fd)]
-        try:
-            self.running = subprocess.Popen(command, pass_fds=[fd], env=self.environment, cwd=self.root)
-        except OSError as error:
-            self._exit_reason = str(error)
+                return
+            fd = self.listener.fileno()
+            try:
+                self.start(fd, pass_fds=[fd])
+            except OSError as error:
+                self._exit_reason = str(error)
 
     def _refuse(self) -> None:
         "Send those away who wait."
@@ -101,17 +154,14 @@ class ExplainProcess:
                 with asked, contextlib.suppress(OSError):
                     asked.send(REPLY_HEADER.pack(503, len(body)) + body)
 
-    def end(self) -> None:
-        "End the process."
+    def end(self, wait_s: float | None = None) -> None:
+        "Close the socket, and end the process."
         self.listener.close()
-        if self.running:
-            self.running.terminate()
-            self.running.wait()
-            self.running = None
+        super().end(wait_s)
 
 # %% ../../notebooks/lib/serve/02_child_processes.ipynb #c0ca771f
-class ChallengerProcess:
-    "Keeps the challenger's process."
+class ChallengerProcess(ChildProcess):
+    "The process in which a challenger answers, while there is one."
 
     def __init__(
         self,
@@ -119,8 +169,8 @@ class ChallengerProcess:
         root: Path,  # the project
         environment: Mapping[str, str],  # of the process
     ) -> None:
-        self.settings, self.root, self.environment = settings, root, dict(environment)
-        self.running: subprocess.Popen[bytes] | None = None
+        super().__init__("nbs_lib.serve.shadow", root, environment)
+        self.settings = settings
         self._id = ""  # of the challenger that the process was started for
         self._given_up = ""  # one that could not be recorded as stopped
         self._next_check = 0.0  # when to look again, by `time.monotonic`
@@ -130,22 +180,21 @@ class ChallengerProcess:
         if time.monotonic() < self._next_check:
             return
         self._next_check = time.monotonic() + self.settings.poll_s
-        if self.running and self.running.poll() is not None:
-            self._handle_exit(self.running)
-        found = challenger_path(self.root) if self.settings.shadow and self.settings.log else None
-        if self.running is None and found is not None and found.name != self._given_up:
+        if process := self.take_ended():
+            self._handle_exit(process)
+        challenger = challenger_path(self.root) if self.settings.shadow and self.settings.log else None
+        if self.running is None and challenger is not None and challenger.name != self._given_up:
             with contextlib.suppress(OSError):
-                self._start(found.name)
+                self._start_locked(challenger.name)
 
-    def _start(self, id: str) -> None:
+    def _start_locked(self, id: str) -> None:
         "Start the process, unless another service on this log has one; it holds the lock for as long as it lives."
         folder = shadow_folder(self.root / self.settings.log)
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises `OSError` where it is held
-            command = [sys.executable, "-m", "nbs_lib.serve.shadow"]
-            self.running = subprocess.Popen(command, cwd=self.root, env=self.environment, pass_fds=[handle])
+            self.start(pass_fds=[handle])
             self._id = id
         finally:
             os.close(handle)
@@ -153,19 +202,11 @@ class ChallengerProcess:
     def _handle_exit(self, process: "subprocess.Popen[bytes]") -> None:
         "Handle the end of the process: without another reason, the challenger ended it."
         mark_process_dead(process.pid, self.environment["PROMETHEUS_MULTIPROC_DIR"])
-        self.running, found, code = None, challenger_path(self.root), process.returncode
-        if code == 0 or found is None or found.name != self._id:
+        challenger, code = challenger_path(self.root), process.returncode
+        if code == 0 or challenger is None or challenger.name != self._id:
             return
-        how = signal.Signals(-code).name if code < 0 else f"code {code}"
         why = ": a request took far too much of the processor's time" if code == -signal.SIGPROF else ""
         try:
-            abort_shadow(self._id, f"its process ended with {how}{why}.", self.root)
+            abort_shadow(self._id, f"its process ended with {exit_reason(code)}{why}.", self.root)
         except OSError:
             self._given_up = self._id
-
-    def end(self) -> None:
-        "End the process."
-        if self.running:
-            self.running.terminate()
-            self.running.wait()
-            self.running = None

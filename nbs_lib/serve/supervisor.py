@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.settings import ServeSettings, Settings, load_settings
 from .accept import NOT_ACCEPTING, ConnectionAcceptor, ConnectionCounts
-from .child_processes import ChallengerProcess, ExplainProcess
+from .child_processes import ChallengerProcess, ChildProcess, ExplainProcess
 
 # %% ../../notebooks/lib/serve/11_supervisor.ipynb #d51aa862
 _KEEP_ALIVE_S = 75  # seconds that an idle connection is kept; a proxy before it should keep it for less
@@ -157,33 +156,32 @@ class _Supervisor:
     "The parent of all workers."
 
     def __init__(self, listener: socket.socket, settings: ServeSettings, folder: str, root: Path) -> None:
-        self.listener, self.count, self.folder, self.root = listener, settings.workers, Path(folder), root
-        self.environment = os.environ | _WORKER_ENVIRONMENT | {"PROMETHEUS_MULTIPROC_DIR": folder}
-        self.challenger_process = ChallengerProcess(settings, root, self.environment)
-        self.explain_process = ExplainProcess(self.folder, root, self.environment)
-        self.running: list[subprocess.Popen[bytes]] = []
-        self.started: dict[int, float] = {}  # when, by process id
-        self.numbers: dict[int, int] = {}  # of the workers, by process id
-        self.connection_counts = ConnectionCounts(self.folder / _CONNECTIONS_FILE, self.count)
+        self.listener, self.folder = listener, Path(folder)
+        environment = os.environ | _WORKER_ENVIRONMENT | {"PROMETHEUS_MULTIPROC_DIR": folder}
+        self.workers = [ChildProcess("nbs_lib.serve.supervisor", root, environment) for _ in range(settings.workers)]
+        self.challenger_process = ChallengerProcess(settings, root, environment)
+        self.explain_process = ExplainProcess(self.folder, root, environment)
+        self.connection_counts = ConnectionCounts(self.folder / _CONNECTIONS_FILE, settings.workers)
         self.failed = 0  # workers in a row that ended soon after their start
         self.restarts = 0
         self.stopping = False
 
-    def start(self) -> None:
+    def start(
+        self,
+        number: int,  # of the worker
+    ) -> None:
         "Start one worker."
-        fd, number = self.listener.fileno(), min({*range(self.count)} - {*self.numbers.values()})
+        fd = self.listener.fileno()
         self.connection_counts.set_count(NOT_ACCEPTING, number)
-        command = [sys.executable, "-m", "nbs_lib.serve.supervisor", *map(str, (fd, self.count, number))]
-        self.running.append(subprocess.Popen(command, pass_fds=[fd], env=self.environment, cwd=self.root))
-        self.started[self.running[-1].pid], self.numbers[self.running[-1].pid] = time.monotonic(), number
+        self.workers[number].start(fd, len(self.workers), number, pass_fds=[fd])
 
     def run(self) -> int:  # exit code
         "Keep all workers running, until SIGTERM or SIGINT."
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        while len(self.running) < self.count:
-            self.start()
-        while self.running and not self.stopping:
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, self._stop)
+        for number in range(len(self.workers)):
+            self.start(number)
+        while self.workers and not self.stopping:
             self._replace()
             self.challenger_process.poll()
             self.explain_process.poll()
@@ -197,35 +195,30 @@ class _Supervisor:
         "Start another worker for each that ended."
         from nbs_lib.serve.metrics import mark_process_dead
 
-        for worker in [each for each in self.running if each.poll() is not None]:
-            self.running.remove(worker)
-            mark_process_dead(worker.pid, self.folder)
-            lived = time.monotonic() - self.started.pop(worker.pid)
-            self.numbers.pop(worker.pid)
-            self.failed = self.failed + 1 if lived < _EARLY_EXIT_S else 0
-            if self.failed >= _MAX_EARLY_EXITS * self.count:
+        for number, worker in enumerate(self.workers):
+            if (process := worker.take_ended()) is None:
+                continue
+            mark_process_dead(process.pid, self.folder)
+            self.failed = self.failed + 1 if time.monotonic() - worker.started < _EARLY_EXIT_S else 0
+            if self.failed >= _MAX_EARLY_EXITS * len(self.workers):
                 raise UserError(f"{self.failed} workers ended within {_EARLY_EXIT_S:g} s: the lines above say why.")
             self.restarts += 1
             (self.folder / "restarts").write_text(str(self.restarts))
-            print(f"nbs: a worker ended (code {worker.returncode}): another takes its place.", file=sys.stderr)
-            self.start()
+            print(f"nbs: a worker ended (code {process.returncode}): another takes its place.", file=sys.stderr)
+            self.start(number)
 
     def end(self, seconds: float) -> None:
         "Tell all workers to end, and end those that don't."
         with contextlib.suppress(OSError):
             self.listener.listen(0)  # nobody queues any more at a port that will be closed
         self.listener.close()
-        for worker in self.running:
+        for worker in self.workers:
             worker.terminate()
         self.challenger_process.end()
         self.explain_process.end()
         deadline = time.monotonic() + seconds
-        for worker in self.running:
-            try:
-                worker.wait(max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+        for worker in self.workers:
+            worker.end(max(deadline - time.monotonic(), 0.1))
 
 
 def run_service(
