@@ -18,11 +18,10 @@ from ship_fixtures import VERSION, blank_project, decision, make_bundle, mlflow_
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, StoreError, UserError
 from nbs_lib.features.online.lookup import open_store
-from nbs_lib.registry import history as history_module
-from nbs_lib.registry.history import read_history, rollback_chain
+from nbs_lib.registry import pointers as history_module
 from nbs_lib.registry.mlflow_client import tracking_uri
 from nbs_lib.registry.model_registry import register
-from nbs_lib.registry.pointers import champion_path
+from nbs_lib.registry.pointers import champion_path, read_history, rollback_chain
 from nbs_lib.registry.rollback import rollback
 
 BUNDLE = Path("models/bundle")
