@@ -113,7 +113,12 @@ def bench_verb(
 
     in_load = what in (_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak)
     chdir_root()
-    module = import_module(f"nbs_lib.bench.{'load' if in_load else what}")
+    try:
+        module = import_module(f"nbs_lib.bench.{'load' if in_load else what}")
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("nbs_lib"):
+            raise
+        raise UserError("benchmarks are not in the wheel: run `nbs bench` in a clone of the project.") from None
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
     repeated = (
         what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds

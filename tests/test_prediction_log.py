@@ -100,7 +100,7 @@ def id_of(n: int, time_us: int = THEN, worker: str = "aaaaaaaa") -> str:
 
 
 def test_production_imports_no_more_than_numpy_and_msgspec() -> None:
-    heavy = "pandas,pyarrow,duckdb,onnxruntime,sklearn,mlflow"
+    heavy = "pandas,pyarrow,duckdb,onnxruntime,sklearn,mlflow,pydantic"
     code = f"import sys, nbs_lib.serve.log.feedback; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 

@@ -242,7 +242,7 @@ def performance_table(
                 was,
             )
         )
-    return table_block(("metric", "estimated", "estimates were off by", "realised", "promised"), rows)
+    return table_block(("metric", "estimated", "estimates were off by", "realized", "promised"), rows)
 
 
 def window_table(
@@ -262,7 +262,7 @@ def window_table(
     ]
     if not rows:
         return small_note("No window has labels and one before it.")
-    return table_block(("window", f"{metric_label(told['metric'])}, estimated", "realised", "difference"), rows)
+    return table_block(("window", f"{metric_label(told['metric'])}, estimated", "realized", "difference"), rows)
 
 
 def label_coverage_note(

@@ -22,7 +22,7 @@ from ..bundle.example import example_row
 from ..bundle.request import RequestError
 from ..core.errors import StoreError
 from ..core.settings import ServeSettings
-from .log.feedback import parse_feedback
+from .log.feedback_request import parse_feedback
 from .web.docs import DOCS_CSP, DOCS_PAGE, SWAGGER_FILES, openapi_document, read_swagger_file
 from .web.form import FORM_CSP, FORM_PAGE, form_data
 from .web.openapi import MAX_EXPLAIN_ROWS, problem_responses

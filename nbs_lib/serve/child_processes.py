@@ -83,9 +83,16 @@ class ChildProcess:
         wait_s: float | None = None,  # before it is killed; None: for ever
     ) -> None:
         "Terminate the process and wait for its end."
+        self.terminate()
+        self.wait(wait_s)
+
+    def wait(
+        self,
+        wait_s: float | None = None,  # before it is killed; None: for ever
+    ) -> None:
+        "Wait for the end of a process that was terminated."
         if self.running is None:
             return
-        self.terminate()
         try:
             self.running.wait(wait_s)
         except subprocess.TimeoutExpired:

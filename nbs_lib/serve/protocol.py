@@ -70,6 +70,7 @@ class HttpProtocol(HttpToolsProtocol):
     "One connection."
 
     app: Service
+    url = b""  # before the first request
     _read_bytes = 0  # of the read that is being parsed
     _held_bytes = 0  # read since the parser last gave something: a part of one header, as long as it may be
     _given = (0, 0)  # how many headers and bytes of a body there were then

@@ -218,7 +218,7 @@ class _Supervisor:
         self.explain_process.end()
         deadline = time.monotonic() + seconds
         for worker in self.workers:
-            worker.end(max(deadline - time.monotonic(), 0.1))
+            worker.wait(max(deadline - time.monotonic(), 0.1))
 
 
 def run_service(

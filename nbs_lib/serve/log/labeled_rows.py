@@ -21,6 +21,9 @@ from ...data.split import local_days
 from .reader import log_column, logged_days, read_day
 
 # %% ../../../notebooks/lib/serve/log/06_labeled_rows.ipynb #6f4b9e8b
+_MAX_SECONDS = 2**33  # since 1970: the year 2242
+
+
 def event_times(
     rows: pd.DataFrame,  # of the log
     roles: Roles,
@@ -29,15 +32,20 @@ def event_times(
     name, asked = roles.timestamp, rows["_time"].astype("datetime64[us, UTC]")
     if name is None:
         return asked
+    written = roles.columns.get(name, {}).get("format") or "ISO8601"
     if log_column(name) in rows:
-        times = pd.to_datetime(rows[log_column(name)], utc=True)
+        sent = rows[log_column(name)]
+        form = None if sent.dtype.kind == "M" else written
+        times = pd.to_datetime(sent, utc=True, errors="coerce", format=form)
     else:
-        form = msgspec.defstruct("Row", [("at", Any, None)], rename={"at": name})
-        decoder: Any = msgspec.json.Decoder(form)
+        row_type = msgspec.defstruct("Row", [("at", Any, None)], rename={"at": name})
+        decoder: Any = msgspec.json.Decoder(row_type)
         sent = pd.Series([decoder.decode(text).at if text else None for text in rows["_request"]], rows.index, object)
-        is_text, written = sent.map(lambda value: isinstance(value, str)), roles.columns.get(name, {}).get("format")
-        times = pd.to_datetime(sent.where(is_text), utc=True, errors="coerce", format=written or "ISO8601")
-        seconds = sent.where(sent.map(lambda value: isinstance(value, (int, float)))).astype(float)
+        is_text = sent.map(lambda value: isinstance(value, str))
+        times = pd.to_datetime(sent.where(is_text), utc=True, errors="coerce", format=written)
+        is_number = sent.map(lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
+        seconds = sent.where(is_number).astype(float)
+        seconds = seconds.where(seconds.abs() < _MAX_SECONDS)  # beyond it no timestamp can be held
         times = times.fillna(pd.to_datetime(seconds, unit="s", utc=True, errors="coerce"))
     return times.astype("datetime64[us, UTC]").fillna(asked)
 

@@ -160,6 +160,7 @@ _STATUS_DESCRIPTIONS = {
     415: "The body is not sent as application/json.",
     422: "A field is unknown, missing, or not what it must be.",
     429: "Too many requests are waiting: retry later.",
+    431: "There are too many headers, or too large ones.",
     500: "Internal error.",
     503: "No model is served.",
     504: "The answer was not ready in time.",
@@ -203,7 +204,7 @@ def predict_operation(
         "tags": ["Answers"],
         "responses": {
             "200": {"description": "The answers.", "content": {"application/json": {"schema": answers}}},
-            **problem_responses(400, 408, 413, 415, 422, 429, 500, 503, 504),
+            **problem_responses(400, 408, 413, 415, 422, 429, 431, 500, 503, 504),
         },
     }
     return operation, {"Row": row, "Answer": answer}
