@@ -44,9 +44,7 @@ def uncomment(source: str) -> str:
     first, *lines = source.splitlines()
     code = [line[2:] if line.startswith("# ") else line.removeprefix("#") for line in lines]
     start = next(n for n, line in enumerate(code) if re.match(r"VIEWS.append|@register|def ", line))
-    return "\n".join(
-        [first, *(lines[:start] if not lines[start - 1].startswith("# ") else lines[: start - 1]), *code[start:]]
-    )
+    return "\n".join([first, *lines[:start], *code[start:]])
 
 
 def make_lib(project: Project) -> None:
