@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nbs_lib.bundle.loaded import ServedModel, load_served_model
+from nbs_lib.bundle.served_model import ServedModel, load_served_model
 from nbs_lib.core.settings import ServeSettings
 from nbs_lib.serve.batching import SLOW_SHARE, RequestBatcher
 from nbs_lib.serve.log.audit import AnswerRecorder

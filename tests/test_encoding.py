@@ -37,7 +37,7 @@ def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
 
 
 def converted(encoder: Any, table: pd.DataFrame, layout: FeatureLayout) -> Any:
-    inputs = [(name, INPUT_TYPES[name][1]([None, x.shape[1]])) for name, x in graph_feeds(table, layout).items()]
+    inputs = [(name, INPUT_TYPES[name]([None, x.shape[1]])) for name, x in graph_feeds(table, layout).items()]
     model = to_onnx(encoder, initial_types=inputs, target_opset=OPSETS)
     return ort.InferenceSession(model.SerializeToString()).run(None, graph_feeds(table, layout))[0]
 

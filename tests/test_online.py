@@ -15,11 +15,11 @@ from ship_fixtures import blank_project  # noqa: F401
 from nbs_lib import cli
 from nbs_lib.bench.store import NO_REDIS, redis_server
 from nbs_lib.core.errors import DataError, ParamsError, StoreError
+from nbs_lib.core.paths import CONTRACT_FILE
 from nbs_lib.core.settings import load_settings
 from nbs_lib.data.roles import Roles
 from nbs_lib.features import materialize as online
 from nbs_lib.features.materialize import (
-    CONTRACT_FILE,
     FEATURES_FOLDER,
     check_online_parity,
     fill_store,

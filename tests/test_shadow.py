@@ -25,7 +25,7 @@ from test_serve import damaged, graph_of
 
 from nbs_lib.bundle.bundle import Bundle, write_bundle
 from nbs_lib.bundle.fallback import FallbackLadder
-from nbs_lib.bundle.loaded import load_served_model
+from nbs_lib.bundle.served_model import load_served_model
 from nbs_lib.core.errors import BundleError
 from nbs_lib.core.settings import ServeSettings
 from nbs_lib.data.roles import Roles

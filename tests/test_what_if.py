@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from nbs_lib.bundle.bundle import write_bundle
-from nbs_lib.bundle.loaded import ServedModel, load_served_model
+from nbs_lib.bundle.served_model import ServedModel, load_served_model
 from nbs_lib.core.files import write_text
 from nbs_lib.explain.counterfactual import (
     NO_CHANGE_FOUND,
@@ -163,7 +163,7 @@ def test_of_classes_another_one_and_of_numbers_the_usual_one(
 def test_where_nothing_is_marked_or_nothing_can_be_read_it_says_so(tmp_path: Path) -> None:
     assert asked(served(tmp_path, [-2, 0, 0, 0, 1], {}))["text"] == NOTHING_ACTIONABLE
     champion = served(tmp_path / "other", [-2, 0, 0, 0, 1], {"shop": []})
-    champion.predictor.lookup = champion.predictor.ladder.view_inputs.lookup = None
+    champion.predictor.views.lookup = champion.predictor.ladder.view_inputs.lookup = None
     assert asked(champion, shop_busy=5.0)["text"] == VIEWS_NOT_READABLE, (
         "a view that can't be read makes nobody less busy"
     )

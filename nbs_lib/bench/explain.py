@@ -20,9 +20,9 @@ import numpy as np
 from .serve import our_server, write_bodies
 from .timing import call_latencies_ms
 from .wrk import LoadResult, run_wrk
-from ..bundle.loaded import ServedModel, load_served_model
 from ..bundle.request import request_fields
-from ..data.arrays import MISSING_TIME, Array
+from ..bundle.served_model import ServedModel, load_served_model
+from ..data.arrays import MISSING_TIME, Array, json_value
 from ..explain.explainer import Explainer
 from ..explain.response import BundleExplainer
 from ..explain.tree_ensemble import extract_tree_ensemble
@@ -41,16 +41,12 @@ def _complete_rows(
         if value == MISSING_TIME or value == "" or value != value:
             return None
         kind = known[name].kind
-        return bool(value) if kind == "bool" else int(value) if kind in ("time", "whole") else _plain(value)
+        return bool(value) if kind == "bool" else int(value) if kind in ("time", "whole") else json_value(value)
 
     return [
         {name: shown(name, arrays[kind][row, k]) for kind in names for k, name in enumerate(names[kind])}
         for row in range(len(arrays["numeric"]))
     ]
-
-
-def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, np.floating) else value
 
 # %% ../../notebooks/lib/bench/11_explain.ipynb #91af1b65
 def _format_percentiles(

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from .timing import EngineCost, run_engine
 from ..core.errors import StageError, UserError
 from ..core.files import write_json
+from ..core.paths import CONTRACT_FILE
+from ..core.sql import quote_identifiers, quote_path
 from ..data.roles import Roles
-from ..features.join import MEMORY_LIMIT, open_database, prediction_times, quote_path, table_name
-from ..features.views import quote_identifiers
+from ..features.join import MEMORY_LIMIT, open_database, prediction_times, table_name
 
 # %% ../../notebooks/lib/bench/06_features.ipynb #e6abb910
 def _ours(folder: str, views: list[dict[str, Any]]) -> Any:
@@ -139,7 +140,8 @@ def _join_in_parts(folder: str, views: list[dict[str, Any]]) -> Any:
     "Join as `point_in_time_join` does, with rows and results on disk: a file for each 250,000 rows."
     import pyarrow.parquet as pq
 
-    from nbs_lib.features.join import join_query, open_database, quote_path
+    from nbs_lib.core.sql import quote_path
+    from nbs_lib.features.join import join_query, open_database
 
     size, source = 250_000, f"read_parquet({quote_path(f'{folder}/rows.parquet')}, file_row_number = true)"
     with open_database(f"{folder}/spill") as db:
@@ -152,7 +154,8 @@ def _join_in_parts(folder: str, views: list[dict[str, Any]]) -> Any:
 
 def _join_at_once(folder: str, views: list[dict[str, Any]]) -> Any:
     "Join as `point_in_time_join` does, with rows and result on disk."
-    from nbs_lib.features.join import join_query, open_database, quote_path
+    from nbs_lib.core.sql import quote_path
+    from nbs_lib.features.join import join_query, open_database
 
     source = f"read_parquet({quote_path(f'{folder}/rows.parquet')}, file_row_number = true)"
     with open_database(f"{folder}/spill") as db:
@@ -300,7 +303,7 @@ def bench_features(
     features: str | Path = "data/features",
 ) -> None:
     "Print what joining a snapshot's rows to all their views costs."
-    roles = Roles.load("data/contract/features.yaml") if Path("data/contract/features.yaml").exists() else None
+    roles = Roles.load(CONTRACT_FILE) if CONTRACT_FILE.exists() else None
     if roles is None or not roles.views:
         raise UserError(
             "there are no feature views to measure: `nbs run` makes them for a table with timestamp and entity."

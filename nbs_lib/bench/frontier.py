@@ -26,6 +26,7 @@ from .net_runtimes import Feeds, quantize_graph, torch_runner
 from .timing import call_latencies_ms
 from ..bundle.bundle import GRAPH_CHUNK_ROWS, inference_session, run_graph
 from ..core.files import read_json, read_table, write_json
+from ..core.paths import CONTRACT_FILE
 from ..data.arrays import Array
 from ..data.roles import Roles
 from ..evaluation.budget import BATCH_SIZES, LATENCY_FILE, format_size
@@ -175,7 +176,7 @@ def _measure_candidates(
 ) -> dict[str, Any]:  # as `Measured`
     "Measure every candidate of the last run, and other runtimes of its net."
     root = Path(root)
-    folder, roles = root / "models/candidates", Roles.load(root / "data/contract/features.yaml")
+    folder, roles = root / "models/candidates", Roles.load(root / CONTRACT_FILE)
     facts, table = read_json(folder / "candidates.json"), read_table(root / "data/training_set.parquet")
     test = select_split(table, "test", roles.task)
     arrays = graph_feeds(test, FeatureLayout.learn(select_split(table, "train", roles.task), roles))

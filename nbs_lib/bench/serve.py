@@ -32,38 +32,27 @@ from ..bundle.bundle import Bundle
 from ..bundle.layout import InputLayout
 from ..bundle.parity import add_view_columns
 from ..core.errors import UserError
+from ..core.paths import CONTRACT_FILE
 from ..core.server_process import ServerProcess, free_port, http_get, running_server
+from ..data.arrays import json_value
 from ..data.roles import Roles
 from ..registry.pointers import champion_path
 
 # %% ../../notebooks/lib/bench/10_serve.ipynb #95225240
-def _json_value(
-    value: Any,  # of a table
-) -> Any:  # as JSON has it
-    "Convert a value of a table to what a caller sends."
-    if pd.isna(value):
-        return None
-    if isinstance(value, pd.Timestamp):
-        return value.isoformat()
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def holdout_rows(
     layout: InputLayout,  # of the served bundle
     root: str | Path = ".",  # the project
     rows: int = 20_000,  # at most
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # the same rows, to be looked up and complete
     "Load validation and test rows of the training set as requests."
-    roles = Roles.load(Path(root, "data/contract/features.yaml"))
+    roles = Roles.load(Path(root, CONTRACT_FILE))
     encoded = pd.read_parquet(Path(root, "data/training_set.parquet"))
     encoded = encoded[encoded["_split"] != "train"].head(rows)
     snapshot = pd.read_parquet(Path(root, "data/snapshot.parquet")).iloc[encoded["_row"]]
     table = add_view_columns(snapshot, encoded, roles)
     own = [name for name in layout.columns_to_read if name not in layout.view_of]
     wanted = [*own, *layout.view_of]
-    complete = [
-        dict(zip(wanted, map(_json_value, each), strict=True)) for each in table[wanted].itertuples(index=False)
-    ]
+    complete = [dict(zip(wanted, map(json_value, each), strict=True)) for each in table[wanted].itertuples(index=False)]
     return [{name: row[name] for name in own} for row in complete], complete
 
 

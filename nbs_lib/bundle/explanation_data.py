@@ -7,7 +7,7 @@ __all__ = ['BACKGROUND_ROWS', 'quantile_positions', 'draw_explanation_data', 'Ex
 
 # %% ../../notebooks/lib/bundle/05_explanation_data.ipynb #24df8b2d
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from .bundle import CASES_FILE, Bundle
 from .layout import InputLayout
 from ..core.errors import BundleError
-from ..data.arrays import ARRAY_CONVERTERS, Array
+from ..data.arrays import Array, table_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,17 +97,7 @@ class ExplanationData:
         table = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
         part = table["_part"].to_numpy(zero_copy_only=False)
         names = InputLayout(bundle).names
-        background, seen = (_graph_arrays(table.filter(part == each), names) for each in _PARTS)
+        background, seen = (table_arrays(table.filter(part == each), names) for each in _PARTS)
         past = table.filter(part == _PARTS[1])
         time = past["_time"].to_numpy() if "_time" in past.column_names else None
         return cls(background, seen, past["_target"].to_numpy(), time)
-
-
-def _graph_arrays(table: Any, names: Mapping[str, Sequence[str]]) -> dict[str, Array]:
-    "Rows of a Parquet table as graphs take them."
-    found = {}
-    for kind, wanted in names.items():
-        none: Array = np.empty((table.num_rows, 0), dtype=ARRAY_CONVERTERS[kind]([], "").dtype)
-        columns = [table[name].to_numpy(zero_copy_only=False).astype(none.dtype)[:, None] for name in wanted]
-        found[kind] = np.concatenate([none, *columns], axis=1)
-    return found

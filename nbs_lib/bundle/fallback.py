@@ -18,7 +18,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .layout import InputLayout, InputRows, RowReader
-from ..data.arrays import Array
+from ..data.arrays import MAX_FLOAT32, Array
 
 # %% ../../notebooks/lib/bundle/06_fallback.ipynb #f15a8f34
 MODEL_RUNG, PARTIAL_RUNG, CONTEXT_RUNG, PRIOR_RUNG = _RUNGS = ("model", "partial", "context", "prior")
@@ -42,7 +42,6 @@ class ViewLookup(Protocol):
     def lookup(self, rows: Mapping[str, Sequence[Any]]) -> ViewLookupResult: ...
 
 # %% ../../notebooks/lib/bundle/06_fallback.ipynb #83e4530f
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _NUMBER_TYPES, _TEXT_TYPES = {float, int, type(None)}, {str, type(None)}
 
 
@@ -50,7 +49,7 @@ def _is_valid_column(values: Sequence[Any], kind: str) -> bool:
     "Return whether a graph can take the values that a store gave."
     if kind == "categorical":
         return _TEXT_TYPES.issuperset(map(type, values))
-    return _NUMBER_TYPES.issuperset(map(type, values)) and all(map(_MAX_FLOAT32.__ge__, map(abs, filter(None, values))))
+    return _NUMBER_TYPES.issuperset(map(type, values)) and all(map(MAX_FLOAT32.__ge__, map(abs, filter(None, values))))
 
 
 class _ViewInputs:

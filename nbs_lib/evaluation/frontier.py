@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..core.format import format_interval, format_number, format_with_interval
 from nbs_lib.evaluation.budget import (
     BATCH_SIZES,
     GraphTiming,
@@ -20,8 +21,7 @@ from nbs_lib.evaluation.budget import (
     format_size,
     is_similar_size,
 )
-from .run_results import format_interval, format_number, metric_label
-from .scores import format_with_interval
+from .run_results import metric_label
 from ..models.metrics import metric_gain
 from ..pages import blocks, plots
 from ..pages.blocks import Block, small_note

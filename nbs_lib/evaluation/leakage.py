@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from ..core.checks import Check, ledger_entry
-from ..data.arrays import Array
+from ..data.arrays import MAX_FLOAT32, Array
 
 # %% ../../notebooks/lib/evaluation/01_leakage.ipynb #6f813c5d
 _MIN_CLASS_ROWS, _MAX_TRAINING_ROWS = (
@@ -23,7 +23,6 @@ _MIN_CLASS_ROWS, _MAX_TRAINING_ROWS = (
     20_000,
 )  # test rows of a class, for it to be looked at; training rows that are learned from
 _MAX_LEAVES, _MIN_LEAF_ROWS = 64, 5  # of a tree, and the rows of each
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def _level_means(task: str, learned: pd.Series, target: Array, asked: pd.Series) -> Array:
@@ -36,7 +35,7 @@ def _level_means(task: str, learned: pd.Series, target: Array, asked: pd.Series)
 def _tree_predictions(task: str, learned: pd.Series, target: Array, asked: pd.Series) -> Array:
     "Predict by a small tree: [N, 1 or K]."
     before, now = (
-        np.clip(each.to_numpy(np.float64), -_MAX_FLOAT32, _MAX_FLOAT32).astype(np.float32)[:, None]
+        np.clip(each.to_numpy(np.float64), -MAX_FLOAT32, MAX_FLOAT32).astype(np.float32)[:, None]
         for each in (learned, asked)
     )
     size: dict[str, Any] = {"max_leaf_nodes": _MAX_LEAVES, "min_samples_leaf": _MIN_LEAF_ROWS, "random_state": 0}

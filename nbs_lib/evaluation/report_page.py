@@ -16,15 +16,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..core.format import format_interval, format_number
 from .frontier import budget_sentence as against_best
-from nbs_lib.evaluation.run_results import (
-    METRIC_DESCRIPTIONS,
-    RunResults,
-    format_interval,
-    format_number,
-    metric_digits,
-    metric_label,
-)
+from .run_results import METRIC_DESCRIPTIONS, RunResults, metric_digits, metric_label
 from .scores import WITHOUT_VIEWS
 from ..models.metrics import HIGHER_IS_BETTER
 from ..pages import blocks, plots

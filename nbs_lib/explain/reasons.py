@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.arrays import Array
+from ..data.arrays import Array, json_value
 from .explainer import NO_MODEL, Explainer, Explanation, InputGroup, base_output, output_contributions
 from .similar_cases import SimilarCases
 from .text import capitalize_first, humanize, is_missing_value, single_line, value_text
@@ -237,7 +237,10 @@ class ReasonWriter:
             parts = "; ".join(one.as_part(value) for one, value in zip(ones, seen, strict=True))
             about = self._views[group.view]
             subject = f"{about} is not known, which" if all(map(is_missing_value, every)) else f"{about} ({parts})"
-        told = {one.name: _json_value(value) for one, value in zip(ones, seen, strict=True)}
+        told = {
+            one.name: None if is_missing_value(value) else json_value(value)
+            for one, value in zip(ones, seen, strict=True)
+        }
         amount = whole if self.task == "regression" else 100 * whole
         return Reason(
             group.code,
@@ -274,12 +277,3 @@ class ReasonWriter:
         "Tell how past cases ended that share what mattered: of each reason, the input that moved most."
         leading = [self._by_name[next(iter(reason.inputs))] for reason in reasons if reason.inputs]
         return self.past.similar([(one.name, arrays[one.kind][row, one.column]) for one in leading], told)
-
-
-def _json_value(value: Any) -> Any:
-    "Convert a value for JSON, a number of 32 bits as short as it can be written."
-    if is_missing_value(value):
-        return None
-    if isinstance(value, np.floating):
-        return float(str(value))
-    return value.item() if isinstance(value, np.generic) else value

@@ -15,9 +15,10 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import read_json
+from ..core.paths import CONTRACT_FILE
+from ..core.sql import quote_identifiers, quote_path
 from ..data.roles import Roles
-from .join import VIEW_STATUSES, open_database, quote_path, summarize_view, table_name, view_file
-from .views import quote_identifiers
+from .join import VIEW_STATUSES, open_database, summarize_view, table_name, view_file
 
 # %% ../../notebooks/lib/features/04_catalog.ipynb #2b6fe983
 def _format_duration(
@@ -154,7 +155,7 @@ def load_catalog(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # a row per view, and a row per feature
     "All views and features, as the last run left them; raises `DataError` where there was none."
     root = Path(root)
-    roles, used = Roles.load(root / "data/contract/features.yaml"), bundles_by_view(root / "served")
+    roles, used = Roles.load(root / CONTRACT_FILE), bundles_by_view(root / "served")
     columns = [pd.DataFrame(columns=["view", "feature", "type", "unit", "empty", "what it is"])]
     found = {}
     with open_database() as db:

@@ -8,8 +8,9 @@ __all__ = ['build_default_views']
 # %% ../../notebooks/lib/features/02_default_views.ipynb #90ff964b
 import re
 
+from ..core.sql import quote_identifiers
 from ..data.roles import Roles
-from .views import MIN_HISTORY_DAYS, Measure, View, quote_identifiers
+from .views import MIN_HISTORY_DAYS, Measure, View
 
 # %% ../../notebooks/lib/features/02_default_views.ipynb #e45e8796
 _LAST_N = (1, 5, 20)  # times

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import UserError, ViewError
 from ..core.files import atomic_write, write_text
+from ..core.paths import CONTRACT_FILE
 from ..data.roles import Roles
 from .join import table_name
 
@@ -172,7 +173,7 @@ def write_feast_repo(
 ) -> list[Path]:  # what was written
     "Write the views as a Feast repository; raises `ViewError` where there is none, or one that Feast would not take."
     if views is None:
-        views = Roles.load("data/contract/features.yaml").views if Path("data/contract/features.yaml").exists() else []
+        views = Roles.load(CONTRACT_FILE).views if CONTRACT_FILE.exists() else []
     if not views:
         raise ViewError("there are no feature views: `nbs run` makes them for a table with a timestamp and an entity.")
     for view in views:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT_MODEL_ONLY', 'MIN_HISTORY_DAYS', 'View', 'view_duration_s', 'check_view', 'source_tables', 'order_views',
-           'view_versions', 'quote_identifiers', 'Measure', 'rolling_features']
+           'view_versions', 'Measure', 'rolling_features']
 
 # %% ../../notebooks/lib/features/01_views.ipynb #dd3193a9
 import hashlib
@@ -20,6 +20,7 @@ from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 from sqlglot.optimizer.scope import traverse_scope
 
 from ..core.errors import ParamsError, ViewError, did_you_mean
+from ..core.sql import quote_identifiers
 from ..data.table import parse_duration
 
 # %% ../../notebooks/lib/features/01_views.ipynb #7a061ea2
@@ -195,13 +196,6 @@ def view_versions(
     return found
 
 # %% ../../notebooks/lib/features/01_views.ipynb #8d250fcc
-def quote_identifiers(
-    names: Iterable[str],  # of columns
-) -> str:  # for SQL
-    "Column names as SQL takes any of them."
-    return ", ".join('"' + name.replace('"', '""') + '"' for name in names)
-
-
 MIN_HISTORY_DAYS = 2  # with events, before what they say of an entity is believed; the study *new markets* measures it
 
 

@@ -21,16 +21,13 @@ from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringT
 from sklearn.base import is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
+from ..data.arrays import table_arrays
 from .calibration import Calibration
 from .encoding import FeatureLayout
 from .search import MIN_PROBABILITY, FittedCandidate, uncalibrated_margins
 
 # %% ../../notebooks/lib/models/08_onnx_export.ipynb #0572913d
-INPUT_TYPES = {
-    "numeric": (np.float32, FloatTensorType),
-    "categorical": (object, StringTensorType),
-    "time": (np.int64, Int64TensorType),
-}
+INPUT_TYPES = {"numeric": FloatTensorType, "categorical": StringTensorType, "time": Int64TensorType}
 OPSETS = {"": 17, "ai.onnx.ml": 3}
 _IR_VERSION = 8
 
@@ -41,7 +38,7 @@ def graph_feeds(
 ) -> dict[str, NDArray[Any]]:  # matrices by the graph's input names
     "Convert a training set's rows to what a graph takes."
     columns = {kind: list(getattr(layout, kind)) for kind in INPUT_TYPES}
-    return {kind: table[names].to_numpy(dtype=INPUT_TYPES[kind][0]) for kind, names in columns.items() if names}
+    return table_arrays(table, {kind: names for kind, names in columns.items() if names})
 
 # %% ../../notebooks/lib/models/08_onnx_export.ipynb #92aac430
 @contextlib.contextmanager
@@ -142,7 +139,7 @@ def export_graph(
 ) -> onnx.ModelProto:  # inputs as `graph_feeds` gives them; outputs `margin` and `output`, float32 [N, 1] or [N, K]
     "Export a candidate as one graph."
     layout, kind = fitted.task.layout, fitted.task.kind
-    inputs = [(name, INPUT_TYPES[name][1]([None, x.shape[1]])) for name, x in graph_feeds(table[:1], layout).items()]
+    inputs = [(name, INPUT_TYPES[name]([None, x.shape[1]])) for name, x in graph_feeds(table[:1], layout).items()]
     encoded = fitted.pipeline[:-1].transform(table[layout.features][:1])
     encoder = _set_versions(_convert(fitted.pipeline[:-1], inputs, "encoder"))
     last = fitted.pipeline[-1]

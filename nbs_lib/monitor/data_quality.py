@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.checks import Check, ledger_entry
 from .counts.histogram import NUMERIC, ColumnBins, Counts, Profile
 from .drift import drift_distance, js_distance
 
@@ -50,19 +51,11 @@ def _entry(
     sentence: str,
     column: str | None = None,
     severity: str = SEVERITY_FAIL,
-) -> dict[str, Any]:
-    return {
-        "check": check,
-        "column": column,
-        "passed": passed,
-        "observed": observed,
-        "needed": needed,
-        "sentence": sentence,
-        "severity": severity,
-    }
+) -> Check:
+    return ledger_entry(check, passed, observed, needed, sentence, column=column, severity=severity)
 
 # %% ../../notebooks/lib/monitor/02_data_quality.ipynb #283b79f5
-def _check_schema(reference: Profile, current: Profile) -> Iterator[dict[str, Any]]:
+def _check_schema(reference: Profile, current: Profile) -> Iterator[Check]:
     "Columns that are gone, of another type, or new."
     learned = list(reference.columns)
     wrong = 0
@@ -86,9 +79,7 @@ def _check_schema(reference: Profile, current: Profile) -> Iterator[dict[str, An
         yield _entry("new columns", False, f"{len(extra)} more", "the same", sentence, severity=SEVERITY_WARN)
 
 
-def _volume(
-    reference: Profile, current: Profile, length: int | None, bounds: QualityBounds
-) -> Iterator[dict[str, Any]]:
+def _volume(reference: Profile, current: Profile, length: int | None, bounds: QualityBounds) -> Iterator[Check]:
     "As many rows as a window of this length ordinarily has."
     length = length or int(current.days[-1] - current.days[0]) + 1
     usual = np.array([reference.rows[mask].sum() for mask in reference.windows(length)])
@@ -104,7 +95,7 @@ def _volume(
     yield _entry("volume", bool(low <= rows <= high), found, f"{low:,.0f} to {high:,.0f}", sentence)
 
 
-def _times(current: Profile, now: float | None, bounds: QualityBounds) -> Iterator[dict[str, Any]]:
+def _times(current: Profile, now: float | None, bounds: QualityBounds) -> Iterator[Check]:
     "No row without a time, or from the future; the last one recent."
     rows = len(current) + current.untimed
     share = current.untimed / rows
@@ -132,7 +123,7 @@ def _times(current: Profile, now: float | None, bounds: QualityBounds) -> Iterat
     yield _entry("freshness", bool(age <= bounds.late), told, f"at most {bounds.late / _DAY_S:.1f} days", sentence)
 
 
-def _duplicates(current: Profile, bounds: QualityBounds) -> Iterator[dict[str, Any]]:
+def _duplicates(current: Profile, bounds: QualityBounds) -> Iterator[Check]:
     count = int(current.duplicates.sum())
     share = count / len(current)
     sentence = (
@@ -147,7 +138,7 @@ def _share(part: Any, whole: Any) -> Any:
     return part / np.maximum(whole, 1)
 
 
-def _null_share(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBounds) -> dict[str, Any]:
+def _null_share(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBounds) -> Check:
     worst = float(_share(windows[:, column.missing], windows.sum(axis=1)).max())
     share, most = float(_share(now[column.missing], now.sum())), min(worst + bounds.nulls, 1.0)
     sentence = (
@@ -156,7 +147,7 @@ def _null_share(column: ColumnBins, windows: Counts, now: Counts, bounds: Qualit
     return _entry("missing", share <= most, f"{share:.1%}", f"at most {most:.1%}", sentence, column.name)
 
 
-def _finite(column: ColumnBins, then: Counts, now: Counts) -> dict[str, Any]:
+def _finite(column: ColumnBins, then: Counts, now: Counts) -> Check:
     count = int(now[-1])
     sentence = f"{column.name} is infinite in {count:,} rows: correct them, or leave them empty."
     return _entry("finite", not count or bool(then[-1]), f"{count:,} rows", "none", sentence, column.name)
@@ -168,7 +159,7 @@ def _outside_share(column: ColumnBins, counts: Counts) -> float:
     return 1 - float(_share(inside, counts[: column.missing].sum()))
 
 
-def _range(column: ColumnBins, then: Counts, now: Counts, bounds: QualityBounds) -> Iterator[dict[str, Any]]:
+def _range(column: ColumnBins, then: Counts, now: Counts, bounds: QualityBounds) -> Iterator[Check]:
     "Numbers far away are a fault; numbers a little outside are what a new season brings."
     below, above = slice(0, 2), slice(column.bins + 2, column.bins + 4)
     where = f"{column.low:.6g} to {column.high:.6g}"
@@ -194,7 +185,7 @@ def _deviation(column: ColumnBins, counts: Counts) -> Any:
     return np.sqrt(np.maximum(values @ position**2 / rows - (values @ position / rows) ** 2, 0))
 
 
-def _spread(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBounds) -> dict[str, Any]:
+def _spread(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBounds) -> Check:
     usual, found = _deviation(column, windows), float(_deviation(column, now))
     low, high = float(usual.min()), float(usual.max())
     passed = found == 0 or low / bounds.calm <= found <= high * bounds.spread  # what is constant, `stuck` judges
@@ -205,7 +196,7 @@ def _spread(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBou
 
 def _jump(
     column: ColumnBins, then: Counts, windows: Counts, before: Counts, now: Counts, bounds: QualityBounds
-) -> dict[str, Any]:
+) -> Check:
     "Seasons come slowly; what a unit does comes at once."
     usual = float(np.nanmax(drift_distance(column, windows[:-1], windows[1:]), initial=0))
     found, (times, unlikeness) = float(drift_distance(column, before, now)), bounds.parted
@@ -220,9 +211,7 @@ def _jump(
     return _entry("jump", passed, f"{found:.2f}", f"at most {most:.2f}", sentence, column.name)
 
 
-def _unseen_levels(
-    column: ColumnBins, current: Profile, then: Counts, now: Counts, bounds: QualityBounds
-) -> dict[str, Any]:
+def _unseen_levels(column: ColumnBins, current: Profile, then: Counts, now: Counts, bounds: QualityBounds) -> Check:
     share = float(_share(now[column.new], now.sum()))
     most = bounds.unseen + bounds.rare * float(_share(then[column.new - 1], then.sum()))
     names = list(dict.fromkeys(repr(level) for _, level, _ in current.new.get(column.name, [])))[:3]
@@ -231,7 +220,7 @@ def _unseen_levels(
     return _entry("levels", share <= most, f"{share:.1%}", f"at most {most:.1%}", sentence, column.name)
 
 
-def _stuck(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBounds) -> dict[str, Any]:
+def _stuck(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBounds) -> Check:
     "Whether one value stands in nearly all rows; the rare levels together are none."
     cells = slice(2, column.bins + 2) if column.kind == NUMERIC else slice(len(column.levels))
 
@@ -257,7 +246,7 @@ def _check_column(
     current: Profile,
     masks: Sequence[Any],
     bounds: QualityBounds,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Check]:
     "Check one column."
     daily, then, now = reference.counts[column.name], reference.total(column.name), current.total(column.name)
     if not now.sum() or not then.sum():
@@ -293,7 +282,7 @@ def check_data_quality(
     window: int | None = None,  # days that the window should have; those that it has by default
     before: Profile | None = None,  # the window before; the reference's last days where they are followed by this one
     bounds: QualityBounds = QualityBounds(),
-) -> list[dict[str, Any]]:  # check, column, passed, observed, needed, sentence, severity
+) -> list[Check]:  # check, column, passed, observed, needed, sentence, severity
     "Whether a window can be trusted, check by check."
     rows = len(current) + current.untimed
     found = "no row" if not rows else "a single row" if rows == 1 else f"{rows:,} rows"
@@ -325,7 +314,7 @@ def _previous_window(reference: Profile, current: Profile, length: int) -> Profi
 
 
 def blocking_checks(
-    ledger: list[dict[str, Any]],  # of `check_data_quality`
-) -> list[dict[str, Any]]:
+    ledger: list[Check],  # of `check_data_quality`
+) -> list[Check]:
     "Select the failed checks that stop a window from being used."
     return [entry for entry in ledger if not entry["passed"] and entry["severity"] == SEVERITY_FAIL]

@@ -12,10 +12,9 @@ from typing import Any
 
 from ..bundle.bundle import Bundle
 from ..core.errors import DataError, NoChampionError, did_you_mean
-from ..core.paths import SERVED_FOLDER
+from ..core.paths import CONTRACT_FILE, SERVED_FOLDER
 from ..core.settings import load_settings
 from ..data.roles import Roles
-from ..features.materialize import CONTRACT_FILE
 from nbs_lib.monitor.from_tables import (
     TRAINING_SET,
     load_from_tables,

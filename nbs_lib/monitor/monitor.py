@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..bundle.bundle import Bundle
+from ..core.checks import Check
 from ..core.errors import BundleError, DataError
 from ..core.params import load_params
 from ..core.settings import load_settings
@@ -123,7 +124,7 @@ class MonitorResult:
     rows: dict[str, int]  # reference, current, window, and those left out or repeated
     labels: dict[str, int]  # new
     service: dict[str, Any]  # what the service counted
-    contract: list[dict[str, Any]] = field(default_factory=list)  # as `check_data_quality` returns it
+    contract: list[Check] = field(default_factory=list)  # as `check_data_quality` returns it
     drift: dict[str, Any] = field(default_factory=lambda: {"status": INSUFFICIENT, "sentence": "", "columns": []})
     performance: dict[str, Any] | None = None  # as `report_performance` returns it
     importance: dict[str, float] = field(default_factory=dict)  # by input, the largest first
@@ -178,7 +179,7 @@ def run_monitor(
     )
 
 
-def _warn_of_later_rows(ledger: list[dict[str, Any]], data: MonitoringData) -> None:
+def _warn_of_later_rows(ledger: list[Check], data: MonitoringData) -> None:
     "Warn of many rows later than `as_of`, which were left out: a clock is wrong, or an earlier moment was meant."
     count = data.counts.get("later", 0)
     rows = count + len(data.current)

@@ -11,7 +11,8 @@ __all__ = ['monitor_headline', 'monitor_tiles', 'excluded_rows_note', 'contract_
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation.run_results import format_interval, format_number, metric_label
+from ..core.format import format_interval, format_number
+from ..evaluation.run_results import metric_label
 from .monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, MonitorResult
 from nbs_lib.pages.blocks import (
     BAD,

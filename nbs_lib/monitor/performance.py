@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import logit
 
+from ..data.arrays import json_value
 from ..evaluation import scores as evaluation
 from ..models import predictions
 from ..models.calibration import calibrate
@@ -222,14 +223,8 @@ def calibration_summary(
     test[predictions.prediction_columns("model", wide)] = output.reshape(len(test), wide)
     classes = {"regression": 0, "binary": 2}.get(task, wide)
     groups = evaluation.reliability_curve(test, ["model"], classes, resamples, seed).drop(columns="candidate")
-    rows = [{str(name): _json_value(value) for name, value in row.items()} for row in groups.to_dict("records")]
+    rows = [{str(name): json_value(value) for name, value in row.items()} for row in groups.to_dict("records")]
     return {"offset": asdict(bootstrap_interval(drawn)), "groups": rows}
-
-
-def _json_value(value: Any) -> Any:
-    "Convert a value for JSON."
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if value != value else value
 
 # %% ../../notebooks/lib/monitor/03_performance.ipynb #65965c27
 def drop_duplicate_rows(

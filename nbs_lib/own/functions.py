@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../notebooks/own/03_functions.ipynb #e3dac6f8
-from ..features.views import quote_identifiers
+from ..core.sql import quote_identifiers
 
 # %% ../../notebooks/own/03_functions.ipynb #27052bbc
 # SQL that a view can use: the share of rows in which a column has one of some values.

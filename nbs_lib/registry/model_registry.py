@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle.bundle import MANIFEST_FILE, read_verified, replacing_folder
+from ..bundle.bundle import MANIFEST_FILE, read_verified
 from ..core.errors import BundleError, UserError
-from ..core.files import atomic_write, read_json, write_json
+from ..core.files import atomic_folder, atomic_write, read_json, write_json
 from ..core.paths import SERVED_FOLDER
 from ..core.settings import TrackingSettings
 from .mlflow_client import REGISTERED_FILE, connect, file_lock, is_reachable, tracking_uri, warn
@@ -42,7 +42,7 @@ def _copy_to_served(bundle: str | Path, root: str | Path) -> str:
     with contextlib.suppress(BundleError):
         if read_verified(place)[0] == id:
             return id
-    with replacing_folder(place) as temporary:
+    with atomic_folder(place) as temporary:
         for name, content in {**contents, MANIFEST_FILE: Path(bundle, MANIFEST_FILE).read_bytes()}.items():
             with atomic_write(temporary / name) as file:
                 file.write_bytes(content)

@@ -200,10 +200,7 @@ def challenger_path(
 ) -> Path | None:  # a bundle's folder
     "Find the bundle that answers in the champion's shadow; None where there is none."
     found = _read_shadow_pointer(root)
-    try:
-        current = (Path(root) / CURRENT_FILE).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+    current = _current_champion_id(root)
     if found is None or found[1] != current or found[0] == current or read_shadow_abort(root):
         return None
     return Path(root) / SERVED_FOLDER / found[0]

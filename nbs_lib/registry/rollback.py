@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundle.loaded import load_served_model
+from ..bundle.served_model import load_served_model
 from ..core.errors import BundleError, StoreError, UserError, did_you_mean
 from ..core.paths import SERVED_FOLDER
 from ..core.settings import Settings, load_settings

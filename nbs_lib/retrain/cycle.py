@@ -22,12 +22,13 @@ from ..core.checks import DECISIONS, HOLD, PROMOTE, REJECT
 from ..core.errors import ParamsError, StageError, StoreError, UserError
 from ..core.files import read_json
 from ..core.params import load_params
+from ..core.paths import CONTRACT_FILE
 from ..core.settings import Settings, load_settings
 from ..data.roles import Roles
 from ..data.split import local_days
 from ..data.table import parse_duration
 from ..features.join import table_name
-from ..features.materialize import CONTRACT_FILE, FEATURES_FOLDER, fill_store, parse_time_us
+from ..features.materialize import FEATURES_FOLDER, fill_store, parse_time_us
 from ..features.online.lookup import open_store
 from ..monitor.monitoring_data import end_of_last_full_day as last_day
 from ..pipeline.clone import clone_as_of, remove_stale_clones
@@ -42,6 +43,7 @@ from nbs_lib.retrain.ledger import (
     PROMOTE_STEP,
     TURN_FAILED,
     WAIT,
+    Turn,
     begin_turn,
     finish_turn,
     record_step,
@@ -123,11 +125,11 @@ def load_served_rows(
     return rows.astype({"_target": "int64"}) if roles.classes else rows
 
 # %% ../../notebooks/lib/retrain/06_cycle.ipynb #2316eef2
-def _retrain(turn: dict[str, Any], now: Bundle, roles: Roles, settings: Settings) -> tuple[str, str]:
+def _retrain(turn: Turn, now: Bundle, roles: Roles, settings: Settings) -> tuple[str, str]:
     "Learn, judge and promote; what came of it, and why."
     since = trained_until(now, str(roles.timestamp))
     window = int(load_params()["monitor.window"])
-    with clone_as_of(turn["as_of"], again=True) as there:
+    with clone_as_of(str(turn["as_of"]), again=True) as there:
         record_step(turn, "prepare")
         table = prepare_training_set(there, settings.dvc.remote)
         if wrong := find_broken_window(table, _known_until(now, roles), now, window, roles.timezone):
@@ -214,22 +216,20 @@ def run_cycle(
             return _run_turn(turn, now, roles, settings)
 
 
-def _run_turn(turn: dict[str, Any], now: Bundle, roles: Roles, settings: Settings) -> int:
+def _run_turn(turn: Turn, now: Bundle, roles: Roles, settings: Settings) -> int:
     for name, path in (("monitor", _MONITOR_FILE), ("decision", _DECISION_FILE)):
         record_step(turn, name)
         _run_stage(name)
-        turn[name] = {
-            key: value
-            for key, value in read_json(path).items()
-            if key in ("status", "verdict", "reasons", "sentence", "triggers")
-        }
+        found = read_json(path)
+        told = {key: found[key] for key in ("status", "verdict", "reasons", "sentence", "triggers") if key in found}
+        record_step(turn, name, **{name: told})
     decided = turn["decision"]
     if decided["verdict"] != "retrain":
         return _end_turn(turn, decided["verdict"], decided["sentence"])
     return _end_turn(turn, *_retrain(turn, now, roles, settings))
 
 
-def _end_turn(turn: dict[str, Any], outcome: str, sentence: str) -> int:
+def _end_turn(turn: Turn, outcome: str, sentence: str) -> int:
     "Close the turn and draw the ledger."
     code = _EXIT_CODES[outcome]
     if code == 0 and turn.get("monitor", {}).get("status") in ("watch", "drift"):
@@ -240,7 +240,7 @@ def _end_turn(turn: dict[str, Any], outcome: str, sentence: str) -> int:
 
 
 @contextmanager
-def _recorded(turn: dict[str, Any]) -> Iterator[None]:
+def _recorded(turn: Turn) -> Iterator[None]:
     "Whatever happens, the ledger has it, its page is drawn, and MLflow is told."
     status = "FINISHED"
     try:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import pandas as pd
 
 from ..core.errors import ParamsError, did_you_mean
+from ..core.format import format_with_interval
 from .ledger import CONTRACT_FAILURE, NOTHING_NEW, WAIT
 
 # %% ../../notebooks/lib/retrain/02_decision.ipynb #6488e6dc
@@ -51,11 +52,6 @@ class RetrainState:
     shadow: Mapping[str, Any] | None = None  # diff, lo, hi: how much better the challenger in shadow is
 
 # %% ../../notebooks/lib/retrain/02_decision.ipynb #35ef66af
-def _format_interval(found: Mapping[str, Any]) -> str:
-    value = found.get("diff", found.get("value"))
-    return f"{value:+.4f} ({found['lo']:+.4f} to {found['hi']:+.4f})"
-
-
 def _has_interval(found: Mapping[str, Any] | None) -> bool:
     return found is not None and found.get("lo") is not None and found.get("hi") is not None
 
@@ -74,7 +70,7 @@ def _performance(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | Non
     if found is None or not _has_interval(found):
         return None, "no realized figure with an interval yet", needed
     fired = found["diff"] > policy.drop and found["lo"] > 0
-    return fired, f"worse than promised by {_format_interval(found)}", needed
+    return fired, f"worse than promised by {format_with_interval(found, sign=True)}", needed
 
 
 def _calibration(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | None, str, str]:
@@ -82,14 +78,14 @@ def _calibration(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | Non
     if found is None or not _has_interval(found):
         return None, "no realized figure with an interval yet", needed
     fired = abs(found["value"]) > policy.gap and found["lo"] * found["hi"] > 0
-    return fired, f"what happened minus what was predicted: {_format_interval(found)}", needed
+    return fired, f"what happened minus what was predicted: {format_with_interval(found, sign=True)}", needed
 
 
 def _shadow(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | None, str, str]:
     found, needed = state.shadow, "better than the champion beyond noise"
     if found is None or not _has_interval(found):
         return None, "no challenger in shadow has been compared yet", needed
-    return found["lo"] > 0, f"the challenger in shadow gains {_format_interval(found)}", needed
+    return found["lo"] > 0, f"the challenger in shadow gains {format_with_interval(found, sign=True)}", needed
 
 
 _RULES = dict(zip(_TRIGGERS, (_schedule, _drift, _performance, _calibration, _shadow), strict=True))

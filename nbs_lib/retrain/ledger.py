@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TURN_FILE', 'PROMOTE_STEP', 'DONE_STEP', 'NOTHING_NEW', 'WAIT', 'CONTRACT_FAILURE', 'TURN_FAILED', 'INTERRUPTED',
-           'read_turns', 'begin_turn', 'record_step', 'finish_turn', 'last_retrain']
+           'Turn', 'read_turns', 'begin_turn', 'record_step', 'finish_turn', 'last_retrain']
 
 # %% ../../notebooks/lib/retrain/01_ledger.ipynb #8ce434e8
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ..core.checks import DECISIONS, PROMOTE
 from ..core.files import read_json, write_json
@@ -33,8 +33,34 @@ def _utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def read_turns() -> list[dict[str, Any]]:
-    "All turns that have ended, the oldest first; raises `DataError` where the ledger is damaged."
+class Turn(TypedDict):
+    "A turn of the cycle, as far as it has come."
+
+    id: str
+    as_of: str | None  # what is known; a day or a time, UTC
+    began: str  # ISO 8601, UTC
+    step: NotRequired[str]  # that it is at; not in the ledger
+    reference: NotRequired[str | None]  # the tables that it was asked to compare
+    current: NotRequired[str | None]
+    champion: NotRequired[str]  # the id of the bundle that was served when it began
+    monitor: NotRequired[dict[str, Any]]  # status, sentence
+    decision: NotRequired[dict[str, Any]]  # verdict, reasons, sentence, triggers
+    since: NotRequired[int]  # what the challenger is judged by comes after, in seconds since 1970
+    gate: NotRequired[dict[str, Any]]  # a `ChallengeDecision`
+    challenger: NotRequired[str]  # the id of its bundle
+    change: NotRequired[str]  # what it did to the working tree
+    outcome: NotRequired[str]
+    sentence: NotRequired[str]  # why, for people
+    code: NotRequired[int]  # the exit code
+    ended: NotRequired[str]  # ISO 8601, UTC
+
+
+def _extend(turn: Turn, facts: dict[str, Any]) -> None:
+    turn.update(facts)  # type: ignore[typeddict-item]
+
+
+def read_turns() -> list[Turn]:
+    "Read all turns that have ended, the oldest first; raises `DataError` where the ledger is damaged."
     return read_json(_LEDGER_FILE) if _LEDGER_FILE.exists() else []
 
 
@@ -42,7 +68,7 @@ def begin_turn(
     id: str,
     as_of: str | None,  # what is known; a day or a time, UTC
     **more: Any,  # reference and current, champion, step
-) -> dict[str, Any]:  # the turn
+) -> Turn:
     "Open a turn; one that was killed is closed."
     if TURN_FILE.exists() and (before := read_json(TURN_FILE)).get("step") != DONE_STEP:
         if before["step"] == PROMOTE_STEP and before.get("challenger") == more.get("champion"):
@@ -50,36 +76,37 @@ def begin_turn(
         else:
             why = f"Killed while at {before['step']}; what it had not finished did not happen, and this turn goes on."
             finish_turn(before, INTERRUPTED, why)
-    turn = {"id": id, "as_of": as_of, "began": _utc_now(), "step": "begin", **more}
+    turn: Turn = {"id": id, "as_of": as_of, "began": _utc_now(), "step": "begin"}
+    _extend(turn, more)
     write_json(turn, TURN_FILE)
     return turn
 
 
 def record_step(
-    turn: dict[str, Any],
+    turn: Turn,
     name: str,  # of what comes next
     **more: Any,  # what is known by now
 ) -> None:
     "Say how far a turn is."
-    turn |= {"step": name, **more}
+    _extend(turn, {"step": name, **more})
     write_json(turn, TURN_FILE)
 
 
 def finish_turn(
-    turn: dict[str, Any],
+    turn: Turn,
     outcome: str,  # PROMOTE, HOLD, REJECT, nothing new, wait, contract failure, failed or interrupted
     sentence: str,  # why, for people
     **more: Any,  # what else is known
 ) -> None:
     "Close a turn: into the ledger first, once."
-    turn |= {"outcome": outcome, "sentence": sentence, "ended": _utc_now(), **more}
+    _extend(turn, {"outcome": outcome, "sentence": sentence, "ended": _utc_now(), **more})
     kept = [each for each in read_turns() if each["id"] != turn["id"]]
     write_json([*kept, {key: value for key, value in turn.items() if key != "step"}], _LEDGER_FILE)
     write_json(turn | {"step": DONE_STEP}, TURN_FILE)
 
 
 def last_retrain(
-    found: list[dict[str, Any]],  # turns
+    found: list[Turn],
 ) -> str | None:  # its `as_of`; None: there was none
     "Return when a challenger was last judged, whatever became of it."
     judged = [each["as_of"] for each in found if each["outcome"] in DECISIONS]

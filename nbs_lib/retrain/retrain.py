@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..bundle.bundle import Bundle, replacing_folder
-from ..core.files import atomic_write, read_json, read_table, write_json, write_table, write_text
+from ..bundle.bundle import Bundle
+from ..core.files import atomic_folder, atomic_write, read_json, read_table, write_json, write_table, write_text
 from ..monitor.counts.binning import fit_bins
 from ..monitor.counts.profile import profile_table
 from ..monitor.data_quality import blocking_checks, check_data_quality
@@ -71,7 +71,7 @@ def train_challenger(
     "Run the rest and keep what a judge needs; raises `UserError` where a stage fails."
     _run(there, remote, root)
     root = Path(root).resolve()
-    with replacing_folder(root / CHALLENGER_FOLDER) as temporary:
+    with atomic_folder(root / CHALLENGER_FOLDER) as temporary:
         shutil.copytree(there / "models/bundle", temporary / "bundle")
         shutil.copyfile(there / "models/gate.json", temporary / "gate.json")
         write_table(unseen_test_rows(table, since), temporary / "rows.parquet")

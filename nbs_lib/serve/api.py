@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..bundle.bundle import Bundle
-from ..bundle.example import example_row
 from ..bundle.request import RequestError
+from ..bundle.served_model import example_row
 from ..core.errors import StoreError
 from ..core.settings import ServeSettings
 from .log.feedback_request import parse_feedback

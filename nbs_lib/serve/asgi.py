@@ -7,7 +7,6 @@ __all__ = ['JSON_HEADERS', 'STATUS_HEADERS', 'Service']
 
 # %% ../../notebooks/lib/serve/08_asgi.ipynb #526263e7
 import asyncio
-import gc
 import hmac
 import os
 import sys
@@ -65,9 +64,6 @@ class Service(WorkerState):
     async def start(self) -> None:
         "Load the champion, and begin to look after things."
         await self.reload()
-        gc.collect()
-        gc.freeze()  # what is there now stays: it need not be looked through again
-        gc.set_threshold(20_000, 20, 100)  # nothing of a request refers to itself
         self.flush_metrics()  # from now on it counts as ready
         self._tasks = [asyncio.create_task(self._flush_loop()), asyncio.create_task(self._reload_loop())]
 

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from ..bundle.fallback import PRIOR_RUNG
-from ..bundle.loaded import ServedModel
 from ..bundle.predictor import Predictions
 from ..bundle.request import RequestError, Row
 from ..bundle.response import PriorResponseWriter, with_id
+from ..bundle.served_model import ServedModel
 from ..core.settings import ServeSettings
 from .cache import AnswerCache, CachedAnswer
 from .log.audit import AnswerRecorder
@@ -336,7 +336,7 @@ class RequestBatcher:
         self, served: ServedModel, waiting: list[QueuedRequest]
     ) -> tuple[list[_ParsedRequest], list[QueuedRequest]]:
         "Read what waits, up to a batch, and what is left; answer at once what was answered before."
-        self.cache.set_key(served.bundle.id, served.predictor.state())
+        self.cache.set_key(served.bundle.id, served.predictor.views.state())
         batch, rows, taken, hits = [], 0, 0, 0
         for each in waiting:
             taken += 1

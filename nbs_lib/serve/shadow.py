@@ -16,9 +16,9 @@ from collections import deque
 from pathlib import Path
 
 from ..bundle.fallback import CONTEXT_RUNG, MODEL_RUNG, describe_error
-from ..bundle.loaded import ServedModel, load_served_model
 from ..bundle.predictor import Predictions
 from ..bundle.request import RequestError
+from ..bundle.served_model import ServedModel, load_served_model
 from ..core.errors import StoreError
 from ..core.settings import ServeSettings, load_settings
 from ..registry.pointers import abort_shadow, challenger_path

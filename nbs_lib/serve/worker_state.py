@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle.bundle import Bundle
-from ..bundle.loaded import ServedModel, load_served_model
 from ..bundle.response import PRIOR_FILE, PriorResponseWriter
+from ..bundle.served_model import ServedModel, load_served_model
 from ..core.errors import NoChampionError, StoreError
 from ..core.settings import Settings
 from ..features.online.lookup import Lookup
@@ -95,7 +95,7 @@ class WorkerState:
     @property
     def lookup(self) -> Lookup | None:
         "Return the reader of the bundle's views."
-        return self.served.predictor.lookup if self.served else None
+        return self.served.predictor.views.lookup if self.served else None
 
     @property
     def ready(self) -> str:

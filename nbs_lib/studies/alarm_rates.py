@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..core.checks import Check
 from ..monitor import data_quality as contract
 from ..monitor.counts.binning import fit_bins
 from ..monitor.counts.histogram import CATEGORICAL, NUMERIC, ColumnBins, Counts, Profile
@@ -259,7 +260,7 @@ def chronological_results(
     window: int,  # days
     count: int,  # windows at most, evenly over the time
     views: Collection[str] = (),  # as in `contract.check`
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:  # the contract's ledger and the verdict of each window
+) -> Iterator[tuple[list[Check], dict[str, Any]]]:  # the contract's ledger and the verdict of each window
     "Check each window in time order against all rows before it."
     first, last = int(day.min()) + (MIN_REFERENCE_WINDOWS + 1) * window, int(day.max()) - window + 1
     starts = np.arange(first, last + 1, window)

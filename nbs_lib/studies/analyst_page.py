@@ -16,13 +16,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..bundle.explanation_data import BACKGROUND_ROWS
-from ..data.arrays import Array
-from ..evaluation.run_results import format_number
+from ..core.format import format_number
+from ..data.arrays import Array, table_arrays
 from ..explain.explainer import Explainer, output_contributions
 from ..models.metrics import Interval
 from ..pages import plots
 from .lime_comparison import FIXED_LIST, explanation_stability
-from .model_function import select_model_inputs, to_graph_arrays
+from .model_function import select_model_inputs
 from .threshold_costs import BestThreshold, ErrorCosts
 
 # %% ../../notebooks/lib/studies/08_analyst_page.ipynb #581394fd
@@ -48,7 +48,7 @@ def model_inputs(
 ) -> dict[str, Array]:  # by kind
     "Convert rows to the model's inputs."
     dated = table.assign(**{timestamp: table["_time"]}) if timestamp else table
-    return to_graph_arrays(dated, explainer.bundle.names)
+    return table_arrays(dated, {kind: names for kind, names in explainer.bundle.names.items() if names})
 
 
 def explain_rows(

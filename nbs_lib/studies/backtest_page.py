@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..core.format import format_number, format_with_interval
 from ..evaluation.cold_start import row_losses
 from ..evaluation.paired_test import LOSS_METRIC
-from ..evaluation.run_results import format_interval as ends
-from ..evaluation.run_results import format_number, metric_label
-from ..evaluation.scores import format_with_interval
+from ..evaluation.run_results import metric_label
 from nbs_lib.models.metrics import (
     Floats,
     Statistic,
@@ -133,10 +132,6 @@ def choose_policy(
     return min(near, key=lambda each: (each["fits"], each["loss"]["value"])) if near else None
 
 
-def _format_interval(found: dict[str, Any], sign: bool = True) -> str:
-    return f"{format_number(found['value'], 4, sign=sign)} ({ends(found, 4, sign=sign)})"
-
-
 def policy_summary(
     compared: Sequence[dict[str, Any]],  # as `compare_policies`
     task: str,  # binary, multiclass or regression
@@ -156,14 +151,15 @@ def policy_summary(
         near = (
             f"{_policy_name(best).capitalize()}, with {best['fits']} fits, has the least, and can't be told from it: "
         )
-        near += f"{_format_interval(chosen['behind'])}. "
+        near += f"{format_with_interval(chosen['behind'], sign=True)}. "
     if chosen["stopped"]:
         near += f"In {chosen['stopped']} weeks the data broke the champion's contract, so it was not allowed to learn. "
     return (
         f"Choose {name}, with the gate: {what} {format_number(chosen['loss']['value'], 4)} for {chosen['fits']} fits "
         f"({chosen['cpu']:,.0f} CPU s). Never to learn again would have cost "
-        f"{_format_interval(chosen['gain'], sign=False)} more. {near}"
-        f"The gate itself costs {_format_interval(chosen['price'])}: what it judges by is not learned from until then."
+        f"{format_with_interval(chosen['gain'])} more. {near}"
+        f"The gate itself costs {format_with_interval(chosen['price'], sign=True)}: what it judges by is not learned "
+        "from until then."
     )
 
 

@@ -15,7 +15,7 @@ from ...bundle.bundle import Bundle
 from ...bundle.explanation_data import BACKGROUND_ROWS, ExplanationData
 from ...bundle.layout import InputLayout
 from ...core.errors import DataError
-from ...data.arrays import MISSING_TIME, input_arrays
+from ...data.arrays import MISSING_TIME, input_arrays, json_value
 from ..explainer import Explainer
 
 # %% ../../../notebooks/lib/explain/report/01_importance.ipynb #3da77773
@@ -112,16 +112,8 @@ def drift_effect(
     first = np.argsort(-np.abs(moved), kind="stable")[:_MAX_ROWS_SHOWN]
     names = rows[id] if id else rows.index.to_series()
     found["rows"] = [
-        {"id": _json_value(names.iloc[k]), "value": _json_value(rows[column].iloc[k]), "change": float(moved[k])}
+        {"id": json_value(names.iloc[k]), "value": json_value(rows[column].iloc[k]), "change": float(moved[k])}
         for k in first
         if moved[k]
     ]
     return found
-
-
-def _json_value(value: Any) -> Any:
-    "Convert a value for JSON; None where it is missing."
-    value = value.item() if isinstance(value, np.generic) else value
-    if value is None or value != value or value == "":
-        return None
-    return value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -9,15 +9,9 @@ __all__ = ['render_model_card']
 from html import escape
 from typing import Any
 
+from ...core.format import format_interval, format_number
 from ...evaluation import report_page as report
-from nbs_lib.evaluation.run_results import (
-    METRIC_DESCRIPTIONS,
-    RunResults,
-    format_interval,
-    format_number,
-    metric_digits,
-    metric_label,
-)
+from ...evaluation.run_results import METRIC_DESCRIPTIONS, RunResults, metric_digits, metric_label
 from .page import ExplainReport, error_summary, worst_levels_table
 from ...pages import blocks
 from ...pages.blocks import Block, inline_code

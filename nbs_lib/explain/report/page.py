@@ -16,9 +16,10 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from matplotlib.figure import Figure
 
+from ...core.format import format_number
 from ...evaluation.error_analysis import MistakeCosts, predicted_targets, typical_and_surprising_rows
 from ...evaluation.report_page import calibration_agreement, describe_quality, output_text
-from ...evaluation.run_results import RunResults, format_number, metric_digits
+from ...evaluation.run_results import RunResults, metric_digits
 from .. import text as wording
 from ..explainer import Explainer
 from ..reasons import ReasonWriter

@@ -19,6 +19,7 @@ from typing import Any
 
 from ...core.errors import StoreError
 from ...core.files import atomic_write
+from ...core.sql import quote_identifier
 from .base import FILL_HINT, StoreReadResult, catalog_entry
 
 # %% ../../../notebooks/lib/features/online/02_sqlite.ipynb #8d0f20f7
@@ -33,14 +34,11 @@ class _OpenFile:
     statements: dict[tuple[str, ...], str] = field(default_factory=dict)
 
 
-def _quote_table(table: str) -> str:
-    return '"' + table.replace('"', '""') + '"'
-
-
 def _select_sql(tables: Iterable[str], known: Mapping[str, Any]) -> str:
     "One row with one value for each table; a table that is not there has none."
     parts = (
-        f"(SELECT value FROM {_quote_table(t)} WHERE key = ?)" if t in known else "iif(?, NULL, NULL)" for t in tables
+        f"(SELECT value FROM {quote_identifier(t)} WHERE key = ?)" if t in known else "iif(?, NULL, NULL)"
+        for t in tables
     )
     return f"SELECT {', '.join(parts)}"
 
@@ -163,7 +161,7 @@ class SqliteStore:
         db.execute("BEGIN")
         catalog = dict(kept)
         for table in [*kept, *tables]:
-            name = _quote_table(table)
+            name = quote_identifier(table)
             db.execute(f"CREATE TABLE main.{name} (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
             if table in kept:
                 db.execute(f"INSERT INTO main.{name} SELECT key, value FROM old.{name} ORDER BY key")

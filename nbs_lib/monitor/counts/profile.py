@@ -21,6 +21,7 @@ import duckdb
 import numpy as np
 
 from ...core.errors import DataError, did_you_mean
+from ...core.sql import quote_identifier
 from .binning import fit_bins
 from .histogram import CATEGORICAL, MAX_NEW_LEVELS, NUMERIC, ColumnBins, Profile, add_profiles
 from nbs_lib.monitor.counts.scan import (
@@ -28,7 +29,6 @@ from nbs_lib.monitor.counts.scan import (
     fetch_row,
     number_or_nan_sql,
     open_scan,
-    quote_identifier,
     table_files,
     text_sql,
     timestamp_sql,

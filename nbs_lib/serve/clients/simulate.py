@@ -22,12 +22,13 @@ from ...bundle.request import RequestField, request_fields
 from ...core.errors import DataError, ParamsError, UserError
 from ...core.files import read_table
 from ...core.params import load_params
+from ...core.paths import CONTRACT_FILE
 from ...core.settings import load_settings
 from ...data import source
 from ...data.arrays import missing_columns
 from ...data.roles import Roles, class_labels
 from ...data.table import parse_duration, parse_timestamps
-from ...features.materialize import CONTRACT_FILE, FEATURES_FOLDER, fill_store
+from ...features.materialize import FEATURES_FOLDER, fill_store
 from ...features.online.lookup import open_store
 from ...pipeline.clone import clone_as_of
 from ...pipeline.run import reproduce

@@ -9,8 +9,8 @@ __all__ = ['make_entry', 'AnswerRecorder']
 from array import array
 from collections import Counter
 
-from ...bundle.loaded import ServedModel
 from ...bundle.predictor import Predictions
+from ...bundle.served_model import ServedModel
 from .writer import LogEntry, PredictionLog, prediction_id
 from ..metrics import WorkerMetrics
 

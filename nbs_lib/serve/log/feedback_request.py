@@ -11,8 +11,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...bundle.bundle import Bundle
-from ...bundle.request import MAX_FLOAT32, MAX_TEXT_CHARS, RequestError
+from ...bundle.request import MAX_TEXT_CHARS, RequestError
 from ...core.errors import did_you_mean
+from ...data.arrays import MAX_FLOAT32
 from .writer import ID_PATTERN
 
 # %% ../../../notebooks/lib/serve/log/08_feedback_request.ipynb #cc884d9d

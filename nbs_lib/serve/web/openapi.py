@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...bundle.bundle import Bundle
-from ...bundle.request import MAX_FLOAT32, MAX_TEXT_CHARS, RequestField, request_fields
+from ...bundle.request import MAX_TEXT_CHARS, RequestField, request_fields
+from ...data.arrays import MAX_FLOAT32
 from ..log.writer import ID_PATTERN
 
 # %% ../../../notebooks/lib/serve/web/02_openapi.ipynb #14a8515b
