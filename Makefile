@@ -3,6 +3,7 @@
 .PHONY: help run test serve cycle lab ui study prove bench clean lib
 READY := .venv/.ready
 NBS := .venv/bin/nbs
+LIBRARY := 'notebooks/lib/*.ipynb' 'notebooks/own/*.ipynb'
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -41,11 +42,13 @@ bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features,
 	@$(if $(filter load,$(WHAT)),.ci/env mlserver)
 	@$(NBS) bench $(WHAT)
 
-lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, update dvc.yaml
+lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, store what they show
 	@.venv/bin/ruff format --quiet notebooks
 	@.venv/bin/nbdev-clean
 	@.venv/bin/nbdev-export
 	@$(NBS) deps
+	@changed="$$(git diff --name-only --diff-filter=d HEAD -- $(LIBRARY); git ls-files --others --exclude-standard -- $(LIBRARY))"; \
+	[ -z "$$changed" ] || $(NBS) notebooks --store $$changed
 
 clean: ## Remove everything that was made, the environment and MLflow's records included
 	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json models served mlruns mlflow.db* reports/*.html .coverage *.egg-info

@@ -6,7 +6,7 @@
 __all__ = ['app', 'log_app', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
            'materialize_verb', 'parity_verb', 'serve_verb', 'explain_verb', 'shadow_verb', 'simulate_verb',
            'rollback_verb', 'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb',
-           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'deps_verb', 'main']
+           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'notebooks_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/01_cli.ipynb #55bd15b4
 import sys
@@ -371,6 +371,22 @@ def study_verb(
 
     chdir_root()
     run_studies(name)
+
+
+@app.command("notebooks")
+def notebooks_verb(
+    paths: Annotated[list[Path] | None, typer.Argument(help="Library notebooks; all by default.")] = None,
+    store: Annotated[bool, typer.Option(help="Run their examples and store what they show.")] = False,
+) -> None:
+    "Count what the library's notebooks show, or store it."
+    chdir_root()
+    from nbs_lib.testing.notebook_outputs import library_notebooks, print_counts, store_all
+
+    notebooks = paths or library_notebooks()
+    if store:
+        store_all(notebooks)
+    else:
+        print_counts(notebooks)
 
 
 @app.command("deps")

@@ -116,7 +116,9 @@ class Predictor:
         output, margin, rungs = self.ladder.run_graphs(arrays, rungs)
         history = [_NAN if of.days == NO_HISTORY else of.days for of in values]
         flags, unusual = self._unusual.find(rows)
-        self._flag_sent_views(rows, flags)
+        for k, row in enumerate(rows):
+            if len(row) > self._n_request_fields:
+                flags.setdefault(k, []).append(self.views.describe_sent(row))
         return Predictions(output, margin, rungs, history, arrays, flags, unusual, [of.status for of in values])
 
     def prior(self, rows: Sequence[Row]) -> Predictions:
@@ -135,9 +137,3 @@ class Predictor:
             return False
         sent = set(self.views.sent_views(row))
         return not any(s == VIEW_PRESENT and v in sent for v, s in zip(self.views.names, values.status, strict=True))
-
-    def _flag_sent_views(self, rows: Sequence[Row], flags: dict[int, list[str]]) -> None:
-        "Add a flag to each row that brings the values of views."
-        for k, row in enumerate(rows):
-            if len(row) > self._n_request_fields:
-                flags.setdefault(k, []).append(self.views.describe_sent(row))

@@ -44,7 +44,7 @@ def pack_floats(
     pack: Any,  # of a `struct.Struct` of floats
     values: Sequence[Any],
 ) -> bytes:
-    "Numbers as a graph takes them."
+    "Pack numbers as a graph takes them, NaN where one is missing."
     return pack(*[_NAN if value is None else value for value in values])
 
 

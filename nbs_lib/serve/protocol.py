@@ -18,26 +18,28 @@ from .asgi import JSON_HEADERS, STATUS_HEADERS, Service
 from .batching import Reply
 
 # %% ../../notebooks/lib/serve/10_protocol.ipynb #672ae6a0
-_JSON_HEADER_LINES = b"".join(b"%b: %b\r\n" % header for header in JSON_HEADERS)
+def _head(status: int) -> bytes:
+    own = [STATUS_HEADERS[status]] if status in STATUS_HEADERS else []
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in [*JSON_HEADERS, *own])
+
+
+_HEADS = {status: _head(status) for status in STATUS_LINE}
 
 
 def _response(status: int, body: bytes, last: bool) -> bytes:
     "Build a whole response, the last one of its connection or not."
-    more = b"%b: %b\r\n" % STATUS_HEADERS[status] if status in STATUS_HEADERS else b""
     close = b"connection: close\r\n" if last else b""
-    head = STATUS_LINE[status] + _JSON_HEADER_LINES + more + close
-    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+    return b"%b%bcontent-length: %d\r\n\r\n%b" % (_HEADS[status], close, len(body), body)
 
 
 class _FastRequest:
     "A request on the fast path: to uvicorn its cycle, to the batcher the future that it answers."
 
-    disconnected = False
-    keep_alive = True
+    __slots__ = ("body", "disconnected", "keep_alive", "protocol", "response_complete", "since")
 
     def __init__(self, protocol: "HttpProtocol", since: float) -> None:
         self.protocol, self.since, self.body = protocol, since, b""
-        self.response_complete = False
+        self.keep_alive, self.disconnected, self.response_complete = True, False, False
 
     @property
     def message_event(self) -> "_FastRequest":
@@ -172,7 +174,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._meter.count_whole()
         if self._fast_request is not None and self.parser is not None:  # it did not come whole
             self._leave_fast_path()
-        return self._update_timer()
+        if self._request_begun or self._request_timer is not None:
+            self._update_timer()
+        return None
 
     def _leave_fast_path(self) -> None:
         "Hand what came of a request to uvicorn's own way."
