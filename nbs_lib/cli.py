@@ -68,7 +68,7 @@ def predict_verb(
     chdir_root()
     predict_table(table, out)
 
-
+# %% ../notebooks/lib/01_cli.ipynb #bd520e5c
 @app.command("features")
 def features_verb(
     view: Annotated[str | None, typer.Argument(help="One view, to see its features; all views by default.")] = None,
@@ -126,7 +126,7 @@ def bench_verb(
     options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is _BenchTarget.soak else {}
     measure(**(options | ({"rows": rows} if what is _BenchTarget.drift else {})))
 
-
+# %% ../notebooks/lib/01_cli.ipynb #763aa3b7
 @app.command("feast")
 def feast_verb(
     folder: Annotated[Path, typer.Argument(help="Output folder; created if missing.")],
@@ -177,7 +177,7 @@ def serve_verb() -> None:
     chdir_root()
     raise typer.Exit(run_service())
 
-
+# %% ../notebooks/lib/01_cli.ipynb #d51fc68f
 @app.command("explain")
 def explain_verb(
     id: Annotated[str, typer.Argument(help="Id of an answer, as `/predict` gives it.")],
@@ -232,7 +232,7 @@ def simulate_verb(
     chdir_root()
     simulate_traffic(start, end, speed, rows, url, labels, refresh, poison, permute)
 
-
+# %% ../notebooks/lib/01_cli.ipynb #33b16ca2
 @app.command("rollback")
 def rollback_verb(
     to: Annotated[
@@ -288,7 +288,7 @@ def log_show_verb(
     chdir_root()
     print(prediction_json(load_settings().serve.log, id))
 
-
+# %% ../notebooks/lib/01_cli.ipynb #bdb70481
 @app.command("monitor")
 def monitor_verb(
     as_of: Annotated[
@@ -343,7 +343,7 @@ def torchserve_verb(
     else:
         run_torchserve(port)
 
-
+# %% ../notebooks/lib/01_cli.ipynb #9e9670d6
 @app.command("ui")
 def ui_verb() -> None:
     "Serve the reports and MLflow's own pages."
@@ -399,7 +399,7 @@ def deps_verb() -> None:
         for name in write_deps(folder=folder):
             print(f"dvc.yaml: {name}")
 
-
+# %% ../notebooks/lib/01_cli.ipynb #03ed7d59
 def main() -> None:
     "Run the command line; an error that the user can fix is one sentence and exit code 1."
     try:

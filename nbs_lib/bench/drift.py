@@ -111,7 +111,7 @@ def _decode_only(folder: str) -> Iterator[dict[str, float]]:
                 pass
     yield {}
 
-
+# %% ../../notebooks/lib/bench/05_drift.ipynb #85785b70
 def _exact_distances(folder: str) -> Iterator[dict[str, float]]:
     "Compute the distances by definition: SciPy on all rows."
     import pandas as pd
@@ -154,7 +154,7 @@ def _evidently(folder: str) -> Iterator[dict[str, float]]:
             distances[column] = float(metric["value"])
     yield distances
 
-
+# %% ../../notebooks/lib/bench/05_drift.ipynb #53d6ae24
 def _nannyml(folder: str) -> Iterator[dict[str, float]]:
     "Run NannyML's univariate drift, Wasserstein and Jensen-Shannon, in one chunk."
     import nannyml as nml  # type: ignore[import-not-found, unused-ignore]
@@ -250,7 +250,7 @@ def _run_engines(
         print(_line(name, cost), flush=True)
     return costs
 
-
+# %% ../../notebooks/lib/bench/05_drift.ipynb #2d3309d4
 def _print_comparison(
     costs: dict[str, EngineCost],  # of `_run_engines`
 ) -> dict[str, float]:  # the ratios and differences that the goals are about

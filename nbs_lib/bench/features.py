@@ -76,7 +76,7 @@ def _duckdb_chain(folder: str, views: list[dict[str, Any]]) -> Any:
         joins.append(f"ASOF LEFT JOIN '{folder}/{name}@{view['version']}.parquet' v{n} ON {on}")
     return db.sql(f"SELECT {', '.join(selected)} FROM asked r {' '.join(joins)} ORDER BY r.i").df()
 
-
+# %% ../../notebooks/lib/bench/06_features.ipynb #d7280900
 def _polars_asof(folder: str, views: list[dict[str, Any]]) -> Any:
     "Join with Polars: `join_asof`."
     import polars as pl  # type: ignore[import-not-found, unused-ignore]
@@ -297,7 +297,7 @@ def _run_large(
         )
     return costs
 
-
+# %% ../../notebooks/lib/bench/06_features.ipynb #a6818732
 def bench_features(
     scales: Sequence[int] = (1, 10, 30),  # how many times the rows, then also the history
     features: str | Path = "data/features",

@@ -153,7 +153,7 @@ def _all_margins(margins: Callable[[Feeds], Array], arrays: Feeds) -> Array:
 
 _NetVariants = dict[str, tuple[_Ask, Callable[[Feeds], Array], int]]
 
-
+# %% ../../notebooks/lib/bench/04_frontier.ipynb #4c53c2b2
 def _net_variants(model: onnx.ModelProto) -> _NetVariants:
     "Build other runtimes of the net: the call that is timed, its margins before calibration, and its bytes."
     variants: _NetVariants = {}
@@ -199,7 +199,7 @@ def _measure_candidates(
 def _entry(name: str, fact: Mapping[str, Any], size: int, times: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "inputs": fact["n_inputs"], "bytes": size} | times[name]
 
-
+# %% ../../notebooks/lib/bench/04_frontier.ipynb #e95d34b9
 def _measure_variants(
     others: _NetVariants,
     net: Mapping[str, Any],

@@ -149,7 +149,7 @@ def soak(
         print(f"{part:<6}{load.requests:>10,}{load.p99:>9.1f}{failed:>8}{figures}", flush=True)
     return describe_growth(held, failed)
 
-
+# %% ../../notebooks/lib/bench/12_load.ipynb #c873294f
 def bench_soak(
     minutes: int = 30,
 ) -> None:
@@ -263,7 +263,7 @@ class OverloadResult:
 
 _OVERLOAD_FACTOR = 6  # of what can be done: callers that wait for their answers too come to five
 
-
+# %% ../../notebooks/lib/bench/12_load.ipynb #61898a7b
 def run_overload(
     server: ServerProcess,
     bodies: Path,  # heavy ones

@@ -79,7 +79,7 @@ def torch_runner(
 
     return ask, size
 
-
+# %% ../../notebooks/lib/bench/03_net_runtimes.ipynb #5bceed8d
 def quantize_graph(
     graph: onnx.ModelProto,  # a net's
 ) -> bytes:  # its layers and their inputs in int8, as onnxruntime's own tool makes it

@@ -138,7 +138,7 @@ def _bentoml() -> None:
         async def predict(self, row: dict[str, Any]) -> list[float]:
             return self.graph.row(row)
 
-
+# %% ../../notebooks/lib/bench/08_peers.ipynb #956be7e5
 def _litserve() -> None:
     "Serve with LitServe: an API class, its server and one worker."
     import litserve
@@ -218,6 +218,8 @@ def _mlflow_request(row: dict[str, Any], names: dict[str, list[str]]) -> dict[st
 
 _PYTHON = ("python", "service.py")
 _MLFLOW = "mlflow models serve -m {folder}/mlflow --env-manager local -h 127.0.0.1 -p {port} --workers 1"
+
+# %% ../../notebooks/lib/bench/08_peers.ipynb #482e824c
 PEERS = (
     Peer("FastAPI + pydantic + onnxruntime", _pydantic_onnx, _PYTHON, framework=False),
     Peer(
@@ -260,7 +262,7 @@ def _service_script(
     )
     return top + textwrap.dedent("".join(lines))
 
-
+# %% ../../notebooks/lib/bench/08_peers.ipynb #9947736f
 def write_peer_files(
     peer: Peer,
     folder: str | Path,  # holds model.onnx, names.json and pipeline.pkl

@@ -237,7 +237,7 @@ def _format_log_counts(
     counts = {result: re.search(rf'nbs_log_rows_total{{result="{result}"}} (\S+)', metrics) for result in _LOG_RESULTS}
     return ", ".join(f"{float(found[1]):,.0f} rows {result}" for result, found in counts.items() if found)
 
-
+# %% ../../notebooks/lib/bench/10_serve.ipynb #80b950d9
 def _measure_ours(
     echo: ServerProcess, folder: Path, asked: list[Any], complete: list[Any], rounds: int, seconds: float
 ) -> dict[str, float]:
@@ -287,7 +287,7 @@ def _comparison_summary(
     best = max(frameworks, key=lambda title: frameworks[title])
     return f"complete rows: {mine / frameworks[best]:.1f} x {best}, {mine / naive:.0f} x the naive server"
 
-
+# %% ../../notebooks/lib/bench/10_serve.ipynb #f798baea
 def bench_serve(
     rounds: int = 3,
     seconds: float = 4.0,  # of each load

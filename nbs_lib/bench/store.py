@@ -106,7 +106,7 @@ def _raw_redis(url: str, tables: list[str], rows: dict[str, list[tuple[str, byte
         client.mset({f"raw:{table}:{key}": value for key, value in rows[table]})
     return lambda keys: client.mget([f"raw:{table}:{key}" for table, key in zip(tables, keys, strict=True)])
 
-
+# %% ../../notebooks/lib/bench/07_store.ipynb #d87bb07f
 def _measure_store(
     name: str, store: OnlineStore, raw: Callable[[list[str]], Any], requests: int, entities: int
 ) -> list[dict[str, Any]]:

@@ -142,7 +142,7 @@ def _names_by_kind(inputs: list[dict[str, Any]]) -> dict[str, list[str]]:
     kinds = ("numeric", "categorical", "time")
     return {kind: [each["name"] for each in ordered if each["input"] == kind] for kind in kinds}
 
-
+# %% ../../notebooks/lib/bundle/01_bundle.ipynb #f547e77c
 class Bundle:
     "A bundle that was verified and opened."
 

@@ -51,7 +51,7 @@ def _is_valid_column(values: Sequence[Any], kind: str) -> bool:
         return _TEXT_TYPES.issuperset(map(type, values))
     return _NUMBER_TYPES.issuperset(map(type, values)) and all(map(MAX_FLOAT32.__ge__, map(abs, filter(None, values))))
 
-
+# %% ../../notebooks/lib/bundle/06_fallback.ipynb #182e9cc2
 class _ViewInputs:
     "The values of views for the rows, as a graph takes them."
 
@@ -152,7 +152,7 @@ class _ViewInputs:
         numbers = ~np.isnan(arrays["numeric"][:, own["numeric"]])
         return numbers.any(axis=1) | (arrays["categorical"][:, own["categorical"]] != "").any(axis=1)
 
-
+# %% ../../notebooks/lib/bundle/06_fallback.ipynb #fe9cf474
 def _to_array(values: Mapping[str, Sequence[Any]], kind: str, names: list[str]) -> Array:
     "Convert values to what a graph takes, shape [N, number of columns]."
     if kind == "categorical":

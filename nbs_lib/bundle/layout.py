@@ -91,7 +91,7 @@ class InputRows:
     sent: dict[str, Array]  # by view: which rows bring its values [N]
     empty: Array  # which rows bring nothing but a time [N]
 
-
+# %% ../../notebooks/lib/bundle/04_layout.ipynb #529340b4
 class RowReader(InputLayout):
     "A reader of rows: many at once, in columns."
 

@@ -114,7 +114,7 @@ def data_cutoffs(
         until = {"learnt_until": int(learned.max()), "tested_until": int(table["_time"].max())}
     return {"as_of": roles.as_of, **until}
 
-
+# %% ../../notebooks/lib/bundle/03_metadata.ipynb #75fe6d20
 def _training_range(group: str, statistics: dict[str, Any]) -> dict[str, Any]:
     if group == "numeric" and "quantiles" in statistics:
         return {"min": statistics["quantiles"]["0.0"], "max": statistics["quantiles"]["1.0"]}
@@ -166,7 +166,7 @@ def build_schema(
 _DESCRIPTION_KEYS = ("unit", "description", "phrase")
 _VIEW_KEYS = ("name", "version", "entity", "ttl", "columns", "age", "history", "description")
 
-
+# %% ../../notebooks/lib/bundle/03_metadata.ipynb #aa4a97e4
 def _input_source(roles: Roles, snapshot: pd.DataFrame, name: str, group: str) -> dict[str, Any]:
     "Describe where an input comes from, and what callers send."
     told = roles.columns[name]

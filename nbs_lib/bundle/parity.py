@@ -124,7 +124,7 @@ def add_view_columns(
     "Raw rows, and beside them what the views know of them."
     return rows.assign(**{c: encoded[c].to_numpy() for c, told in roles.columns.items() if told.get("from")})
 
-
+# %% ../../notebooks/lib/bundle/02_parity.ipynb #16dacc8b
 def parity_table(
     differences: Mapping[str, float],  # by candidate
     bundled: Collection[str],  # those that are in the bundle

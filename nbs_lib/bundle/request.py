@@ -117,7 +117,7 @@ def _parse_time(value: Any) -> int:
         raise DataError("beyond the calendar")
     return found
 
-
+# %% ../../notebooks/lib/bundle/07_request.ipynb #f8fcb405
 class RequestParser:
     "Reads the bodies of requests to one bundle."
 
@@ -241,7 +241,7 @@ class RequestParser:
             return RequestError(422, "the body is neither a row (an object of fields) nor a list of rows.", None, row)
         return RequestError(422, f"{_location(name, row)}it must be {_EXPECTED[field.kind]}, or null.", name, row)
 
-
+# %% ../../notebooks/lib/bundle/07_request.ipynb #b3800af9
 def _type(field: RequestField, whole: bool) -> Any:
     "Build the type of a field."
     return _TYPES[field.kind] | None | UnsetType if field.view and not whole else _TYPES[field.kind] | None

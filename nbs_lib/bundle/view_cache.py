@@ -59,7 +59,7 @@ def row_getter(
     "Build a function that takes values out of a row."
     return itemgetter(*places) if len(places) > 1 else lambda row: tuple([row[place] for place in places])
 
-
+# %% ../../notebooks/lib/bundle/08_view_cache.ipynb #6ca76752
 class ViewCache:
     "A view's columns: their places in a row, and its cached values."
 

@@ -81,7 +81,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
         found += _leaves(value, f"{name}.") if isinstance(value, Mapping) and value else [name]
     return found
 
-
+# %% ../../notebooks/lib/core/04_params.ipynb #c2eb59ff
 def load_params(
     path: str | Path = "params.yaml",  # relative to the working directory
 ) -> Params:  # every key under its dotted name
@@ -122,7 +122,7 @@ class Parameter:
                 f"params.yaml: {self.key} must be {meant}, but is {value!r} ({type(value).__name__})."
             ) from None
 
-
+# %% ../../notebooks/lib/core/04_params.ipynb #3b4fc9ce
 def declared_parameters(
     notebook: str | Path,  # a stage notebook
 ) -> list[Parameter]:  # in the order of the cell's lines

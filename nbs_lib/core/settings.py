@@ -75,7 +75,7 @@ class MonitorSettings:
 
     prometheus: str = ""  # http://HOST:PORT of a Prometheus server; empty: the service itself is asked
 
-
+# %% ../../notebooks/lib/core/05_settings.ipynb #5b30d9c0
 @dataclass(frozen=True)
 class ScheduleSettings:
     "When `nbs schedule` runs the cycle."

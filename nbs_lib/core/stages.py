@@ -80,7 +80,7 @@ def load_stages(
         )
     return stages
 
-
+# %% ../../notebooks/lib/core/06_stages.ipynb #20a4f026
 def load_all_stages(
     root: str | Path = ".",  # the project
 ) -> dict[str, Stage]:  # by name
@@ -154,7 +154,7 @@ def imported_files(
         path.relative_to(root) for folder in folders for path in (root / folder).glob("*") if path.is_file()
     }
 
-
+# %% ../../notebooks/lib/core/06_stages.ipynb #89180fe1
 def stage_modules(
     notebook: str | Path,  # a stage notebook
     root: str | Path = ".",  # the project

@@ -199,7 +199,7 @@ def missing_columns(
     hints = [text if "did you mean" in text else text.partition(" (known")[0] for text in lacking]
     return f"the table has no column {', '.join(hints)}." if hints else ""
 
-
+# %% ../../notebooks/lib/data/07_arrays.ipynb #ac8a4593
 def to_columns(
     rows: Any,  # a list of mappings, one mapping, a mapping of columns, or a DataFrame
     inputs: Sequence[str],  # the names of the inputs

@@ -227,7 +227,7 @@ def _column_role(
         return {"role": "key", "why": "identifies a row (data.key)"}
     return {"role": role, "why": why}
 
-
+# %% ../../notebooks/lib/data/04_resolve.ipynb #b65d3c7a
 def _task_and_classes(
     target: pd.Series,  # the target, with missing values
     task: str | None,  # `data.task`, None to infer it
@@ -284,7 +284,7 @@ def _select_rows(
             notes.append(f"Column {name!r} holds times: with data.timestamp: {name} the rows are split by time.")
     return table, as_of
 
-
+# %% ../../notebooks/lib/data/04_resolve.ipynb #b2664023
 def resolve_roles(
     source: Source,  # as read
     given: Mapping[str, Any],  # the values of `data` in `params.yaml`, `auto` where unset

@@ -92,7 +92,7 @@ class Roles:
         except TypeError as error:
             raise DataError(f"{path} is not of this version ({error}): delete it and run `make run`.") from None
 
-
+# %% ../../notebooks/lib/data/03_roles.ipynb #199f035f
 def _write_yaml(
     value: dict[str, Any],  # plain values
     path: str | Path,  # where to

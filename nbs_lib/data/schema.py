@@ -173,7 +173,7 @@ def _pandera(columns: Mapping[str, Mapping[str, Any]], key: list[str]) -> Any:
         {n: pa.Column(nullable=True, checks=checks(p)) for n, p in columns.items()}, checks=unique
     )
 
-
+# %% ../../notebooks/lib/data/05_schema.ipynb #d500deb0
 def _violations(
     table: pd.DataFrame,  # the known rows
     columns: Mapping[str, Mapping[str, Any]],  # what is promised of the columns that are checked
@@ -215,7 +215,7 @@ def validate_table(
             f"The table breaks its schema in {_describe_violation(table, case, columns, roles.key, where)}{more}."
         )
 
-
+# %% ../../notebooks/lib/data/05_schema.ipynb #1bf59aab
 def _describe_violation(
     table: pd.DataFrame,  # the known rows
     case: "pd.Series[Any]",  # index, column, check and failure_case of one violation

@@ -116,7 +116,7 @@ def _restore_text(
             table = table.set_column(position, table.column_names[position], text)
     return table
 
-
+# %% ../../notebooks/lib/data/01_table.ipynb #86fa445d
 def read_csv(
     path: Path,  # a `.csv` file: commas, a header, UTF-8
 ) -> "pa.Table":  # its columns, typed by all of their values

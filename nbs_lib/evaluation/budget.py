@@ -72,7 +72,7 @@ def is_similar_size(
 
 _bytes = attrgetter("bytes")
 
-
+# %% ../../notebooks/lib/evaluation/05_budget.ipynb #b59787e7
 def find_timing(
     timed: list[GraphTiming],
     name: str,  # a candidate
@@ -142,7 +142,7 @@ def _describe_time(size: int, timed: GraphTiming | None) -> tuple[str, float | N
         return f"p99 {p99:.3g} ms for one row", p99
     return f"with {format_size(timed.bytes)} already p99 {p99:.3g} ms for one row", None
 
-
+# %% ../../notebooks/lib/evaluation/05_budget.ipynb #e0386367
 def budget_report(
     facts: Mapping[str, Mapping[str, Any]],  # models/candidates/candidates.json
     measured: LatencyMeasurements,

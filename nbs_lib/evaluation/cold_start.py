@@ -83,7 +83,7 @@ def calendar_periods(
     code, word = ("M", "month") if days >= 75 else ("W", "week") if days >= 21 else ("D", "day")
     return local.to_period(code), word
 
-
+# %% ../../notebooks/lib/evaluation/08_cold_start.ipynb #326f9728
 def newcomer_shares(
     rows: pd.DataFrame,  # with the columns of the entities
     who: Mapping[str, Sequence[str]],  # as `entity_columns`
@@ -177,7 +177,7 @@ def _loss_statistic(task: str, loss: NDArray[np.float64]) -> Statistic:
 
     return value
 
-
+# %% ../../notebooks/lib/evaluation/08_cold_start.ipynb #6ef17b2f
 def compare_losses(
     task: str,  # binary, multiclass or regression
     loss: Mapping[str, NDArray[np.float64]],  # by case, as `row_losses` [N]
@@ -242,7 +242,7 @@ def _case_rung(
     )
     return others.get(case, "partial")
 
-
+# %% ../../notebooks/lib/evaluation/08_cold_start.ipynb #e933853c
 def cold_start_report(
     bundle: Bundle,
     roles: Roles,  # as resolved, with views

@@ -78,7 +78,7 @@ def _place_labels(
         taken.append((x, x + wide, y + found[name]))
     return found
 
-
+# %% ../../notebooks/lib/evaluation/06_frontier.ipynb #150cf5b2
 def frontier_plot(
     metrics: Mapping[str, Any],  # models/metrics.json
     found: Mapping[str, Any],  # models/frontier.json
@@ -173,7 +173,7 @@ def alternatives_table(
             )
     return blocks.table_block(["what", metric_label(metric), "KB", *_TIME_COLUMNS, "moved"], lines) if lines else None
 
-
+# %% ../../notebooks/lib/evaluation/06_frontier.ipynb #9c063624
 def budget_sentence(
     metrics: Mapping[str, Any],  # models/metrics.json
     found: Mapping[str, Any],  # models/frontier.json

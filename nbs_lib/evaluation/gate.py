@@ -76,7 +76,7 @@ def affordable_candidates(
     within = [name for name in names if frontier is None or frontier["candidates"][name]["within"]]
     return within if within != ["dummy"] and within else names
 
-
+# %% ../../notebooks/lib/evaluation/04_gate.ipynb #5c46edb1
 def best_candidate(
     metrics: Metrics,  # models/metrics.json
     names: list[str],  # of candidates
@@ -159,7 +159,7 @@ def _budget_check(name: str, frontier: Frontier) -> Check:
         )
     return ledger_entry("budget", told["within"], told["seen"], frontier["needed"], sentence)
 
-
+# %% ../../notebooks/lib/evaluation/04_gate.ipynb #a45eb307
 def _all_rows_check(sample: float) -> Check:
     sentence = "all rows were used."
     if sample < 1:

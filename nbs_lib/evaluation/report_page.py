@@ -78,7 +78,7 @@ def output_text(
     "Write what a model says, as people write it."
     return format_number(value, metric_digits(found, "mae")) if found.roles.task == "regression" else f"{value:.0%}"
 
-
+# %% ../../notebooks/lib/evaluation/07_report_page.ipynb #bbf1dfd0
 def _hold_reason(found: RunResults) -> tuple[str, list[object]]:
     "Return why a run is held, and what to do."
     untold = [entry for entry in found.gate["ledger"] if entry["passed"] is None]
@@ -232,7 +232,7 @@ def candidates_caption(
         chosen = "it is the champion, and was the best on the validation rows too"
     return f"The best on the test rows is {best} with {metric_label(found.primary)} {value}; {chosen}."
 
-
+# %% ../../notebooks/lib/evaluation/07_report_page.ipynb #9848d316
 def candidates_table(
     found: RunResults,
 ) -> Block:
@@ -343,7 +343,7 @@ def calibration_note(
 def _is_excluded(about: dict[str, Any]) -> bool:
     return about["role"] not in ("target", "numeric", "categorical", "time") and not about.get("feature")
 
-
+# %% ../../notebooks/lib/evaluation/07_report_page.ipynb #a05b196c
 def excluded_columns_table(
     found: RunResults,
 ) -> Block:

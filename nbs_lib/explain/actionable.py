@@ -75,7 +75,7 @@ def _check(roles: "Roles", inputs: Sequence[str], name: str, sent: Iterable[str]
             f"{_PARAM_KEY} names {name!r}, a number that says who or what a row is about: only text can be such."
         )
 
-
+# %% ../../notebooks/lib/explain/01_actionable.ipynb #851221bc
 def _check_along(roles: "Roles", name: str, other: str, sent: Iterable[str]) -> None:
     "Raise `ParamsError` where one column can't move along with another."
     about, unit = roles.columns.get(other), str(roles.columns[name].get("unit") or "")

@@ -167,7 +167,7 @@ class _Candidate:
     rows: list[int]  # its answers
     otherwise: Any = None  # the decision, where it differs; None: it does not
 
-
+# %% ../../notebooks/lib/explain/07_counterfactual.ipynb #5e3a82cc
 class _Decisions:
     "The decisions that predictions lead to."
 
@@ -309,7 +309,7 @@ def find_counterfactuals(
     text = " ".join(told["text"] for told in changes[:_MAX_COLUMNS_SHOWN])
     return {"text": text or _no_change_text(columns, base, decided.unread(failed)), "changes": changes}
 
-
+# %% ../../notebooks/lib/explain/07_counterfactual.ipynb #5574ebd3
 def _no_change_text(columns: Sequence[_Column], base: Row, unread: bool) -> str:
     "Write why no change was found."
     unknown = [column.about.name for column in columns if base[column.place] in (None, "")]

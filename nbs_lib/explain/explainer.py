@@ -68,7 +68,7 @@ def _tree_shap(trees: TreeEnsemble, background: Mapping[str, Array], inputs: int
 
     return explained
 
-
+# %% ../../notebooks/lib/explain/03_explainer.ipynb #fb89279c
 def permutation_shap(
     margin: Callable[[dict[str, Array]], Array],  # asks the graph: rows by kind to [N, 1 or K]
     background: Mapping[str, Array],  # rows by kind, shape [B, number of columns]
@@ -153,7 +153,7 @@ def _first_known(values: Array) -> int:
     there = values != MISSING_TIME if values.dtype == np.int64 else ~np.isnan(values)
     return int(there.argmax()) if len(there) else 0
 
-
+# %% ../../notebooks/lib/explain/03_explainer.ipynb #1b375928
 class _GraphExplainer:
     "The explainer of one graph of a bundle."
 
@@ -193,7 +193,7 @@ class _GraphExplainer:
         base, values = self.engine(arrays)
         return Explanation(margin, output, base, values, gap(margin, base, values), self.method)
 
-
+# %% ../../notebooks/lib/explain/03_explainer.ipynb #a876350b
 class Explainer:
     "The explainer of a bundle, for answers of each of its graphs."
 

@@ -73,7 +73,7 @@ class _Input:
 
 _TYPICAL_SHARE = 2 / 3  # of the cases, before a text is what is usual
 
-
+# %% ../../notebooks/lib/explain/06_reasons.ipynb #f0ab8d3c
 def _typical_text(values: Array, kind: str, about: Mapping[str, Any]) -> str:
     "Write the typical value: the median of numbers, the text that two thirds of the cases have."
     if kind == "time":
@@ -135,7 +135,7 @@ class Reason:
     points: float  # signed percentage points, or units of the target
     inputs: dict[str, Any] = field(default_factory=dict)  # values by name, what moved most first; None = missing
 
-
+# %% ../../notebooks/lib/explain/06_reasons.ipynb #79806ec4
 class ReasonWriter:
     "The writer of the reasons for answers."
 

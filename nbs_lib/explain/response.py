@@ -86,7 +86,7 @@ def _json_input(kind: str, value: Any) -> float | str | None:
         return datetime.datetime.fromtimestamp(int(value), datetime.UTC).isoformat() if known else None
     return value or None
 
-
+# %% ../../notebooks/lib/explain/08_response.ipynb #6d570c0c
 class BundleExplainer:
     "A bundle with its explainer."
 
@@ -188,7 +188,7 @@ _MAX_CPU_S = 5.0  # of processor time for the rows of a request
 class _IdRequest(msgspec.Struct, forbid_unknown_fields=True):
     id: str
 
-
+# %% ../../notebooks/lib/explain/08_response.ipynb #4f6c73bb
 class ExplainService:
     "The service that explains the answers of a project's bundles."
 
@@ -294,7 +294,7 @@ class ExplainService:
         flags = {0: found.flags.split("; ")} if found.flags else {}
         return found, Predictions(output, margin, [found.rung], [history], arrays, flags, [], [])
 
-
+# %% ../../notebooks/lib/explain/08_response.ipynb #8b899bfc
 def _requested_id(body: bytes) -> str | None:
     "Parse the id of a request that has nothing else; None where it brings rows."
     try:

@@ -205,7 +205,7 @@ class SimilarCases:
         of = few if names and len(places) < _MIN_CASES else f"Of {'' if names else 'all '}{len(places):,} {which}, "
         return {"cases": len(places), "text": f"{of}{clause}.", "ended": ended}
 
-
+# %% ../../notebooks/lib/explain/05_similar_cases.ipynb #4ad8830d
 def _rank(ordered: Array, values: Any) -> Any:
     "Where values stand among others, in [0, 1]; equal ones stand in the middle of each other."
     ends = (np.searchsorted(ordered, values, side) for side in ("left", "right"))

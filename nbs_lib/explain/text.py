@@ -124,7 +124,7 @@ def is_missing_value(
     "Whether a value is not known."
     return value is None or value == "" or value != value or value == MISSING_TIME
 
-
+# %% ../../notebooks/lib/explain/04_text.ipynb #02a625e8
 def value_text(
     value: Any,  # as a graph takes it: a number, text, or seconds since 1970; None = missing
     about: Mapping[str, Any],  # what a bundle's schema says of the input: input, type, unit, description, from

@@ -65,7 +65,7 @@ def extract_tree_ensemble(
     slope, shift = (float(held[name]) for name in ("slope", "shift"))
     return TreeEnsemble(*_read_trees(about), slope, shift, input_positions, opened, encoded)
 
-
+# %% ../../notebooks/lib/explain/02_tree_ensemble.ipynb #4ed94805
 def _read_trees(about: Mapping[str, Any]) -> tuple[list[dict[str, Array]], Array]:
     "All trees, and the offset of the scores."
     kind = "class" if "class_ids" in about else "target"

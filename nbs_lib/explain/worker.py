@@ -79,7 +79,7 @@ def _serve_request(
         status, said = _answer(explaining, body, change)
         connection.sendall(REPLY_HEADER.pack(status, len(said)) + said)
 
-
+# %% ../../notebooks/lib/explain/09_worker.ipynb #270fe834
 def _serve_until_parent_exits(
     listener: socket.socket,  # where workers ask
     root: str | Path = ".",  # the project

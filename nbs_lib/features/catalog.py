@@ -76,7 +76,7 @@ def view_features_table(
         for name, about in named.items()
     )
 
-
+# %% ../../notebooks/lib/features/04_catalog.ipynb #7192ecd8
 def view_heading(
     view: dict[str, Any],  # one of `Roles.views`
 ) -> str:  # HTML

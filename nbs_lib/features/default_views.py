@@ -49,7 +49,7 @@ def _capped_count_sql(what: str, part: str) -> str:
 def _describe_last(what: str, times: int) -> str:
     return f"{what}, last time" if times == 1 else f"{what}, last {times} times"
 
-
+# %% ../../notebooks/lib/features/02_default_views.ipynb #a37da43b
 def _history_view(
     roles: Roles,  # of a table with timestamp and entity
     name: str,  # of the view
@@ -89,7 +89,7 @@ def _history_view(
         history="days",
     )
 
-
+# %% ../../notebooks/lib/features/02_default_views.ipynb #a0596414
 def _rhythm_view(
     roles: Roles,  # of a table with timestamp and entity
     name: str,  # of the view

@@ -113,7 +113,7 @@ def _definitions_text(
         parts.append(_view_text(view, types[view["name"]], entities, _identifier("view", view["name"], taken)))
     return "\n".join(parts)
 
-
+# %% ../../notebooks/lib/features/06_feast.ipynb #2f8082f7
 def _view_text(view: dict[str, Any], types: dict[str, str], entities: dict[str, tuple[str, str]], name: str) -> str:
     keys = ", ".join(entities[key][0] for key in view["entity"] or [_ALL_ROWS_ENTITY])
     fields = "".join(f"        Field(name={c!r}, dtype={kind}),\n" for c, kind in types.items())

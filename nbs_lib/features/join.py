@@ -142,7 +142,7 @@ def _check_columns(view: View, found: dict[str, str]) -> None:
             wanted = "text" if text else "a number"
             raise ViewError(f"view {view.name}: column {name!r} is {found[name]}, but declared as {wanted}.")
 
-
+# %% ../../notebooks/lib/features/03_join.ipynb #a91d77f5
 def _check_rows(db: duckdb.DuckDBPyConnection, view: View, as_of: str | None) -> None:
     at, keys = quote_identifiers([view.timestamp]), quote_identifiers([*view.entity, view.timestamp])
     timeless = db.sql(f"SELECT count(*) FROM {quote_identifiers([view.name])} WHERE {at} IS NULL").fetchall()[0][0]
@@ -190,7 +190,7 @@ def _typed_columns_sql(view: View) -> str:
         for name, about in view.columns.items()
     )
 
-
+# %% ../../notebooks/lib/features/03_join.ipynb #c60ecb3c
 def _compute_view(
     db: duckdb.DuckDBPyConnection,  # that sees what the view reads; from now on also the view
     view: View,
@@ -290,7 +290,7 @@ def _view_features(view: View) -> dict[str, dict[str, str]]:
         found[f"{view.name}_age"] = about
     return found
 
-
+# %% ../../notebooks/lib/features/03_join.ipynb #df032890
 def build_views(
     snapshot: pd.DataFrame,
     roles: Roles,  # as resolved
@@ -364,7 +364,7 @@ def join_query(
         )
     return "FROM " + " POSITIONAL JOIN ".join(f"joined_{view['name']}" for view in views)
 
-
+# %% ../../notebooks/lib/features/03_join.ipynb #d4217785
 def point_in_time_join(
     rows: pd.DataFrame,  # with the entity columns, and `_at`: when each prediction is made
     views: Sequence[dict[str, Any]],  # of `Roles.views`, one or more

@@ -183,7 +183,7 @@ def _edge_entities(
     order = f"{edge} DESC, hash(({entity}, {seed}))"
     return db.sql(f"SELECT {entity} FROM ({last}) WHERE {edge} OR {late} ORDER BY {order} LIMIT {count}").df()
 
-
+# %% ../../notebooks/lib/features/05_materialize.ipynb #907e4410
 def _sample_rows(
     db: duckdb.DuckDBPyConnection,
     views: Sequence[Mapping[str, Any]],  # of `Roles.views`
@@ -227,7 +227,7 @@ def _lookup_single_rows(lookup: Lookup, rows: Mapping[str, Sequence[Any]]) -> Lo
 def _is_missing(value: Any) -> bool:
     return value is None or value != value
 
-
+# %% ../../notebooks/lib/features/05_materialize.ipynb #6b54b465
 def _count_equal_cells(
     view: Mapping[str, Any], rows: pd.DataFrame, offline: pd.DataFrame, found: LookupResult, now_us: int
 ) -> int:
@@ -287,7 +287,7 @@ def check_online_parity(
     print(f"{cells:,} cells, 0 mismatches ({instants * entities:,} rows at {instants} moments, {kind})")
     return cells
 
-
+# %% ../../notebooks/lib/features/05_materialize.ipynb #748945bd
 def _compare_at(
     views: Sequence[dict[str, Any]], rows: pd.DataFrame, now_us: int, store: OnlineStore, lookup: Lookup, counts: Any
 ) -> int:

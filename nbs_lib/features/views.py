@@ -93,7 +93,7 @@ def view_duration_s(
         )
     return length
 
-
+# %% ../../notebooks/lib/features/01_views.ipynb #c467a174
 def check_view(
     view: View,
 ) -> None:

@@ -70,7 +70,7 @@ def _product(sizes: Sequence[int]) -> int:
 
 CANDIDATES: dict[str, Candidate] = {}  # by name, in the order of the cells
 
-
+# %% ../../notebooks/lib/models/03_candidates.ipynb #0debc4c5
 def register_candidate(
     name: str,  # what it is called
     kind: str,  # baseline, linear, trees or net

@@ -253,7 +253,7 @@ def _convert_standardizer(scope: Any, operator: Any, container: Any) -> None:
         columns.append(g.node("Cast", g.node("Gather", gone, gaps, axis=1), to=TensorProto.FLOAT))
     g.node("Concat", *columns, axis=1, out=operator.outputs[0].full_name)
 
-
+# %% ../../notebooks/lib/models/01_encoding.ipynb #3dcc7a83
 def _convert_time_parts(scope: Any, operator: Any, container: Any) -> None:
     g, own, t = _NodeWriter(scope, container), operator.raw_operator, operator.inputs[0].full_name
 
@@ -304,7 +304,7 @@ def _output_shape(count: Callable[[Any], int]) -> Callable[[Any], None]:
 
     return shape
 
-
+# %% ../../notebooks/lib/models/01_encoding.ipynb #7a3642ea
 def _register_converters() -> None:
     "Teach skl2onnx the encoders of this module."
     update_registered_converter(

@@ -97,7 +97,7 @@ def _root(mean: Statistic) -> Statistic:
 
     return value
 
-
+# %% ../../notebooks/lib/models/05_metrics.ipynb #11726290
 def metric_statistics(
     task: str,  # binary, multiclass or regression
     target: NDArray[Any],  # class ids or values [N]

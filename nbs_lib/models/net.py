@@ -130,7 +130,7 @@ def _running_mean(average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
     "Update the running mean over about the last tenth of all steps."
     return torch.lerp(average, now, float(9 / (10 + n)))
 
-
+# %% ../../notebooks/lib/models/02_net.ipynb #788035e5
 class _Net(BaseEstimator):  # type: ignore[misc]
     "What the classifier and the regressor share."
 
@@ -275,7 +275,7 @@ class NetClassifier(ClassifierMixin, _Net):  # type: ignore[misc]
         "Predict the most probable class."
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-
+# %% ../../notebooks/lib/models/02_net.ipynb #0964548b
 class NetRegressor(RegressorMixin, _Net):  # type: ignore[misc]
     "A net for a number; it is learned in standard deviations, and answered in the target's unit."
 

@@ -95,7 +95,7 @@ def _estimator_graph(estimator: Any, encoded: NDArray[Any], kind: str) -> onnx.M
         return estimator.to_onnx()
     return _convert(estimator, [("encoded", FloatTensorType([None, encoded.shape[1]]))], "estimator")
 
-
+# %% ../../notebooks/lib/models/08_onnx_export.ipynb #4d51955f
 def _margin_nodes(columns: int, shares: bool) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
     "From `scores` to `raw`: their logarithms where they are shares; of two columns, the second is class 1."
     if not shares:

@@ -127,7 +127,7 @@ def _fit(estimator: Any, X: Any, y: Any, X_val: Any, y_val: Any) -> Any:
     stops = has_fit_parameter(estimator, "X_val")
     return estimator.fit(X, y, **({"X_val": X_val, "y_val": y_val} if stops else {}))
 
-
+# %% ../../notebooks/lib/models/07_search.ipynb #fa6fbbc5
 def tune_candidate(
     candidate: Candidate,  # what to fit
     task: Task,  # what there is to learn
@@ -182,7 +182,7 @@ def trial_log(
         for k, trial in enumerate(fit.trials)
     ]
 
-
+# %% ../../notebooks/lib/models/07_search.ipynb #bb158736
 def trials_table(
     trials: Sequence[dict[str, Any]],  # as in `trial_log`
     metric: str,  # what they were compared by

@@ -94,7 +94,7 @@ def _volume(reference: Profile, current: Profile, length: int | None, bounds: Qu
         sentence = f"{found}, where the reference has {usual.min():,} to {usual.max():,}: find out whether {why}."
     yield _entry("volume", bool(low <= rows <= high), found, f"{low:,.0f} to {high:,.0f}", sentence)
 
-
+# %% ../../notebooks/lib/monitor/02_data_quality.ipynb #f10d3773
 def _times(current: Profile, now: float | None, bounds: QualityBounds) -> Iterator[Check]:
     "No row without a time, or from the future; the last one recent."
     rows = len(current) + current.untimed
@@ -193,7 +193,7 @@ def _spread(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBou
     needed = f"{low / bounds.calm:.3g} to {high * bounds.spread:.3g}"
     return _entry("spread", passed, f"{found:.3g}", needed, sentence, column.name)
 
-
+# %% ../../notebooks/lib/monitor/02_data_quality.ipynb #9f5948c6
 def _jump(
     column: ColumnBins, then: Counts, windows: Counts, before: Counts, now: Counts, bounds: QualityBounds
 ) -> Check:
@@ -238,7 +238,7 @@ def _stuck(column: ColumnBins, windows: Counts, now: Counts, bounds: QualityBoun
 _MIN_VALUES = 30  # values from which shares and spread are judged
 _MIN_WINDOWS = 8  # windows from which a jump is judged
 
-
+# %% ../../notebooks/lib/monitor/02_data_quality.ipynb #d3deecac
 def _check_column(
     column: ColumnBins,
     reference: Profile,

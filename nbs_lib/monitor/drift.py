@@ -163,7 +163,7 @@ def drift_limits(
         found[name] = DriftLimit(max(far for far, _ in each), max(nulls for _, nulls in each), len(blocks))
     return found
 
-
+# %% ../../notebooks/lib/monitor/01_drift.ipynb #1c40e834
 def _column_limits(column: ColumnBins, rest: Counts, inside: Counts, alpha: float) -> tuple[float, float]:
     "Those of one column: of the distance, and of the difference of the shares of nulls."
     bounded = column.kind != NUMERIC or column.std == 0
@@ -229,7 +229,7 @@ def _column_result(
         **_level_changes(column, reference, current),
     }
 
-
+# %% ../../notebooks/lib/monitor/01_drift.ipynb #368d85ee
 def drift_verdict(
     reference: Profile,  # what was learned from
     windows: Sequence[Profile],  # the oldest first; each as long as the limits are for

@@ -110,7 +110,7 @@ def evidently_page(
     write_text(_finish_page(page, note, _uuids_in_data(names.values(), before, after)), path)
     return [{"column": name, **found[names[name]]} for name in full] + left
 
-
+# %% ../../notebooks/lib/monitor/04_evidently.ipynb #d5241381
 def _report(
     before: pd.DataFrame, after: pd.DataFrame, kinds: dict[str, str], limits: dict[str, float]
 ) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -161,7 +161,7 @@ def _uuids_in_data(names: Iterable[str], *tables: pd.DataFrame) -> set[str]:
     texts = {str(value) for table in tables for name in table.select_dtypes("object") for value in table[name].unique()}
     return set(_UUID.findall(" ".join([*names, *texts])))
 
-
+# %% ../../notebooks/lib/monitor/04_evidently.ipynb #b80891e5
 def _finish_page(page: str, note: str, kept: set[str]) -> str:
     "Finish a page: it fetches nothing, has a link back, and the same ids each time."
     numbers: dict[str, str] = {}

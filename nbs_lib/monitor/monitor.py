@@ -135,7 +135,7 @@ class MonitorResult:
         for name, value in vars(self).items():
             object.__setattr__(self, name, _rounded(value))
 
-
+# %% ../../notebooks/lib/monitor/10_monitor.ipynb #4593f69e
 def run_monitor(
     data: MonitoringData,
     bundle: Bundle | None = None,  # the champion; None: there is none
@@ -191,7 +191,7 @@ def _warn_of_later_rows(ledger: list[Check], data: MonitoringData) -> None:
             entry |= {"passed": False, "severity": contract.SEVERITY_WARN, "sentence": sentence}
             entry |= {"observed": f"{count:,} rows", "needed": f"at most {_MAX_LATER_SHARE:.1%}"}
 
-
+# %% ../../notebooks/lib/monitor/10_monitor.ipynb #5a7f360d
 def _monitor_result(
     status: str,
     sentence: str,
@@ -243,7 +243,7 @@ def _sentence(broken: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -
     first = str(broken[0]["sentence"])
     return f"The data break their contract: {first}{more}"
 
-
+# %% ../../notebooks/lib/monitor/10_monitor.ipynb #e11a221d
 def _rounded(value: Any) -> Any:
     "Numbers to six digits behind the point; what is none is None."
     if isinstance(value, Mapping):

@@ -85,7 +85,7 @@ def _effect_text(name: str, result: MonitorResult) -> str:
         return f"{place}; its drift moved no answer."
     return f"{place}; its drift moved the answers by {_change(effect['output'])} on average."
 
-
+# %% ../../notebooks/lib/monitor/11_page.ipynb #0d2a1c74
 def _change(value: float) -> str:
     return format_number(value, 4 if abs(value) < 1 else 2, sign=True)
 
@@ -191,7 +191,7 @@ def drift_table(
     heads = ("column", "", "distance (limit)", "importance", "moved answers by", "Evidently's", "missing (before)")
     return table_block((*heads, "new levels"), rows)
 
-
+# %% ../../notebooks/lib/monitor/11_page.ipynb #4e55dc3b
 def _score_and_limit(value: float | None, limit: float | None) -> str:
     return f"{format_number(value)} ({format_number(limit)})" if value is not None else "—"
 
@@ -265,7 +265,7 @@ def window_table(
         return small_note("No window has labels and one before it.")
     return table_block(("window", f"{metric_label(told['metric'])}, estimated", "realized", "difference"), rows)
 
-
+# %% ../../notebooks/lib/monitor/11_page.ipynb #52843f22
 def label_coverage_note(
     result: MonitorResult,
 ) -> Block:

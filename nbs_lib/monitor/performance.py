@@ -91,7 +91,7 @@ def _expected_errors(output: Floats, known: TargetsAndOutputs) -> dict[str, Stat
         "mae": lambda weights: float(weights @ size / weights.sum()),
     }
 
-
+# %% ../../notebooks/lib/monitor/03_performance.ipynb #2e4e0956
 def estimate_metrics(
     task: str,  # binary, multiclass or regression
     output: Floats,  # as `_expected_metrics` takes it

@@ -112,7 +112,7 @@ def report_performance(
         **_realized(data, spans[-recent:], bundle, roles, sliced),
     }
 
-
+# %% ../../notebooks/lib/monitor/09_performance_report.ipynb #3a7675cf
 def _with_class_ids(task: str, parts: Sequence[TargetsAndOutputs]) -> list[TargetsAndOutputs]:
     "Class ids are whole numbers."
     return [(target if task == "regression" else target.astype(np.int64), output) for target, output in parts]
@@ -162,7 +162,7 @@ def _promised_metric(
     ((target, output),) = _with_class_ids(task, [known])
     return performance.realized_metrics(task, target, output, rows["_block"].to_numpy())[primary_metric(task)]
 
-
+# %% ../../notebooks/lib/monitor/09_performance_report.ipynb #b50ad736
 def _shortfall(
     metric: str,
     promised: Mapping[str, Any] | None,  # value, lo, hi

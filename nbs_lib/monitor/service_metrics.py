@@ -136,7 +136,7 @@ def _summarize_counts(
         "shadow": shadow | ({"p99_ms": _ms(counts, "nbs_shadow_seconds", 0.99)} if shadow else {}),
     }
 
-
+# %% ../../notebooks/lib/monitor/06_service_metrics.ipynb #82c41c5a
 def _sentence(found: Mapping[str, Any], when: str) -> str:
     "Summarize the figures in a sentence."
     if not found["requests"]:

@@ -58,7 +58,7 @@ def _outputs(cell: "NotebookNode") -> "list[NotebookNode]":
         kept.append(output)
     return kept
 
-
+# %% ../../notebooks/lib/pages/04_page.ipynb #5253fa01
 def _canonical_notebook(
     notebook: "NotebookNode",  # executed
 ) -> "NotebookNode":  # a new one: prose, outputs and code in the order of the page
@@ -161,7 +161,7 @@ def _exporter() -> Any:
         exclude_output_prompt=True,
     )
 
-
+# %% ../../notebooks/lib/pages/04_page.ipynb #da036b44
 def render_page(
     notebook: "NotebookNode",  # executed
     stage: str,  # the stage's name, as in `dvc.yaml`

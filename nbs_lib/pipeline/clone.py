@@ -126,7 +126,7 @@ def _link_source(root: Path, to: Path) -> None:
         ours.parent.mkdir(parents=True, exist_ok=True)
         ours.symlink_to(theirs.resolve())
 
-
+# %% ../../notebooks/lib/pipeline/02_clone.ipynb #ecd145c3
 def remove_stale_clones(
     as_of: str,  # of the one that is kept
     root: str | Path = ".",  # the project

@@ -218,7 +218,7 @@ def _end_pipeline(status: str) -> None:
 
     end_pipeline(status)
 
-
+# %% ../../notebooks/lib/pipeline/04_run.ipynb #7d054876
 def _register(gate: dict[str, Any], settings: Settings) -> None:
     from nbs_lib.registry.model_registry import register
 

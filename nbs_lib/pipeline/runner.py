@@ -76,7 +76,7 @@ def _heading(source: str) -> str:
     first = source.lstrip().partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""
 
-
+# %% ../../notebooks/lib/pipeline/01_runner.ipynb #2e9f79ec
 def _execute_notebook(
     notebook: Path,  # what to run
     values: dict[str, Any],  # the variables to inject
@@ -216,7 +216,7 @@ def _log_stage(stage: Stage, values: dict[str, Any], status: str, started: float
 
     log_stage(stage, values, status, started)
 
-
+# %% ../../notebooks/lib/pipeline/01_runner.ipynb #fa303308
 def main() -> None:
     "`python -m nbs_lib.pipeline.runner NAME`: run a stage, or print one line and exit with 1."
     end_with_parent()

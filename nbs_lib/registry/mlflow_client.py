@@ -113,7 +113,7 @@ REGISTERED_FILE = Path(
     ".nbs/registered.json"
 )  # what was registered last, relative to the root; it goes with the database
 
-
+# %% ../../notebooks/lib/registry/01_mlflow_client.ipynb #2726f1e8
 def _move_foreign_database(database: Path, experiment: str, artifacts: Path) -> None:
     "Take a database away whose experiment writes its files to another project."
     with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:

@@ -179,7 +179,7 @@ def _call_mlflow(ask: Callable[[], str], tracking: TrackingSettings, root: Path,
         warn(f"MLflow failed ({type(error).__name__}: {reason}); {what} with the next run")
         return ""
 
-
+# %% ../../notebooks/lib/registry/04_model_registry.ipynb #13da7163
 def sync_aliases(
     tracking: TrackingSettings,  # as in `settings.ini`
     root: str | Path = ".",  # the project
@@ -247,7 +247,7 @@ def register(
 
     return _call_mlflow(ask, tracking, root, "the bundle is registered") or RETRY_LATER
 
-
+# %% ../../notebooks/lib/registry/04_model_registry.ipynb #7c53fc80
 def _register(
     bundle: Path, gate: dict[str, Any], tracking: TrackingSettings, root: Path, marker: dict[str, Any]
 ) -> str:

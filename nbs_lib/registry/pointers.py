@@ -183,7 +183,7 @@ def abort_shadow(
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_json({"bundle": id, "reason": reason, "time": now}, Path(root) / _ABORTED_FILE)
 
-
+# %% ../../notebooks/lib/registry/03_pointers.ipynb #9247a8a1
 def read_shadow_abort(
     root: str | Path = ".",  # the project
 ) -> ShadowAbort | None:

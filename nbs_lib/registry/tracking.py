@@ -82,7 +82,7 @@ def _read_dvc_stages(path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return yaml.load(path.read_bytes(), Loader=loader).get("stages", {}) if path.exists() else {}
 
-
+# %% ../../notebooks/lib/registry/02_tracking.ipynb #f1076111
 def _dvc_hashes(
     deps: tuple[str, ...],  # paths
     root: str | Path = ".",  # the project
@@ -175,7 +175,7 @@ def _never_fails() -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0][:200]
         warn(f"MLflow failed ({type(error).__name__}: {reason}); the next run records this one")
 
-
+# %% ../../notebooks/lib/registry/02_tracking.ipynb #0a009513
 def _save_pending_run(run: StageRun, folder: Path) -> None:
     "Write a run, and its page as it is now, into a folder that waits."
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def _with_page_in(run: StageRun, folder: Path) -> StageRun:
     page = folder / Path(run.page).name
     return dataclasses.replace(run, page=str(page)) if run.page and page.is_file() else run
 
-
+# %% ../../notebooks/lib/registry/02_tracking.ipynb #9e038d8f
 def _log_folder(client: "MlflowClient", experiment: str, folder: Path) -> None:
     "Log what waits in one folder, as if for the first time."
     for earlier in find_runs(client, experiment, folder.name):

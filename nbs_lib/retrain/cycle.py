@@ -173,7 +173,7 @@ def _fill_store(there: Path, settings: Settings) -> None:
     if roles.views:
         fill_store(roles.views, parse_time_us(roles.as_of), store, there / FEATURES_FOLDER)
 
-
+# %% ../../notebooks/lib/retrain/06_cycle.ipynb #67d95e47
 def _register(judged: dict[str, Any], there: Path, settings: Settings) -> None:
     "As champion or as challenger; the pointer that the service polls moves last; raises `UserError`."
     if judged["decision"] == REJECT:
@@ -238,7 +238,7 @@ def _end_turn(turn: Turn, outcome: str, sentence: str) -> int:
     print(f"{outcome}. {sentence}")
     return code
 
-
+# %% ../../notebooks/lib/retrain/06_cycle.ipynb #967a8f91
 @contextmanager
 def _recorded(turn: Turn) -> Iterator[None]:
     "Whatever happens, the ledger has it, its page is drawn, and MLflow is told."

@@ -100,7 +100,7 @@ class TriggerResult(TypedDict):
     observed: str
     needed: str
 
-
+# %% ../../notebooks/lib/retrain/02_decision.ipynb #06a21b71
 def _evaluate_triggers(
     state: RetrainState,
     policy: RetrainPolicy,

@@ -63,7 +63,7 @@ def read_turns() -> list[Turn]:
     "Read all turns that have ended, the oldest first; raises `DataError` where the ledger is damaged."
     return read_json(_LEDGER_FILE) if _LEDGER_FILE.exists() else []
 
-
+# %% ../../notebooks/lib/retrain/01_ledger.ipynb #f47e9099
 def begin_turn(
     id: str,
     as_of: str | None,  # what is known; a day or a time, UTC

@@ -85,7 +85,7 @@ def turn_headline(
         reasons.append([turn["change"]])
     return callout(OUTCOME_TONES[outcome], outcome.upper(), _HEADLINES[outcome], reasons, todo)
 
-
+# %% ../../notebooks/lib/retrain/05_page.ipynb #3a8359e1
 def cycle_tiles(
     turns: Sequence[Mapping[str, Any]],  # all, the oldest first
     due: datetime | None,  # of the next run; None: nothing is scheduled
@@ -152,7 +152,7 @@ def turn_checks_table(
     ]
     return table_block(("check", "passed", "what was seen"), rows)
 
-
+# %% ../../notebooks/lib/retrain/05_page.ipynb #fdede6fb
 def triggers_table(
     turn: Mapping[str, Any],
 ) -> Block | None:  # None where nothing was decided

@@ -119,7 +119,7 @@ def _reset_child_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     end_with_parent()
 
-
+# %% ../../notebooks/lib/retrain/07_schedule.ipynb #ea300102
 class _CycleRunner:
     "Runs the cycle, one at a time."
 
@@ -198,7 +198,7 @@ def _scheduler(cycles: _CycleRunner, trigger: Any, first: datetime.datetime) -> 
 def _format_time(moment: datetime.datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M %Z}"
 
-
+# %% ../../notebooks/lib/retrain/07_schedule.ipynb #be4493c2
 def run_scheduler(
     command: Sequence[str] = _CYCLE_COMMAND,  # what is run
     root: str | Path = ".",  # the project

@@ -101,7 +101,7 @@ async def _request_error(request: Request, error: Exception) -> Response:
 async def _store_error(request: Request, error: Exception) -> Response:
     return _error_response(503, str(error))
 
-
+# %% ../../notebooks/lib/serve/07_api.ipynb #b6103b99
 async def _internal_error(request: Request, error: Exception) -> Response:
     "Answer an unexpected error: the reason stays inside, in the log, under the same number."
     number = secrets.token_hex(6)
@@ -217,7 +217,7 @@ def _responses(*statuses: int, text: str = _JSON_TYPE, schema: Mapping[str, Any]
 
 _MONITORING_TAGS: list[Any] = ["What watches it"]
 
-
+# %% ../../notebooks/lib/serve/07_api.ipynb #0553f383
 def _add_monitoring_routes(app: FastAPI, state: ServiceState) -> None:
     "Add the routes for health and metrics."
 
@@ -243,7 +243,7 @@ def _add_monitoring_routes(app: FastAPI, state: ServiceState) -> None:
     async def metrics() -> Response:
         return Response(state.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-
+# %% ../../notebooks/lib/serve/07_api.ipynb #0590620e
 def _add_model_routes(app: FastAPI, state: ServiceState) -> None:
     "Add the routes about the served model."
 
@@ -282,7 +282,7 @@ def _add_model_routes(app: FastAPI, state: ServiceState) -> None:
             )
         return _json({"result": result}, statuses[result])
 
-
+# %% ../../notebooks/lib/serve/07_api.ipynb #e5f3928c
 def _add_explanation_routes(app: FastAPI, state: ServiceState) -> None:
     "Add the route that explains answers."
     sent = {"required": True, "content": {_JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Asked"}}}}

@@ -232,6 +232,6 @@ class Service(WorkerState):
         await send({"type": "http.response.body", "body": body})
         self.answered(path, status, since)
 
-
+# %% ../../notebooks/lib/serve/08_asgi.ipynb #314cd9ae
 def _error_reply(status: int, sentence: str) -> Reply:
     return RequestError(status, sentence).reply

@@ -41,7 +41,7 @@ def exit_reason(
     "Name the signal or the exit code that a process ended with."
     return signal.Signals(-code).name if code < 0 else f"code {code}"
 
-
+# %% ../../notebooks/lib/serve/02_child_processes.ipynb #66ceda53
 class ChildProcess:
     "A module that runs as a process of its own, and can be started again when it has ended."
 

@@ -133,7 +133,7 @@ class WorkerMetrics:
         told = f"# HELP {name} workers that ended and were replaced\n# TYPE {name} counter\n"
         return f"{told}{name} {int(count or 0)}.0\n".encode()
 
-
+# %% ../../notebooks/lib/serve/01_metrics.ipynb #9e29f019
 def mark_process_dead(
     pid: int,  # of a worker that ended
     folder: str | Path,  # that the workers share

@@ -77,7 +77,7 @@ def _make_server(app: Any, drain_s: float, listener: socket.socket, crowd: Conne
     )
     return Server(config)
 
-
+# %% ../../notebooks/lib/serve/11_supervisor.ipynb #835cb9b5
 def _run_worker(
     listener: socket.socket,  # bound, and shared with the other workers
     root: str | Path = ".",  # the project
@@ -151,7 +151,7 @@ def _check_settings(
 
         PriorResponseWriter(root / PRIOR_FILE)
 
-
+# %% ../../notebooks/lib/serve/11_supervisor.ipynb #7df6ca00
 class _Supervisor:
     "The parent of all workers."
 
@@ -220,7 +220,7 @@ class _Supervisor:
         for worker in self.workers:
             worker.wait(max(deadline - time.monotonic(), 0.1))
 
-
+# %% ../../notebooks/lib/serve/11_supervisor.ipynb #fc7a9a81
 def run_service(
     root: str | Path = ".",  # the project
 ) -> int:  # exit code

@@ -151,7 +151,7 @@ _SHIFTS: dict[str, tuple[str, _Shift]] = {
 }
 _STEADY_LIMIT = 0.25  # a limit up to which a column counts as steady
 
-
+# %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #bced0186
 @dataclass(frozen=True)
 class ShiftResult:
     "The result of one shift: which rules found it."
@@ -210,7 +210,7 @@ def _can_shift(column: ColumnBins, kind: str, window: pd.DataFrame) -> bool:
         return False
     return bool((window[column.name] != "").any()) if kind == CATEGORICAL else column.std > 0
 
-
+# %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #510ee5bf
 @dataclass(frozen=True)
 class ShiftPower:
     "How often a shift is found, by rule."
@@ -252,7 +252,7 @@ def detection_power(
             )
     return powers
 
-
+# %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #d983f58b
 def chronological_results(
     table: pd.DataFrame,
     day: Counts,  # of each row [N]

@@ -73,7 +73,7 @@ def input_values(
     "Select the values of an input."
     return [part[:, k] for part in taken.values() for k in range(part.shape[1])][place]
 
-
+# %% ../../notebooks/lib/studies/08_analyst_page.ipynb #6495fdd5
 def explain_other_backgrounds(
     explainer: Explainer,
     seen: ExplainedRows,
@@ -242,7 +242,7 @@ def reliability_table(
     predicted = [format_number(value) for value in curve["predicted"]]
     return pd.DataFrame({"rows": [f"{n:,}" for n in curve["rows"]], "predicted": predicted, "observed": seen})
 
-
+# %% ../../notebooks/lib/studies/08_analyst_page.ipynb #c2df7d18
 def results_table(
     compared: pd.DataFrame,  # as `second_opinion.compared`
     losses: Mapping[str, Mapping[str, Interval]],  # by measure, by group

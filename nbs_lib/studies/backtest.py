@@ -225,7 +225,7 @@ class _Champion(NamedTuple):
     since: int  # the week in which it took over
     promise: float  # the primary metric that was shown then
 
-
+# %% ../../notebooks/lib/studies/11_backtest.ipynb #5a7414a6
 def _state(
     past: BacktestData, policy: RetrainPolicy, champion: _Champion, week: int, tried: int | None
 ) -> RetrainState:
@@ -285,7 +285,7 @@ def _promised_metric(past: BacktestData, model: BacktestModel, week: int) -> flo
         return past.fits.fit(model.fit).score
     return evaluate(past.roles.task, past.target[rows], past.output(model, rows))[primary_metric(past.roles.task)]
 
-
+# %% ../../notebooks/lib/studies/11_backtest.ipynb #ffb5573b
 def replay(
     past: BacktestData,
     base: RetrainPolicy,  # as the cycle has it

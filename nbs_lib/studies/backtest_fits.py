@@ -119,7 +119,7 @@ def make_calendar(
             return WeekCalendar(days[week:], np.searchsorted(block, days[week:]), known[week:])
     raise DataError("There is nothing to replay: the first known rows do not hold every class.")
 
-
+# %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #e008625f
 def _split_known(
     known: pd.DataFrame,  # rows of a training set, by time
     valid: float,  # share of them
@@ -198,7 +198,7 @@ def _digest(table: pd.DataFrame, roles: Roles, recipe: Recipe, calendar: WeekCal
     rows = pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes()
     return hashlib.sha256(rows + json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
-
+# %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #5a04cdd7
 class WeeklyFits:
     "Fits of the recipe at the beginning of each week, learned when first asked for and stored."
 
@@ -262,7 +262,7 @@ class WeeklyFits:
         "Compute a fit's predictions for some rows."
         return squeeze_output(Calibration(self.roles.task).output(self.margin(week, rows)))
 
-
+# %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #fe9e9464
 def _read(path: Path) -> Fit | None:
     "Read a stored fit; None where it is missing or incomplete."
     try:

@@ -166,7 +166,7 @@ def policy_summary(
 def _policy_name(each: dict[str, Any]) -> str:
     return str(each["policy"]).removesuffix(GATE_SUFFIX)
 
-
+# %% ../../notebooks/lib/studies/12_backtest_page.ipynb #b6bc5bee
 def policy_table(
     compared: Sequence[dict[str, Any]],  # as `compare_policies`
     task: str,  # binary, multiclass or regression
@@ -219,7 +219,7 @@ def gate_cost_table(
         if each["gated"] and (name := each["policy"].removesuffix(GATE_SUFFIX))
     )
 
-
+# %% ../../notebooks/lib/studies/12_backtest_page.ipynb #6c116c59
 def retraining_table(
     courses: Sequence[PolicyRun],
     past: BacktestData,

@@ -170,7 +170,7 @@ def _fit_quick_model(
     task = Task(roles.task, FeatureLayout.learn(train, roles), seed, 1, mask_groups(roles), mask)
     return tune_candidate(CANDIDATES["hgb_small"], task, train, valid, trials=1)
 
-
+# %% ../../notebooks/lib/studies/02_cold_start_simulation.ipynb #c0ac3868
 def simulate_cold_start(
     groups: Sequence[NewcomerGroup],
     table: pd.DataFrame,  # a training set with `_time`
@@ -258,7 +258,7 @@ def _compare_words(more: dict[str, Any]) -> str:
         return "can't be told from"
     return "is better than" if more["hi"] < 0 else "is worse than" if more["lo"] > 0 else "is no better than"
 
-
+# %% ../../notebooks/lib/studies/02_cold_start_simulation.ipynb #8c11618b
 def simulation_summary(
     curve: Sequence[dict[str, Any]],  # as `newcomer_curve`, by age
 ) -> str:  # a sentence or two

@@ -44,7 +44,7 @@ class _Bins:
             bins = np.searchsorted(self.edges, column, side="left")
         return np.where(is_missing(column), self.last, bins)
 
-
+# %% ../../notebooks/lib/studies/07_lime_comparison.ipynb #6aab27cb
 class LimeExplainer:
     "LIME for a graph, on its raw inputs."
 

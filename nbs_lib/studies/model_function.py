@@ -95,7 +95,7 @@ class ModelFunction:
             inputs[:, places] = named[:, [k]]
         return inputs
 
-
+# %% ../../notebooks/lib/studies/04_model_function.ipynb #c071ec1f
 def _model_input_positions(explainer: Explainer) -> list[int]:
     "Find the positions of the model's inputs among all inputs."
     return [explainer.inputs.index(name) for names in explainer.bundle.names.values() for name in names]

@@ -89,7 +89,7 @@ class BestThreshold:
     never: float  # per row, when nothing is called
     always: float  # per row, when everything is
 
-
+# %% ../../notebooks/lib/studies/01_threshold_costs.ipynb #84d4e03e
 def best_threshold(
     target: Any,  # class ids, shape [N]
     probability: Floats,  # of class 1, shape [N]

@@ -67,7 +67,7 @@ def example_graphs() -> tuple[bytes, bytes]:  # the model and the context graph
     time = helper.make_tensor_value_info("time", TensorProto.INT64, [None, 1])
     return _graph(nodes, numeric, [zero, axes]), _graph(of_time, time, [year])
 
-
+# %% ../../notebooks/lib/testing/01_example_project.ipynb #cde5640b
 def write_example_bundle(
     folder: str | Path,  # need not exist
     **schema: Any,  # changes of the schema

@@ -124,7 +124,7 @@ def _text(outputs: list[Output]) -> str:
     text = " ".join("".join(part) for part in parts).strip()
     return repr(text.partition("\n")[0][:80]) if text else ""
 
-
+# %% ../../notebooks/lib/testing/02_notebook_outputs.ipynb #038deb95
 def store_outputs(
     notebook: str | Path,
 ) -> bool:  # whether anything changed

@@ -118,7 +118,7 @@ def _sampled_positions(explainer: Explainer) -> Array:
     most = _MAX_ROWS_BY_METHOD.get(first.method, _MAX_ROWS) if first else 0
     return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)) if count else np.zeros(0, int)
 
-
+# %% ../../../notebooks/lib/explain/report/02_drivers.ipynb #d59df34b
 def find_drivers(
     explainer: Explainer,
     roles: Roles,

@@ -64,7 +64,7 @@ def _metrics(found: RunResults) -> Block:
         )
     return blocks.table_block(["metric", "on unseen rows", "95 % interval"], lines)
 
-
+# %% ../../../notebooks/lib/explain/report/05_model_card.ipynb #4031bde8
 def _slices(story: ExplainReport) -> Block:
     found = story.found
     scored = [each for each in found.metrics["slices"] if each[found.primary]["value"] is not None]

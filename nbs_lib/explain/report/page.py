@@ -110,7 +110,7 @@ def trust_headline(
     }
     return blocks.callout(tone, _TRUST_LABELS[tone], heads[tone], reasons, todo)
 
-
+# %% ../../../notebooks/lib/explain/report/03_page.ipynb #63e48c46
 def _prediction_text(story: ExplainReport) -> str:
     "Write what is predicted, and from which threshold on it counts."
     roles = story.found.roles
@@ -261,7 +261,7 @@ def noise_note(
     )
     return Block(f"<p>{blocks.inline_html(said)}</p>")
 
-
+# %% ../../../notebooks/lib/explain/report/03_page.ipynb #0ff35858
 def drivers_plot(
     story: ExplainReport,
 ) -> Figure:  # to `show`
@@ -331,7 +331,7 @@ def example_cases(
 def _class_index(output: Any, k: int) -> int:
     return int(output[k].argmax()) if output.ndim == 2 else 0
 
-
+# %% ../../../notebooks/lib/explain/report/03_page.ipynb #275b542e
 def _format_time(time: Any, k: int, story: ExplainReport) -> str:
     if time is None or time[k] <= 0:
         return ""

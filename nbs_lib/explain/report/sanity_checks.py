@@ -104,7 +104,7 @@ def fit_explainer(
     background, past = (input_arrays(to_bundle_inputs(part, bundle), bundle.names) for part in (usual, seen))
     return Explainer(bundle, ExplanationData(background, past, seen["_target"].to_numpy(), None))
 
-
+# %% ../../../notebooks/lib/explain/report/04_sanity_checks.ipynb #c88c52e4
 def group_importance(
     explainer: Explainer,
     rows: int = _EXPLAINED_ROWS,  # past cases, at most

@@ -65,7 +65,7 @@ class LookupResult:
     reason: dict[str, str] = field(default_factory=dict)  # by view: why it failed; empty where it didn't
     now_us: int | None = None  # the moment that ages are counted to, in microseconds since 1970
 
-
+# %% ../../../notebooks/lib/features/online/04_lookup.ipynb #5ce03284
 class _LookupView:
     "One view, ready to be looked up."
 
@@ -109,7 +109,7 @@ class _LookupView:
             del line[0]
         return "present", line
 
-
+# %% ../../../notebooks/lib/features/online/04_lookup.ipynb #36952ccd
 class Lookup:
     "Reads the views of a model for the rows of a request."
 
@@ -205,7 +205,7 @@ class Lookup:
         found.reason[view.name] = reason
         self._put(view, [view.empty_values] * count, found)
 
-
+# %% ../../../notebooks/lib/features/online/04_lookup.ipynb #cb5c98b6
 def _unreadable_reason(view: _LookupView, reading: StoreReadResult) -> str:
     "Return why a view can't be read from a store that answers."
     if reading.now_us is None:

@@ -45,7 +45,7 @@ class _RedisCatalog:
         except (ValueError, TypeError, KeyError):
             raise StoreError("the catalog of the online store is damaged: delete its key in Redis.") from None
 
-
+# %% ../../../notebooks/lib/features/online/03_redis.ipynb #1efe0348
 class RedisStore:
     "An online store on a Redis server."
 

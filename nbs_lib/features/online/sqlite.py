@@ -42,7 +42,7 @@ def _select_sql(tables: Iterable[str], known: Mapping[str, Any]) -> str:
     )
     return f"SELECT {', '.join(parts)}"
 
-
+# %% ../../../notebooks/lib/features/online/02_sqlite.ipynb #8617edc0
 class SqliteStore:
     "An online store in one file."
 

@@ -79,7 +79,7 @@ class _NumberStats:
             bins = int(high - low)
         return ColumnBins(name, NUMERIC, low, high, bins, mean + self.pivot, std)
 
-
+# %% ../../../notebooks/lib/monitor/counts/03_binning.ipynb #9f0dbc6f
 def _numeric(db: duckdb.DuckDBPyConnection, types: Mapping[str, str], names: Sequence[str]) -> list[ColumnBins]:
     "Learn numbers in one scan; those with some that lie far outside in a second one, without these."
     stride = fetch_row(db, "SELECT count(*) FROM source")[0] // _SAMPLE_ROWS + 1

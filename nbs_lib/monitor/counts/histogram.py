@@ -93,7 +93,7 @@ _MIXED = "mixed"
 def _no_counts() -> Counts:
     return np.zeros(0, np.int64)
 
-
+# %% ../../../notebooks/lib/monitor/counts/01_histogram.ipynb #fe5702a2
 @dataclass
 class Profile:
     "The counts of each day: rows, and rows in each bin of each column."
@@ -218,7 +218,7 @@ class Profile:
         by_name = {column.name: column for column in columns}
         return cls(by_name, **arrays, counts=counts, new=new, types=about["types"], untimed=about["untimed"])
 
-
+# %% ../../../notebooks/lib/monitor/counts/01_histogram.ipynb #525204e1
 _FORMAT_VERSION = 1
 _PER_DAY_FIELDS = ("days", "rows", "first", "last", "duplicates")
 

@@ -93,7 +93,7 @@ def _utc_offsets(zone: str, first: int, last: int) -> list[tuple[int, int]]:
             found.append((high, offset(high)))
     return found
 
-
+# %% ../../../notebooks/lib/monitor/counts/04_profile.ipynb #33aafa7e
 def _day_sql(seconds: str, offsets: Sequence[tuple[int, int]]) -> str:
     "Write SQL for the number of a local day."
     changes = itertools.pairwise(offsets)
@@ -157,7 +157,7 @@ def _new_levels(db: duckdb.DuckDBPyConnection, n: int, column: ColumnBins, day: 
     kept = f"QUALIFY row_number() OVER (PARTITION BY day ORDER BY n DESC, level) <= {MAX_NEW_LEVELS}"
     return db.execute(f"FROM ({rows}) WHERE day IS NOT NULL {kept} ORDER BY day, n DESC, level").fetchall()
 
-
+# %% ../../../notebooks/lib/monitor/counts/04_profile.ipynb #59fde33a
 def profile_table(
     source: Any,  # path of a Parquet file or folder, pattern, CSV file, pyarrow Table or DataFrame
     columns: Mapping[str, ColumnBins],  # of `fit_bins`

@@ -86,7 +86,7 @@ def _open_csv(data: Any, converting: arrow_csv.ConvertOptions) -> Iterator[pa.Re
 def _is_entity(bundle: Bundle, name: str) -> bool:
     return bool(bundle.schema.get("entities", {}).get(name) == "number")
 
-
+# %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #de6610ad
 def _is_whole(data: Any, name: str) -> bool:
     "Tell whether a column has only whole numbers: as floats, keys above 2**53 would lose digits."
     form = {"column_types": {name: pa.int64()}, "include_columns": [name], "null_values": NULL_VALUES}
@@ -208,7 +208,7 @@ def _warn(ladder: FallbackLadder, warned: set[str]) -> None:
             tqdm.write(f"nbs: {reason} Such rows are answered on a lower rung.", file=sys.stderr)
         warned.add(reason)
 
-
+# %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #14de0aa4
 def _score_file(ladder: FallbackLadder, path: Path, out: Path | None) -> int:
     rows, writer = 0, None
     warned: set[str] = set()

@@ -210,7 +210,7 @@ class LoadClient:
         except OSError:
             self.outcome.feedback["no answer"] += 1
 
-
+# %% ../../../notebooks/lib/serve/clients/02_load_client.ipynb #d078cd9c
 def _read(content: bytes) -> dict[str, Any]:
     "Parse an answer; empty where it is not a JSON object."
     try:

@@ -129,7 +129,7 @@ def schedule_requests(
 
     return [ScheduledRequest(float(at[k]), partial(body, k), float(label_at[k]), known[k]) for k in range(len(table))]
 
-
+# %% ../../../notebooks/lib/serve/clients/03_simulate.ipynb #8c2382de
 @contextlib.contextmanager
 def _refreshed_store(
     table: pd.DataFrame,  # rows that are sent

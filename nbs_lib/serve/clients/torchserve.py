@@ -163,7 +163,7 @@ def authorization_header(
     except (OSError, ValueError):
         return {}
 
-
+# %% ../../../notebooks/lib/serve/clients/04_torchserve.ipynb #869c8130
 @contextlib.contextmanager
 def torchserve_process(
     folder: str | Path,  # where to run; made where there is none

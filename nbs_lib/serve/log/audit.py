@@ -44,7 +44,7 @@ def make_entry(
         ["; ".join(flags.get(k, ())) for k in range(len(answers.rungs))] if flags else None,
     )
 
-
+# %% ../../../notebooks/lib/serve/log/02_audit.ipynb #a0f11a0d
 class AnswerRecorder:
     "The recorder of one worker's answers, in metrics and in the log."
 

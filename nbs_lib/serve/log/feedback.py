@@ -74,7 +74,7 @@ def _close_connection() -> None:
         with contextlib.suppress(sqlite3.Error):
             held[2].close()
 
-
+# %% ../../../notebooks/lib/serve/log/03_feedback.ipynb #a444a4af
 @contextlib.contextmanager
 def write_transaction(
     folder: str | Path,  # of the log
@@ -118,7 +118,7 @@ def _is_logged(folder: Path, day: str, worker: str, n: int) -> bool:
     )
     return bool(ends) and n < ends[0][0]
 
-
+# %% ../../../notebooks/lib/serve/log/03_feedback.ipynb #2ac9404f
 def store_feedback(
     folder: str | Path,  # of the log
     id: str,  # of a prediction

@@ -81,7 +81,7 @@ def _requests(entry: LogEntry) -> list[str | None]:
         texts += [bytes(part).decode() for part in parts] if len(parts) == rows else [None] * rows
     return texts or [None] * len(entry.rungs)
 
-
+# %% ../../../notebooks/lib/serve/log/04_reader.ipynb #50ffa426
 def _label_column(
     ids: Iterable[str],
     known: dict[str, Any],  # labels by id
@@ -189,7 +189,7 @@ def last_rowid(
     "Look up the number of the last stored row."
     return db.execute("SELECT coalesce(max(rowid), 0) FROM batches").fetchone()[0]
 
-
+# %% ../../../notebooks/lib/serve/log/04_reader.ipynb #4b0c8f7b
 def read_compacted_day(
     path: Path,
     filters: Any = None,  # as pyarrow takes them
@@ -253,7 +253,7 @@ class LoggedPrediction:
     inputs: dict[str, Any]  # by name; numbers are NaN where missing, texts and times None
     label: Any  # None: not known yet
 
-
+# %% ../../../notebooks/lib/serve/log/04_reader.ipynb #d2a1bf81
 def find_prediction(
     folder: str | Path,  # of the log
     id: str,  # of a prediction

@@ -107,7 +107,7 @@ class StoredRow(NamedTuple):
     model: str
     data: bytes
 
-
+# %% ../../../notebooks/lib/serve/log/01_writer.ipynb #269ae2ff
 def pack_entries(
     entries: Iterable[EncodedEntry],  # in the order of their rows
     worker: str,
@@ -211,7 +211,7 @@ def _paused(rows: Iterable[StoredRow]) -> Iterator[StoredRow]:
 
 _FLUSH_AT_BYTES = 4_000_000  # bytes that wait are written before it is time to
 
-
+# %% ../../../notebooks/lib/serve/log/01_writer.ipynb #d1ac66d9
 class PredictionLog:
     "The log of one worker process."
 

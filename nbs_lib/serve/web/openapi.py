@@ -101,7 +101,7 @@ def _row_schema(
     }
     return made | ({"dependentRequired": together} if together else {})
 
-
+# %% ../../../notebooks/lib/serve/web/02_openapi.ipynb #f316d39d
 def _answer_schema(
     bundle: Bundle,
 ) -> dict[str, Any]:  # JSON Schema
@@ -182,7 +182,7 @@ def _rows_schema(of: str) -> dict[str, Any]:
     one = {"$ref": f"#/components/schemas/{of}"}
     return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
 
-
+# %% ../../../notebooks/lib/serve/web/02_openapi.ipynb #2fc9cf0f
 def predict_operation(
     bundle: Bundle | None,  # None: nothing is served
     usual: Mapping[str, Any],  # an example
