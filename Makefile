@@ -1,6 +1,6 @@
 # The front door. `make help` lists the verbs; behind each stands `nbs VERB --help`.
 .DEFAULT_GOAL := help
-.PHONY: help run test serve cycle lab ui study prove bench clean lib
+.PHONY: help run test check cover serve cycle lab ui study prove bench clean lib
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 LIBRARY := 'notebooks/lib/*.ipynb' 'notebooks/own/*.ipynb'
@@ -13,8 +13,13 @@ run: $(READY) ## From the table to a model with reports (SAMPLE=0.05: on a part 
 
 test: $(READY) ## Every check and test
 	@.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk
-	@.ci/env feast torchserve
-	@.venv/bin/pytest
+	@.ci/env feast & .ci/env torchserve & .venv/bin/pytest; status=$$?; wait; exit $$status
+
+check: $(READY) ## What to run after each edit: format, lint, types, notebooks and library, examples of what changed
+	@.ci/check
+
+cover: $(READY) ## The same, and which lines and branches no test reaches
+	@.venv/bin/pytest --cov=nbs_lib --cov-branch --cov-report=term:skip-covered
 
 serve: $(READY) ## The champion answers over HTTP
 	@$(NBS) serve

@@ -1,14 +1,19 @@
 """A small project on a small table, run once, and copied for each test that breaks it."""
 
+import fcntl
+import hashlib
+import inspect
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from filelock import FileLock
 
 from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
@@ -19,11 +24,27 @@ os.environ.update(
 ROOT = Path(__file__).resolve().parents[1]
 
 
+LONG = ("test_cycle", "test_own", "test_pipeline", "test_faults", "test_tables", "test_reruns", "test_bench_serve")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process waits for another in the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def lacking(what: str) -> NoReturn:
     """Skip a test that can't run here; in CI, where everything is to be there, it fails instead."""
     if os.environ.get("CI"):
         pytest.fail(what)
     pytest.skip(what)
+
+
+def wait_for_environment(name: str) -> None:
+    """Wait while `.ci/env` sets an environment up: `make test` begins with both at once."""
+    lock = ROOT / f".nbs/envs/{name}.lock"
+    if lock.exists():
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 class Project:
@@ -88,15 +109,47 @@ def penguins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, penguins: Path) -> Project:
-    """A project whose first run has ended: copy it, don't change it."""
-    project = Project(clone_project(tmp_path_factory.mktemp("finished") / "project", ROOT))
-    shutil.copy(penguins, project.root / "penguins.csv")
+def made_of(*builders: Callable[[Path], object]) -> str:
+    """A digest of all that a project's run depends on, and of who builds it."""
+    parts = ["nbs_lib", "notebooks/pipeline", "notebooks/cycle", "data/contract", "dvc.yaml", "requirements.lock"]
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "--", *parts, "params.yaml", "settings.ini"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    digest = hashlib.sha256("".join(map(inspect.getsource, (*builders, small))).encode())
+    for name in sorted(names):
+        path = ROOT / name
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ''}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def shared_project(name: str, build: Callable[[Path], object], *builders: Callable[[Path], object]) -> Project:
+    """A project for all test processes, kept until what it is made of changes: copy it, don't change it."""
+    folder = ROOT / ".nbs/tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    place, ready = folder / name, folder / f"{name}.ready"
+    with FileLock(folder / f"{name}.lock"):
+        of = made_of(build, *builders)
+        if not ready.exists() or ready.read_text() != of:
+            ready.unlink(missing_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            build(place)
+            ready.write_text(of)
+    return Project(place)
+
+
+def build_finished(place: Path) -> None:
+    import palmerpenguins
+
+    project = Project(clone_project(place, ROOT))
+    palmerpenguins.load_penguins().to_csv(project.root / "penguins.csv", index=False)
     small(project, "penguins.csv", "species")
     done = project.nbs("run")
     assert done.returncode == 0, done.stderr[-3000:]
-    return project
+
+
+@pytest.fixture(scope="session")
+def finished() -> Project:
+    """A project whose first run has ended: copy it, don't change it."""
+    return shared_project("finished", build_finished)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Project, small
+from conftest import ROOT, Project, shared_project, small
 from services import Running, service, until
 
 from nbs_lib.core.server_process import free_port
@@ -40,10 +40,8 @@ def git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.fixture(scope="session")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose champion knows the first four months: copy it, don't change it."""
-    project = Project(clone_project(tmp_path_factory.mktemp("cycle") / "project", ROOT))
+def build_begun(place: Path) -> None:
+    project = Project(clone_project(place, ROOT))
     shop().to_csv(project.root / "shop.csv", index=False)
     more = {"timestamp": "at", "key": "[number]", "label_delay": "1d", "as_of": "'2020-05-01'", "labels": "200"}
     small(project, "shop.csv", "sold", **more)
@@ -54,7 +52,12 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "PROMOTE" in done.stdout, done.stdout
     git(project.root, "commit", "-qam", "the first champion")
-    return project
+
+
+@pytest.fixture(scope="session")
+def begun() -> Project:
+    """A project whose champion knows the first four months: copy it, don't change it."""
+    return shared_project("begun", build_begun)
 
 
 @pytest.fixture
@@ -117,13 +120,16 @@ def test_a_year_in_short(project: Project) -> None:
     assert all(word in page for word in ("PROMOTE", "contract failure", "REJECT"))
 
 
-@pytest.fixture(scope="session")
-def fed(begun: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The same project after its service has answered five weeks and was told what became of them: copy it."""
-    project = begun.copy(tmp_path_factory.mktemp("fed") / "project")
+def build_fed(place: Path) -> None:
+    project = shared_project("begun", build_begun).copy(place)
     with service(project.root, SERVE_LOG="served/log") as running:
         simulate(project, running.url, "2020-05-02", "2020-06-10")
-    return project
+
+
+@pytest.fixture(scope="session")
+def fed() -> Project:
+    """The same project after its service has answered five weeks and was told what became of them: copy it."""
+    return shared_project("fed", build_fed, build_begun)
 
 
 @pytest.fixture
@@ -231,7 +237,7 @@ def test_what_a_turn_can_not_begin_with(project: Project, arguments: list[str], 
     assert held(project) == before
 
 
-def test_a_table_without_times_has_no_cycle(finished: Project) -> None:
-    done = finished.nbs("cycle", "--as-of", "2020-01-01")
+def test_a_table_without_times_has_no_cycle(finished: Project, tmp_path: Path) -> None:
+    done = finished.copy(tmp_path / "project").nbs("cycle", "--as-of", "2020-01-01")
     assert done.returncode == 1
     assert "the cycle needs data.timestamp" in done.stderr

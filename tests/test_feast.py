@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, lacking
+from conftest import ROOT, lacking, wait_for_environment
 
 from nbs_lib.data.roles import Roles
 from nbs_lib.features.join import build_views, point_in_time_join
@@ -98,6 +98,7 @@ def test_the_repository_is_plain_python(repository: Path) -> None:
 
 
 def test_feast_takes_it_and_gives_the_same_values(repository: Path, tmp_path: Path) -> None:
+    wait_for_environment("feast")
     if not (FEAST / "feast").exists():
         lacking("Feast is not here: `.ci/env feast` gets it")
     done = subprocess.run([FEAST / "feast", "apply"], cwd=repository, capture_output=True, text=True, timeout=120)

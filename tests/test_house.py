@@ -22,7 +22,7 @@ BIN = Path(sys.executable).parent
 GENERATED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "llms.txt", ".last_checked")
 MAX_MODULES = 12  # of a package
 MAX_STAGE_LINES = 90  # of code in a stage notebook
-MAX_ROOTS = 14  # visible entries at the root
+MAX_ROOTS = 17  # visible entries at the root
 Rule = Callable[[Path], list[str]]
 
 

@@ -18,6 +18,8 @@ from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.registry.pointers import champion_path
 
+pytestmark = pytest.mark.xdist_group("own")  # one process, one run
+
 START = pd.Timestamp("2020-01-01", tz="UTC")
 
 

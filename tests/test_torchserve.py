@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, lacking
+from conftest import ROOT, lacking, wait_for_environment
 from ship_fixtures import graph, make_bundle
 
 from nbs_lib.bundle.bundle import Bundle
@@ -39,6 +39,7 @@ def ask(server: ServerProcess, body: str, key: dict[str, str]) -> tuple[int, Any
 def test_torchserve_answers_like_the_bundle(tmp_path: Path) -> None:
     if not shutil.which("java"):
         lacking("apt-get install openjdk-17-jre-headless (or `.ci/apt openjdk-17-jre-headless`)")
+    wait_for_environment("torchserve")
     if not (ROOT / ENVIRONMENT_FOLDER / ".ready").exists():
         lacking("`.ci/env torchserve`")
     root = tmp_path / "project"

@@ -107,7 +107,7 @@ class RowReader(InputLayout):
                 rows = [rows] if isinstance(rows, Mapping) else list(rows)
             except TypeError:
                 kind = type(rows).__name__
-                raise DataError(f"what is asked is a {kind}: give a row, a list of rows or a table.") from None
+                raise DataError(f"what is asked is of type {kind}: give a row, a list of rows or a table.") from None
         names = self.table_columns(getattr(rows, "columns", rows)) if table else self.columns_to_read
         found = to_columns(rows, names, self.known_columns, first)
         n = len(found[names[0]])

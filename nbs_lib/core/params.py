@@ -94,7 +94,7 @@ Seed = Annotated[int, msgspec.Meta(ge=0, lt=2**32, description="a whole number f
 Share = Annotated[float, msgspec.Meta(gt=0, le=1, description="a number above 0, at most 1")]
 Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1, description="a number between 0 and 1")]
 Part = Annotated[float, msgspec.Meta(ge=0, lt=1, description="a number from 0, below 1")]
-Limit = Annotated[float, msgspec.Meta(gt=0, lt=1e9, description="a number above 0")]
+Limit = Annotated[float, msgspec.Meta(gt=0, lt=1e9, description="a number above 0, below a billion")]
 
 _TYPES: dict[str, Any] = {t.__name__: t for t in (str, int, float, bool, list, dict)} | {"None": None}
 _TYPES |= {"Count": Count, "Seed": Seed, "Share": Share, "Fraction": Fraction, "Part": Part, "Limit": Limit}

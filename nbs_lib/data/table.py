@@ -130,7 +130,8 @@ def read_csv(
         ragged = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error))
         if ragged:
             line, expected, got = map(int, ragged.groups())
-            said = f"row {line - 1} (line {line}) has {got} values where the header has {expected}: correct that row."
+            values = f"{got} value{'s' * (got != 1)}"
+            said = f"row {line - 1} (line {line}) has {values} where the header has {expected}: correct that row."
             raise DataError(f"{path}: {said}") from None
         if "Empty CSV" in str(error):
             raise DataError(f"{path} has a header and no rows.") from None

@@ -294,10 +294,18 @@ def cold_start_summary(
         told.append(f"Of the rows of a {period}, {low:.1%} to {high:.1%} are about a {most} never seen before.")
     if there := [each for each in found["newcomers"] if each["rows"]]:
         first = max(there, key=lambda each: each["rows"])
-        told.append(
-            f"There is nothing to do for newcomers: a row about a new {first['who']} is answered too, with a {what} of "
-            f"{first['loss']['value']:.3f} ({loss[CASE_UNCHANGED]:.3f} over all rows)."
-        )
+        answered = f"{what} of {first['loss']['value']:.3f} ({loss[CASE_UNCHANGED]:.3f} over all rows)"
+        prior = first["more"].get(CASE_PRIOR) or {}  # by how much the prior does worse on the same rows
+        if prior.get("hi") is not None and prior["hi"] < 0:
+            told.append(
+                f"Don't trust answers about newcomers: a row about a new {first['who']} has a {answered}, "
+                "worse than the prior alone beyond noise."
+            )
+        else:
+            told.append(
+                f"There is nothing to do for newcomers: a row about a new {first['who']} is answered too, "
+                f"with a {answered}."
+            )
     if _CASE_NO_VIEWS in loss:
         told.append(f"While the store is down, expect {loss[_CASE_NO_VIEWS]:.3f}: bring it back.")
     if {CASE_ALL_NEW, CASE_CONTEXT} <= loss.keys():

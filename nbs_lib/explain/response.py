@@ -30,6 +30,7 @@ from ..data.arrays import MISSING_TIME, Array
 from .counterfactual import Counterfactuals, find_counterfactuals
 from .explainer import Explainer, Explanation, output_contributions
 from .reasons import ReasonWriter
+from .text import percent_text
 from ..registry.pointers import champion_path
 from ..serve.batching import Reply
 from ..serve.log.writer import parse_prediction_id
@@ -342,7 +343,8 @@ def _explanation_text(
         first = f"{found['target']}: {answer['value']:.4g}; in the usual case {found['usual']:.4g}."
     else:
         share = answer["probability"] if "probability" in answer else answer["probabilities"][told]
-        shares = f"the probability of {told} is {100 * share:.0f} %, in the usual case {100 * found['usual']:.0f} %"
+        usual = percent_text(found["usual"])
+        shares = f"the probability of {told} is {percent_text(share)}, in the usual case {usual}"
         first = f"{found['target']}: {answer['class']}; {shares}."
         if (on := found["threshold"]) is not None:
             first += f" It counts as {told} from {100 * on:.0f} % on."

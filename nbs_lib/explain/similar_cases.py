@@ -148,7 +148,8 @@ class SimilarCases:
         count, low, high = f"{len(ended):,}", float(outputs[0]), float(outputs[-1])
         number = self.endings.value if self.endings.task == "regression" else percent_text
         wide = high - low > _MAX_PROBABILITY_SPAN and self.endings.task != "regression"
-        within = f"about {number(low)}" if number(low) == number(high) else _range_text(number(low), number(high))
+        same = number(low) if number(low).startswith(("over", "under")) else f"about {number(low)}"
+        within = same if number(low) == number(high) else _range_text(number(low), number(high))
         which = (
             "the {} past cases with the nearest answers"
             if wide or not low <= answer <= high

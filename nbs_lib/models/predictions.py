@@ -24,7 +24,8 @@ def select_split(
     rows = table[table["_split"] == name]
     if rows.empty or (kind != "regression" and rows["_target"].nunique() < 2):
         what = "is empty" if rows.empty else "holds a single class"
-        raise DataError(f"The {name} part {what}: enlarge split.valid and split.test, or bring more rows.")
+        change = "shrink" if name == "train" else "enlarge"
+        raise DataError(f"The {name} part {what}: {change} split.valid and split.test, or bring more rows.")
     return rows
 
 # %% ../../notebooks/lib/models/06_predictions.ipynb #76f97fbf

@@ -23,7 +23,8 @@ from ..core.files import read_json, write_text
 from ..core.params import check_params, load_params
 from ..core.settings import Settings, load_settings
 from ..core.stages import STUDIES_FOLDER, dvc_file, load_all_stages, load_stages, stage_parameters
-from .runner import end_with_parent
+from .kernel_server import kernel_server
+from .runner import PINNED_ENVIRONMENT, end_with_parent
 from .ui import clean_stage_notebooks
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #fdd846d5
@@ -103,9 +104,11 @@ def _drop_stale_locks(locks: Path = Path(".dvc/tmp/rwlock")) -> None:
 
 def run_dvc(
     *arguments: str,
+    **variables: str,  # of its environment, beside ours
 ) -> int:  # its exit code
     "Run DVC in the working directory."
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = os.environ | {"PATH": path} | variables
     command = [sys.executable, "-m", "dvc", *arguments]
     # DVC's own news go to standard output; its errors and the stages' progress to standard error.
     with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, stdout=subprocess.DEVNULL) as process:
@@ -134,7 +137,9 @@ def reproduce(
             print(f"warning: the remote {remote} can't be reached; computing instead.", file=sys.stderr)
         else:
             arguments.append("--pull")
-    if run_dvc(*arguments, *(["--force"] if force else [])):
+    with kernel_server(PINNED_ENVIRONMENT) as variables:
+        failed = run_dvc(*arguments, *(["--force"] if force else []), **variables)
+    if failed:
         raise StageError("the run stopped at the stage named above; the outputs of earlier runs are as they were.")
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #aca6730d

@@ -25,6 +25,7 @@ from ..core.paths import chdir_root
 from ..core.settings import load_settings
 from ..core.stages import CYCLE_FOLDER, PIPELINE_FOLDER, Stage, load_all_stages, stage_parameters
 from ..pages.page import render_page
+from .kernel_server import kernel_command
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -66,6 +67,8 @@ def _kernel_manager(folder: str) -> Any:
             super().__init__(**{**kwargs, "transport": "ipc", "ip": f"{folder}/s"})
 
         async def start_kernel(self, **kwargs: Any) -> None:  # type: ignore[override]
+            if (command := kernel_command()) and self.kernel_spec:
+                self.kernel_spec.argv = command
             with open(f"{folder}/said", "ab") as said:
                 await super().start_kernel(**{"stderr": said, **kwargs})
 

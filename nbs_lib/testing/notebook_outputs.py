@@ -42,7 +42,10 @@ def _shell() -> Any:
 
 
 def _shown(data: Mapping[str, str]) -> dict[str, list[str]]:
-    return {kind: data[kind].splitlines(keepends=True) for kind in _SHOWN_TYPES if kind in data}
+    kinds = [kind for kind in _SHOWN_TYPES if kind in data]
+    if kinds[:1] == ["text/html"]:
+        kinds = ["text/html"]  # a table as text is cut to the width of the terminal
+    return {kind: data[kind].splitlines(keepends=True) for kind in kinds}
 
 
 def _run_cell(source: str, names: dict[str, Any], where: str) -> list[Output]:

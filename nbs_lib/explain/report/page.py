@@ -257,7 +257,7 @@ def noise_note(
     )
     said = (
         f"In a model learned once more from a sample, {few} moved answers no more than a column of mere noise did: "
-        "read nothing into their place."
+        f"read nothing into {'its' if len(names) == 1 else 'their'} place."
     )
     return Block(f"<p>{blocks.inline_html(said)}</p>")
 
