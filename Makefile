@@ -52,6 +52,7 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 	@.venv/bin/nbdev-clean
 	@.venv/bin/nbdev-export
 	@$(NBS) deps
+	@$(NBS) notebooks --index
 	@changed="$$(git diff --name-only --diff-filter=d HEAD -- $(LIBRARY); git ls-files --others --exclude-standard -- $(LIBRARY))"; \
 	[ -z "$$changed" ] || $(NBS) notebooks --store $$changed
 

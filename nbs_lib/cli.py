@@ -377,16 +377,16 @@ def study_verb(
 def notebooks_verb(
     paths: Annotated[list[Path] | None, typer.Argument(help="Library notebooks; all by default.")] = None,
     store: Annotated[bool, typer.Option(help="Run their examples and store what they show.")] = False,
+    index: Annotated[bool, typer.Option(help="Write notebooks/README.md: all notebooks in reading order.")] = False,
 ) -> None:
     "Count what the library's notebooks show, or store it."
     chdir_root()
-    from nbs_lib.testing.notebook_outputs import library_notebooks, print_counts, store_all
+    from nbs_lib.testing.notebook_outputs import library_notebooks, print_counts, store_all, write_index
 
+    if index:
+        return write_index()
     notebooks = paths or library_notebooks()
-    if store:
-        store_all(notebooks)
-    else:
-        print_counts(notebooks)
+    return store_all(notebooks) if store else print_counts(notebooks)
 
 
 @app.command("deps")

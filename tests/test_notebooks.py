@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nbs_lib.testing.notebook_outputs import differing_cells, library_notebooks
+from nbs_lib.testing.notebook_outputs import differing_cells, index_text, library_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,3 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_examples(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert differing_cells(notebook.relative_to(ROOT)) == []
+
+
+def test_the_index_lists_all_notebooks() -> None:
+    assert (ROOT / "notebooks/README.md").read_text() == index_text(ROOT), "run `make lib`"
