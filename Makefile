@@ -13,13 +13,13 @@ run: $(READY) ## From the table to a model with reports (SAMPLE=0.05: on a part 
 
 test: $(READY) ## Every check and test
 	@.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk
-	@.ci/env feast & .ci/env torchserve & .venv/bin/pytest; status=$$?; wait; exit $$status
+	@.ci/env feast & .ci/env torchserve & .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
 
 check: $(READY) ## What to run after each edit: format, lint, types, notebooks and library, examples of what changed
 	@.ci/check
 
-cover: $(READY) ## The same, and which lines and branches no test reaches
-	@.venv/bin/pytest --cov=nbs_lib --cov-branch --cov-report=term:skip-covered
+cover: ## Every check and test, and which lines and branches none of them reaches
+	@$(MAKE) --no-print-directory test COVER="--cov=nbs_lib --cov-branch --cov-report=term:skip-covered"
 
 serve: $(READY) ## The champion answers over HTTP
 	@$(NBS) serve

@@ -110,11 +110,12 @@ def penguins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made_of(*builders: Callable[[Path], object]) -> str:
-    """A digest of all that a project's run depends on, and of who builds it."""
+    """A digest of all that a project's run depends on, and of the files of who builds it."""
+    files = {Path(str(inspect.getsourcefile(each))) for each in builders} | {ROOT / "tests/services.py", Path(__file__)}
     parts = ["nbs_lib", "notebooks/pipeline", "notebooks/cycle", "data/contract", "dvc.yaml", "requirements.lock"]
     listed = ["git", "ls-files", "-co", "--exclude-standard", "--", *parts, "params.yaml", "settings.ini"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    digest = hashlib.sha256("".join(map(inspect.getsource, (*builders, small))).encode())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
     for name in sorted(names):
         path = ROOT / name
         digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ''}\n".encode())

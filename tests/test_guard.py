@@ -91,6 +91,7 @@ WEAKER = [
     edit("pyproject.toml", r'"D401",? ?', ""),
     edit("pyproject.toml", r"^strict = true", "strict = false"),
     edit(".ci/run", "CI=1 make test", "true"),
+    edit("notebooks/lib/core/03_files.ipynb", r'"sha256', '"#| eval: false\\\\n",\n    "sha256'),
 ]
 HONEST = [
     lambda root: None,

@@ -41,12 +41,14 @@ def _bad_value(column: str, row: int, value: Any, wanted: str) -> DataError:
 
 def json_value(
     value: Any,  # of a table
-) -> Any:  # None where it is missing
+) -> Any:  # None where it is missing, as an empty text is
     "Convert a value to what JSON has: a number of 32 bits as short as it can be written, a time in ISO 8601."
     if _missing(value):
         return None
     if isinstance(value, np.floating):
         return float(str(value))
+    if isinstance(value, np.datetime64):
+        return f"{np.datetime_as_string(value, unit='s')}Z"
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, (str, int, float, bool)):
         return value

@@ -6,7 +6,9 @@
 __all__ = ['SERVER_ENV', 'kernel_command', 'kernel_server']
 
 # %% ../../notebooks/lib/pipeline/06_kernel_server.ipynb #9aea69d5
+import atexit
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -46,8 +48,17 @@ def _import_libraries() -> None:
             importlib.import_module(name)
 
 
+def _end_with_parent() -> None:
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _become_kernel(request: Mapping[str, Any], streams: list[int]) -> NoReturn:
-    "Run a kernel in this process, a fork of the server."
+    "Run a kernel in this process, a fork of the server, which ends with it."
+    server = os.getppid()
+    _end_with_parent()
+    if os.getppid() != server:
+        os._exit(1)
     os.setsid()
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
@@ -60,6 +71,8 @@ def _become_kernel(request: Mapping[str, Any], streams: list[int]) -> NoReturn:
     os.chdir(request["folder"])
     sys.path[:] = request["path"]
     sys.argv = ["ipykernel_launcher", *request["arguments"]]
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # as a new process begins: not all kernels with the same draws
     from ipykernel.kernelapp import launch_new_instance
 
     code = 0
@@ -71,12 +84,21 @@ def _become_kernel(request: Mapping[str, Any], streams: list[int]) -> NoReturn:
         code = 1
         sys.excepthook(*sys.exc_info())
     finally:
+        atexit._run_exitfuncs()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
 
 # %% ../../notebooks/lib/pipeline/06_kernel_server.ipynb #5b754cb6
+def _kill_group(pid: int, number: int = signal.SIGKILL) -> None:
+    "Send a signal to a kernel and what it started."
+    for send in (os.killpg, os.kill):  # the latter where it has just been forked, and has no group yet
+        with contextlib.suppress(ProcessLookupError):
+            return send(pid, number)
+    return None
+
+
 class _KernelServer:
     "Forks kernels until its standard input is closed: its parent has ended."
 
@@ -94,12 +116,20 @@ class _KernelServer:
         signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all processes at once: stages end themselves
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         for each in (self.listener, self.wakeup, sys.stdin):
             self.selector.register(each, selectors.EVENT_READ)
+        try:
+            self._serve()
+        finally:
+            for pid in self.clients:
+                _kill_group(pid)
+
+    def _serve(self) -> None:
         while True:
             for key, _ in self.selector.select():
                 if key.fileobj is sys.stdin:
-                    return self._end_all()
+                    return
                 if key.fileobj is self.listener:
                     self._accept()
                 elif key.fileobj is self.wakeup:
@@ -120,9 +150,10 @@ class _KernelServer:
             _become_kernel(json.loads(message), streams)
         for stream in streams:
             os.close(stream)
-        client.send(str(pid).encode())
         self.clients[pid] = client
         self.selector.register(client, selectors.EVENT_READ)
+        with contextlib.suppress(OSError):  # it has gone meanwhile: what it left says so
+            client.send(str(pid).encode())
         return None
 
     def _close_all(self, client: socket.socket) -> None:
@@ -144,13 +175,9 @@ class _KernelServer:
                 client.close()
 
     def _kill(self, client: Any) -> None:
-        self.selector.unregister(client)
-        pids = [pid for pid, other in self.clients.items() if other is client]
-        os.kill(pids[0], signal.SIGKILL)  # it is not reaped yet, so its number is its own
-
-    def _end_all(self) -> None:
-        for pid in self.clients:
-            os.kill(pid, signal.SIGKILL)
+        for pid in [pid for pid, other in self.clients.items() if other is client]:  # none: it was reaped just now
+            self.selector.unregister(client)
+            _kill_group(pid)  # it is not reaped yet, so its number is its own
 
 # %% ../../notebooks/lib/pipeline/06_kernel_server.ipynb #e98332e9
 _PARENT_LOOK_S = 1.0  # seconds between two looks whether the parent is still there
@@ -180,7 +207,7 @@ def _run_client(
         except (OSError, ValueError):  # there is none any more
             os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", *arguments])
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: os.kill(pid, number))
+            signal.signal(number, lambda number, _: _kill_group(pid, number))
         server.settimeout(_PARENT_LOOK_S)
         while os.getppid() == parent:  # else nobody waits, and the server kills the kernel
             with contextlib.suppress(TimeoutError):

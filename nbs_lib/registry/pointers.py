@@ -71,9 +71,11 @@ def read_history(
 
 
 def _current_champion_id(root: str | Path) -> str:
-    "Read the id of the bundle that is served; empty where there is none."
-    path = Path(root) / CURRENT_FILE
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    "Read the id of the bundle that is served; empty where there is none, or it can't be read."
+    try:
+        return (Path(root) / CURRENT_FILE).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 # %% ../../notebooks/lib/registry/03_pointers.ipynb #c79834ef
 def set_champion(
