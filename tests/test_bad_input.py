@@ -45,9 +45,9 @@ def edit(project: Project, name: str, old: str, new: str) -> None:
         ("  resamples: 50", "  resamples: 0", "evaluate.resamples must be a whole number from 1, but is 0"),
         ("  valid: 0.15", "  valid: 2", "split.valid must be a number between 0 and 1, but is 2"),
         ("  confidence: 0.95", "  confidence: 5", "gate.confidence must be a number between 0 and 1, but is 5"),
-        ("  p99_ms: 5", "  p99_ms: fast", "budget.p99_ms must be a number above 0, but is 'fast'"),
+        ("  p99_ms: 5", "  p99_ms: fast", "budget.p99_ms must be a number above 0, below a billion, but is 'fast'"),
         ("  p99_ms: 5", "  p99: 5", "there is no key budget.p99 (did you mean 'budget.p99_ms'?)"),
-        ("  size_mb: 20", "  size_mb: 0", "budget.size_mb must be a number above 0, but is 0"),
+        ("  size_mb: 20", "  size_mb: 0", "budget.size_mb must be a number above 0, below a billion, but is 0"),
         ("  as_of: auto", "  as_of: 2020-01-01", "write the date in quotes"),
     ],
 )

@@ -32,7 +32,7 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     path = tmp_path / "s"
-    command = [sys.executable, "-P", kernel_server.__file__, str(path)]
+    command = [sys.executable, kernel_server.__file__, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         until(path.exists)
         yield process

@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_refused(ladder: FallbackLadder, change: dict[str
 
 @pytest.mark.parametrize("rows", [None, 5, 2.5, object()])
 def test_what_is_no_row_is_refused(ladder: FallbackLadder, rows: Any) -> None:
-    with pytest.raises(DataError, match=r"what is asked is a \w+: give a row, a list of rows or a table\."):
+    with pytest.raises(DataError, match=r"what is asked is of type \w+: give a row, a list of rows or a table\."):
         ladder.answer(rows)
 
 

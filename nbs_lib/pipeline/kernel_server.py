@@ -219,8 +219,7 @@ def kernel_command() -> list[str] | None:  # as a kernel specification has it; N
     "Return the command of a kernel that the server forks, where there is one."
     if not (path := os.environ.get(SERVER_ENV)):
         return None
-    module_path = json.dumps([each for each in sys.path if each not in ("", os.getcwd())])
-    return [sys.executable, "-I", "-S", __file__, path, module_path, "-f", "{connection_file}"]
+    return [sys.executable, "-I", "-S", __file__, path, json.dumps(sys.path), "-f", "{connection_file}"]
 
 
 @contextlib.contextmanager
@@ -233,7 +232,7 @@ def kernel_server(
         return
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
         path = f"{folder}/s"
-        command = [sys.executable, "-P", __file__, path]
+        command = [sys.executable, __file__, path]
         with subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **environment}) as process:
             try:
                 yield {SERVER_ENV: path}
@@ -247,6 +246,7 @@ def _main() -> int:
     path, *rest = sys.argv[1:]
     if rest:
         return _run_client(path, json.loads(rest[0]), rest[1:])
+    del sys.path[0]  # this file's folder, whose modules have names that others have too
     _KernelServer(path).run()
     return 0
 
