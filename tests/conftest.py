@@ -99,16 +99,6 @@ def small(project: Project, source: Path | str, target: str, **more: str) -> Pro
     return project
 
 
-@pytest.fixture(scope="session")
-def penguins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three species of penguins, with missing values and text categories."""
-    import palmerpenguins
-
-    path = tmp_path_factory.mktemp("tables") / "penguins.csv"
-    palmerpenguins.load_penguins().to_csv(path, index=False)
-    return path
-
-
 def made_of(*builders: Callable[[Path], object]) -> str:
     """A digest of all that a project's run depends on, and of the files of who builds it."""
     files = {Path(str(inspect.getsourcefile(each))) for each in builders} | {ROOT / "tests/services.py", Path(__file__)}
@@ -138,6 +128,7 @@ def shared_project(name: str, build: Callable[[Path], object], *builders: Callab
 
 
 def build_finished(place: Path) -> None:
+    """Three species of penguins, with missing values and text categories."""
     import palmerpenguins
 
     project = Project(clone_project(place, ROOT))

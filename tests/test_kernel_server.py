@@ -1,16 +1,18 @@
 """The kernel server: whoever is killed, no process is left; where there is no server, a kernel is an ordinary one."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import services
 from jupyter_client.connect import write_connection_file
 
 from nbs_lib.pipeline import kernel_server
@@ -22,11 +24,7 @@ pytestmark = [
 ]
 
 
-def until(holds: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+until = functools.partial(services.until, seconds=60)
 
 
 @pytest.fixture

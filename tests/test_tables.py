@@ -54,7 +54,7 @@ def served(project: Project, table: str, column: str) -> int:
     return len(lines) - 1
 
 
-def test_multiclass_with_missing_values_and_text(finished: Project, penguins: Path, tmp_path: Path) -> None:
+def test_multiclass_with_missing_values_and_text(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     roles, metrics, gate = results(project)
     assert roles["task"] == metrics["task"] == "multiclass"
@@ -63,7 +63,7 @@ def test_multiclass_with_missing_values_and_text(finished: Project, penguins: Pa
     found, page, _ = explained(project)
     assert {"rows", "loss", "without", "wrong", "often"} == set(found["mistakes"])
     assert "get the wrong class" in page
-    rows = len(penguins.read_text().splitlines()) - 1
+    rows = len((finished.root / "penguins.csv").read_text().splitlines()) - 1
     assert served(project, "penguins.csv", "probability:Gentoo") == rows
 
 
