@@ -6,7 +6,7 @@
 __all__ = ['HttpProtocol']
 
 # %% ../../notebooks/lib/serve/10_protocol.ipynb #ca028104
-import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -97,7 +97,7 @@ class _HeaderMeter:
         return len(url) + sum(len(name) + len(value) for name, value in headers) > _MAX_HEADER_BYTES
 
 # %% ../../notebooks/lib/serve/10_protocol.ipynb #9acc491a
-_REQUEST_TIMEOUT_S = 10.0  # seconds for a request that has begun to be complete
+_REQUEST_TIMEOUT_S = 10.0  # seconds for a request to begin, and to be complete
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -107,16 +107,18 @@ class HttpProtocol(HttpToolsProtocol):
     url = b""  # before the first request
     on_close: Callable[[], object] = staticmethod(lambda: None)  # called when it is over
     _request_begun = True  # a connection is made to ask
-    _request_timer: asyncio.TimerHandle | None = None
+    _awaited_since = (
+        math.inf
+    )  # since when the client is waited for, by `time.perf_counter`; never while it waits for us
     _fast_request: _FastRequest | None = None  # a request that may take the fast path, until it is whole
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._meter = _HeaderMeter()
-        self._update_timer()
+        self._awaited_since = time.perf_counter()
 
     def on_message_begin(self) -> None:
-        self._request_begun = True
+        self._request_begun, self._awaited_since = True, time.perf_counter()
         self._meter.body_bytes = 0
         super().on_message_begin()
 
@@ -136,7 +138,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._has_large_headers():
             raise _HEADERS_TOO_LARGE  # which the parser hands on, to end in `send_400_response`
         if self.url == b"/predict" and self._is_free():
-            self._fast_request = _FastRequest(self, time.perf_counter())
+            self._fast_request = _FastRequest(self, self._awaited_since)
         else:
             super().on_headers_complete()
 
@@ -155,7 +157,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._fast_request.body = self._fast_request.body + body if self._fast_request.body else body
 
     def on_message_complete(self) -> None:
-        self._request_begun = False
+        self._request_begun, self._awaited_since = False, math.inf
         fast, self._fast_request = self._fast_request, None
         if fast is None:
             super().on_message_complete()
@@ -174,8 +176,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._meter.count_whole()
         if self._fast_request is not None and self.parser is not None:  # it did not come whole
             self._leave_fast_path()
-        if self._request_begun or self._request_timer is not None:
-            self._update_timer()
         return None
 
     def _leave_fast_path(self) -> None:
@@ -195,23 +195,18 @@ class HttpProtocol(HttpToolsProtocol):
         self.app.answered("/predict", status, fast.since)
         if last:
             self.transport.close()
-        self.on_response_complete()
+        elif self.pipeline:
+            self.on_response_complete()
+        elif not self._request_begun:
+            self._awaited_since = time.perf_counter()
+
+    def close_if_overdue(self) -> None:
+        "Close a connection whose client takes too long to complete a request, or to send another."
+        limit = _REQUEST_TIMEOUT_S if self._request_begun else self.timeout_keep_alive
+        if time.perf_counter() - self._awaited_since > limit and not self.transport.is_closing():
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._request_begun = False
-        self._update_timer()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # also where the connection broke
         self.on_close()
-
-    def _update_timer(self) -> None:
-        "Wait for the rest of a request that has begun, and no longer for one that is there."
-        if self._request_begun and self._request_timer is None:
-            self._request_timer = self.loop.call_later(_REQUEST_TIMEOUT_S, self._close_on_timeout)
-        elif not self._request_begun and self._request_timer is not None:
-            self._request_timer.cancel()
-            self._request_timer = None
-
-    def _close_on_timeout(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()

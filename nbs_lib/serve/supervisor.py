@@ -25,6 +25,7 @@ from .child_processes import ChallengerProcess, ChildProcess, ExplainProcess
 
 # %% ../../notebooks/lib/serve/11_supervisor.ipynb #d51aa862
 _KEEP_ALIVE_S = 75  # seconds that an idle connection is kept; a proxy before it should keep it for less
+_TICKS_PER_SECOND = 10  # of uvicorn's own loop
 _DRAIN_NOTICE_S = 0.1  # that a worker goes on accepting after it says that it is not ready any more
 _CONNECTIONS_FILE = "connections"  # the file beside the counts of the workers that says how many each has
 
@@ -48,6 +49,9 @@ def _make_server(app: Any, drain_s: float, listener: socket.socket, crowd: Conne
             self.accepting.start()
 
         async def on_tick(self, counter: int) -> bool:
+            if counter % _TICKS_PER_SECOND == 0:
+                for connection in list(self.server_state.connections):
+                    connection.close_if_overdue()  # type: ignore[union-attr]
             return await super().on_tick(counter) or os.getppid() != parent  # nobody is left to look after it
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

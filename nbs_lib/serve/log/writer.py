@@ -162,7 +162,6 @@ class DayFile:
         try:
             # Half the time of 4096 under load; a flush of one row writes 200 kB.
             self.db.execute("PRAGMA page_size = 65536")
-            self.db.execute("PRAGMA wal_autocheckpoint = 250")  # pages: 16 MB
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.executescript(_TABLES)
