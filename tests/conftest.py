@@ -1,5 +1,6 @@
 """A small project on a small table, run once, and copied for each test that breaks it."""
 
+import contextlib
 import fcntl
 import hashlib
 import inspect
@@ -16,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from nbs_lib.pipeline.clone import clone_project
+from nbs_lib.pipeline.fork_server import fork_server
 from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
 
 os.environ.update(
@@ -30,6 +32,13 @@ LONG = ("test_cycle", "test_own", "test_pipeline", "test_faults", "test_tables",
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process waits for another in the end."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the runs of all test processes fork from one server: the large libraries are imported once."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(fork_server(PINNED_ENVIRONMENT))
+    config.add_cleanup(stack.close)
 
 
 def lacking(what: str) -> NoReturn:

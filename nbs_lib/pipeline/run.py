@@ -23,7 +23,7 @@ from ..core.files import read_json, write_text
 from ..core.params import check_params, load_params
 from ..core.settings import Settings, load_settings
 from ..core.stages import STUDIES_FOLDER, dvc_file, load_all_stages, load_stages, stage_parameters
-from .kernel_server import kernel_server
+from .fork_server import fork_server
 from .runner import PINNED_ENVIRONMENT, end_with_parent
 from .ui import clean_stage_notebooks
 
@@ -104,11 +104,10 @@ def _drop_stale_locks(locks: Path = Path(".dvc/tmp/rwlock")) -> None:
 
 def run_dvc(
     *arguments: str,
-    **variables: str,  # of its environment, beside ours
 ) -> int:  # its exit code
     "Run DVC in the working directory."
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = os.environ | {"PATH": path} | variables
+    environment = os.environ | {"PATH": path}
     command = [sys.executable, "-m", "dvc", *arguments]
     # DVC's own news go to standard output; its errors and the stages' progress to standard error.
     with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, stdout=subprocess.DEVNULL) as process:
@@ -137,8 +136,8 @@ def reproduce(
             print(f"warning: the remote {remote} can't be reached; computing instead.", file=sys.stderr)
         else:
             arguments.append("--pull")
-    with kernel_server(PINNED_ENVIRONMENT) as variables:
-        failed = run_dvc(*arguments, *(["--force"] if force else []), **variables)
+    with fork_server(PINNED_ENVIRONMENT):
+        failed = run_dvc(*arguments, *(["--force"] if force else []))
     if failed:
         raise StageError("the run stopped at the stage named above; the outputs of earlier runs are as they were.")
 

@@ -1,4 +1,4 @@
-"""The kernel server: whoever is killed, no process is left; where there is no server, a kernel is an ordinary one."""
+"""The fork server: whoever is killed, no process is left; where there is no server, a kernel is an ordinary one."""
 
 import functools
 import json
@@ -15,11 +15,11 @@ import pytest
 import services
 from jupyter_client.connect import write_connection_file
 
-from nbs_lib.pipeline import kernel_server
-from nbs_lib.pipeline.kernel_server import SERVER_ENV, kernel_command
+from nbs_lib.pipeline import fork_server
+from nbs_lib.pipeline.fork_server import SERVER_ENV, fork_command
 
 pytestmark = [
-    pytest.mark.xdist_group("kernels"),
+    pytest.mark.xdist_group("forks"),
     pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
 ]
 
@@ -30,7 +30,7 @@ until = functools.partial(services.until, seconds=60)
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     path = tmp_path / "s"
-    command = [sys.executable, kernel_server.__file__, str(path)]
+    command = [sys.executable, fork_server.__file__, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         until(path.exists)
         yield process
@@ -41,7 +41,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[
     "A process that stands for a kernel, as Papermill starts it."
     monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
     file, _ = write_connection_file(str(tmp_path / "kernel.json"), transport="ipc", ip=str(tmp_path / "k"))
-    command = [part.format(connection_file=file) for part in kernel_command() or []]
+    command = fork_command("ipykernel.kernelapp:launch_new_instance", "-f", file) or []
     return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
@@ -107,9 +107,29 @@ def test_a_client_is_killed_while_libraries_are_imported(
     until(lambda: not kernels(server))
 
 
+ENDS = {
+    "print('out'); sys.exit()": (0, "out\n"),
+    "sys.exit(7)": (7, ""),
+    "sys.exit('one sentence')": (1, "one sentence\n"),
+    "raise ValueError('broken')": (1, "ValueError: broken\n"),
+    "os.kill(os.getpid(), 9)": (-9 % 256, ""),
+}
+
+
+def test_a_fork_ends_as_its_command_would(
+    server: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+    monkeypatch.syspath_prepend(tmp_path)
+    for k, (body, (code, said)) in enumerate(ENDS.items()):
+        (tmp_path / f"mine_{k}.py").write_text(f"import os, sys\ndef run(): {body}\n")
+        done = subprocess.run(fork_command(f"mine_{k}:run") or [], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, (done.stdout + done.stderr)[-len(said) or None :]) == (code, said), done.stderr
+
+
 def test_without_a_server_it_is_an_ordinary_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s").write_text(json.dumps("no socket"))
     asking = client(tmp_path, monkeypatch)
-    until(lambda: "ipykernel_launcher" in " ".join(psutil.Process(asking.pid).cmdline()))
+    until(lambda: "ipykernel.kernelapp" in " ".join(psutil.Process(asking.pid).cmdline()))
     asking.kill()
     asking.wait()
