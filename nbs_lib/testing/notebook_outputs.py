@@ -259,6 +259,7 @@ _PACKAGES = [
     "demos",
     "studies",
     "bench",
+    "docs",
     "testing",
 ]
 
