@@ -79,6 +79,9 @@ def _shown_notebook(source: str, root: Path) -> "NotebookNode":
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.source = _DIRECTIVE.sub("", cell.source)
+            for output in cell.outputs:
+                if output.output_type == "execute_result":  # the templates show what is displayed
+                    output.output_type = "display_data"
     return notebook
 
 # %% ../../notebooks/lib/docs/01_page.ipynb #6435a2b9

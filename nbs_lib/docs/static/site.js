@@ -21,14 +21,15 @@ function loadIndex() {
   document.head.append(script);
 }
 
-function score([, page, heading, text], words) {
-  // a word in a heading counts more than one in the text; each word has to be somewhere
+function score([address, page, heading, text], words) {
+  // Each word has to begin one somewhere; a heading counts more than a title, a title more than the text, a guide more than code.
   const places = [heading, page, text].map((each) => each.toLowerCase());
-  let sum = 0;
+  let sum = address.startsWith("guide/") ? 4 : 0;
   for (const word of words) {
-    const here = places.findIndex((place) => place.includes(word));
+    const begins = new RegExp(`(^|[^a-z0-9])${word.replace(/\W/g, "\\$&")}`);
+    const here = places.findIndex((place) => begins.test(place));
     if (here < 0) return 0;
-    sum += [12, 5, 1][here] + (places[0] === word ? 20 : places[0].startsWith(word) ? 6 : 0);
+    sum += [12, 5, 1][here] + (places[0] === word ? 20 : 0);
   }
   return sum;
 }
