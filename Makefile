@@ -1,6 +1,6 @@
 # The front door. `make help` lists the verbs; behind each stands `nbs VERB --help`.
 .DEFAULT_GOAL := help
-.PHONY: help run test check cover serve cycle lab ui study prove bench clean lib
+.PHONY: help run test check cover serve cycle lab ui study prove bench docs clean lib
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 LIBRARY := 'notebooks/lib/*.ipynb' 'notebooks/own/*.ipynb'
@@ -47,6 +47,9 @@ bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features,
 	@$(if $(filter load,$(WHAT)),.ci/env mlserver)
 	@$(NBS) bench $(WHAT)
 
+docs: $(READY) ## The documentation, from the notebooks: site/index.html opens without a server
+	@$(NBS) docs
+
 lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, store what they show
 	@.venv/bin/ruff format --quiet notebooks
 	@.venv/bin/nbdev-clean
@@ -57,7 +60,7 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 	[ -z "$$changed" ] || $(NBS) notebooks --store $$changed
 
 clean: ## Remove everything that was made, the environment and MLflow's records included
-	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json models served mlruns mlflow.db* reports/*.html .coverage *.egg-info
+	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json models served mlruns mlflow.db* reports/*.html site .coverage *.egg-info
 
 # The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start).
 PYTHON := $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $p -c 'import sys, venv, ensurepip; (3, 11) <= sys.version_info < (3, 13) and print("$p")' 2>/dev/null)))

@@ -6,7 +6,7 @@
 __all__ = ['app', 'log_app', 'run_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
            'materialize_verb', 'parity_verb', 'serve_verb', 'explain_verb', 'shadow_verb', 'simulate_verb',
            'rollback_verb', 'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb',
-           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'notebooks_verb', 'deps_verb', 'main']
+           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'notebooks_verb', 'docs_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/01_cli.ipynb #55bd15b4
 import sys
@@ -387,6 +387,18 @@ def notebooks_verb(
         return write_index()
     notebooks = paths or library_notebooks()
     return store_all(notebooks) if store else print_counts(notebooks)
+
+
+@app.command("docs")
+def docs_verb(
+    out: Annotated[Path, typer.Option(help="The folder; an earlier site in it is replaced.")] = Path("site"),
+) -> None:
+    "Write the documentation as pages that open without a server; a broken link is an error."
+    from nbs_lib.docs.site import build_site
+
+    out = out if out == Path("site") else out.resolve()
+    chdir_root()
+    print(f"{build_site(out)} pages: {out / 'index.html'}")
 
 
 @app.command("deps")
