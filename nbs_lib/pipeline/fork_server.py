@@ -214,9 +214,9 @@ def _run_client(
 ) -> int:  # exit code
     "Stand for a process that the server forks."
     module, function = entry.split(":")
-    environment, parent = {key: value for key, value in os.environ.items() if key != "JPY_PARENT_PID"}, os.getppid()
+    parent = os.getppid()
     request: dict[str, Any] = {"module": module, "function": function, "arguments": arguments, "path": module_path}
-    request |= {"environment": environment, "folder": os.getcwd()}
+    request |= {"environment": dict(os.environ), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         try:
             _wait_for_server(path)
@@ -271,6 +271,7 @@ def _main() -> int:
     path, *rest = sys.argv[1:]
     if rest:
         return _run_client(path, json.loads(rest[0]), rest[1], rest[2:])
+    os.environ["JPY_PARENT_PID"] = str(os.getpid())  # read by what is imported: of kernels, this is the parent
     del sys.path[0]  # this file's folder, whose modules have names that others have too
     _ForkServer(path).run()
     os._exit(0)  # libraries complain where what was frozen is not collected
