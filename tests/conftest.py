@@ -110,7 +110,10 @@ def small(project: Project, source: Path | str, target: str, **more: str) -> Pro
 
 def made_of(*builders: Callable[[Path], object]) -> str:
     """A digest of all that a project's run depends on, and of the files of who builds it."""
-    files = {Path(str(inspect.getsourcefile(each))) for each in builders} | {ROOT / "tests/services.py", Path(__file__)}
+    files = {Path(str(inspect.getsourcefile(each))) for each in builders} | {
+        ROOT / "tests/helpers/services.py",
+        Path(__file__),
+    }
     parts = ["nbs_lib", "notebooks/pipeline", "notebooks/cycle", "data/contract", "dvc.yaml", "requirements.lock"]
     listed = ["git", "ls-files", "-co", "--exclude-standard", "--", *parts, "params.yaml", "settings.ini"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -1,0 +1,298 @@
+"""The house rules: clean notebooks, a library that is what they export, one order of packages, true dependencies.
+
+Each rule is a function of a root that lists what breaks it; `test_a_planted_fault_is_found` shows that each can fail.
+"""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from nbs_lib.core.errors import StageError
+from nbs_lib.core.stages import expected_deps, load_all_stages, load_stages, stage_parameters
+
+BIN = Path(sys.executable).parent
+GENERATED = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "llms.txt", ".last_checked")
+MAX_MODULES = 12  # of a package
+MAX_STAGE_LINES = 90  # of code in a stage notebook
+MAX_ROOTS = 17  # visible entries at the root
+Rule = Callable[[Path], list[str]]
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+
+
+def printed(*command: str | Path, cwd: Path) -> list[str]:
+    """What a checker prints where it fails; nothing where it passes."""
+    done = run(*command, cwd=cwd)
+    return [] if done.returncode == 0 else [done.stdout + done.stderr]
+
+
+def modules(root: Path) -> list[Path]:
+    return sorted((root / "nbs_lib").rglob("*.py"))
+
+
+def notebooks(root: Path) -> list[Path]:
+    return sorted(p for p in (root / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def cells(notebook: Path) -> list[dict]:
+    return json.loads(notebook.read_text())["cells"]
+
+
+def copy(root: Path, to: Path) -> Path:
+    for name in ("notebooks", "nbs_lib", "tests"):
+        shutil.copytree(root / name, to / name, ignore=GENERATED)
+    for name in ("pyproject.toml", "dvc.yaml", "params.yaml", "requirements.lock"):
+        shutil.copy(root / name, to)
+    return to
+
+
+def not_exported(root: Path) -> list[str]:
+    """Notebooks that are not tidy, and modules that are not what their notebook exports."""
+    fresh = root / ".exported"
+    copy(root, fresh)
+    for module in modules(fresh):
+        if module.name not in ("__init__.py", "_modidx.py"):
+            module.unlink()
+    failed = [line for command in ("nbdev-clean", "nbdev-export") for line in printed(BIN / command, cwd=fresh)]
+    ignored = [f"--exclude={name}" for name in ("__pycache__", ".ipynb_checkpoints", "llms.txt", ".last_checked")]
+    differences = [run("diff", "-r", "-q", *ignored, root / name, fresh / name) for name in ("notebooks", "nbs_lib")]
+    shutil.rmtree(fresh)
+    return failed + [line for done in differences for line in done.stdout.splitlines()]
+
+
+def not_an_article(root: Path) -> list[str]:
+    """Notebooks that do not begin with a title and a summary; stage notebooks that keep outputs."""
+    found = []
+    for notebook in notebooks(root):
+        first = cells(notebook)[0]
+        if first["cell_type"] != "markdown" or not re.match(r"# .+\n(#?\n)*> .+", "".join(first["source"])):
+            found.append(f"{notebook.name}: does not begin with `# Title` and `> one-line summary`")
+        if not all("id" in cell for cell in cells(notebook)):
+            found.append(f"{notebook.name}: has a cell without an id")
+        stage = notebook.relative_to(root).parts[1] not in ("lib", "own")
+        if any(cell.get("execution_count") or (stage and cell.get("outputs")) for cell in cells(notebook)):
+            found.append(f"{notebook.name}: keeps {'outputs' if stage else 'numbers of execution'}")
+    return found
+
+
+def misplaced(root: Path) -> list[str]:
+    """Library notebooks that do not lie where their module does, and numbers that stand twice in a folder."""
+    found, numbers = [], set()
+    for notebook in notebooks(root):
+        source = "\n".join("".join(cell["source"]) for cell in cells(notebook))
+        exported = re.search(r"(?m)^#\| default_exp (\S+)$", source)
+        place = notebook.relative_to(root / "notebooks")
+        if not exported or place.parts[0] not in ("lib", "own"):
+            continue
+        module = [*(["own"] if place.parts[0] == "own" else []), *place.parts[1:-1], re.sub(r"^\d+_", "", place.stem)]
+        if ".".join(module) != exported[1]:
+            found.append(f"{place}: exports {exported[1]}")
+    for notebook in notebooks(root):
+        number = (notebook.parent, notebook.name.split("_")[0])
+        if number in numbers:
+            found.append(f"{notebook.relative_to(root)}: its number stands twice")
+        numbers.add(number)
+    return found
+
+
+def long_stages(root: Path) -> list[str]:
+    """Stage notebooks with logic that belongs into the library."""
+    found = []
+    for stage in load_stages(root).values():
+        code = ["".join(cell["source"]) for cell in cells(root / stage.notebook) if cell["cell_type"] == "code"]
+        lines = [line for source in code for line in source.splitlines() if line.strip()]
+        if len(lines) > MAX_STAGE_LINES:
+            found.append(f"{stage.notebook} has {len(lines)} lines of code: move logic into notebooks/lib")
+    return found
+
+
+def untrue_dependencies(root: Path) -> list[str]:
+    """Stages whose `deps` are not what their code imports."""
+    try:
+        return [name for name, stage in load_all_stages(root).items() if list(stage.deps) != expected_deps(stage, root)]
+    except StageError as error:
+        return [str(error)]
+
+
+def undocumented(root: Path) -> list[str]:
+    """Public functions and classes without a docstring."""
+    return [
+        f"{path.relative_to(root)}:{node.lineno}: {node.name}"
+        for path in modules(root)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+
+
+def knowing_the_demo(root: Path) -> list[str]:
+    """Places outside `demos` that name a column of the demo's table."""
+    from nbs_lib.demos.flights.source import read_source
+
+    names = {
+        c for c in read_source().table.columns if len(c) > 4 and ("_" in c or c in ("carrier", "tailnum", "origin"))
+    }
+    places = [p for p in [*modules(root), *notebooks(root)] if not {"demos", "explore"} & set(p.parts)]
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names)))})\b")
+    return sorted({f"{p.relative_to(root)}: {name}" for p in places for name in pattern.findall(p.read_text())})
+
+
+def out_of_order(root: Path) -> list[str]:
+    """Imports against the order of packages in `pyproject.toml`, and circles."""
+    return printed(BIN / "lint-imports", "--no-cache", cwd=root)
+
+
+def crowded(root: Path) -> list[str]:
+    """Packages of too many modules, and modules that stand in none."""
+    library = root / "nbs_lib"
+    folders = {folder for folder in library.rglob("*") if folder.is_dir() and folder.name != "__pycache__"}
+    found = [f"nbs_lib/{p.name}" for p in library.glob("*.py") if p.name not in ("__init__.py", "_modidx.py", "cli.py")]
+    for folder in sorted(folders):
+        count = sum(path.name != "__init__.py" for path in folder.glob("*.py"))
+        found += [f"{folder.relative_to(root)}: {count} modules"] if count > MAX_MODULES else []
+    return found
+
+
+def unlinted(root: Path) -> list[str]:
+    return printed(BIN / "ruff", "check", "--no-cache", "nbs_lib", "tests", "notebooks", cwd=root)
+
+
+def untyped(root: Path) -> list[str]:
+    return printed(BIN / "mypy", cwd=root)
+
+
+def unlocked(root: Path) -> list[str]:
+    """Lines of the lock file that name a host or a build, or torch in another form."""
+    lines = (root / "requirements.lock").read_text().splitlines()
+    wrong = [line for line in lines if line and not re.fullmatch(r"[\w.\-\[\]]+==[\w.]+|#.*", line)]
+    return wrong + ([] if "torch==2.13.0" in lines else ["torch==2.13.0 is missing"])
+
+
+RULES: list[Rule] = [
+    not_exported,
+    not_an_article,
+    misplaced,
+    long_stages,
+    untrue_dependencies,
+    undocumented,
+    knowing_the_demo,
+    out_of_order,
+    crowded,
+    unlinted,
+    untyped,
+    unlocked,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps(rule: Rule, tmp_path: Path) -> None:
+    root = copy(ROOT, tmp_path / "copy") if rule is not_exported else ROOT  # where a rule writes files
+    found = rule(root)
+    assert not found, "\n".join(["run `make lib`, or mend:", *found])
+
+
+def append(path: str, line: str) -> Callable[[Path], object]:
+    def plant(root: Path) -> object:
+        return (root / path).write_text((root / path).read_text() + line)
+
+    return plant
+
+
+def edit(path: str, before: str, after: str) -> Callable[[Path], object]:
+    def plant(root: Path) -> object:
+        text = (root / path).read_text()
+        assert before in text
+        return (root / path).write_text(text.replace(before, after, 1))
+
+    return plant
+
+
+def crowd(root: Path) -> None:
+    for number in range(MAX_MODULES):
+        (root / f"nbs_lib/models/extra{number}.py").touch()
+
+
+def mistype(root: Path) -> None:
+    for folder in (root / "nbs_lib").iterdir():
+        if folder.is_dir() and folder.name != "core":
+            shutil.rmtree(folder)
+    (root / "nbs_lib/cli.py").write_text("def stray(x): return x\n")
+
+
+def lengthen(root: Path) -> None:
+    path = root / "notebooks/pipeline/60_report.ipynb"
+    book = json.loads(path.read_text())
+    book["cells"][-1]["source"] = "x = 1\n" * MAX_STAGE_LINES
+    path.write_text(json.dumps(book))
+
+
+def keep_output(root: Path) -> None:
+    path = root / "notebooks/pipeline/60_report.ipynb"
+    book = json.loads(path.read_text())
+    book["cells"][-1]["outputs"] = [{"name": "stdout", "output_type": "stream", "text": ["1"]}]
+    path.write_text(json.dumps(book))
+
+
+FILES_NB = "notebooks/lib/core/03_files.ipynb"
+FAULTS: list[tuple[Rule, Callable[[Path], object], str]] = [
+    (not_exported, append("nbs_lib/core/files.py", "\nX = 1\n"), "core/files.py"),
+    (not_exported, edit(FILES_NB, "#| export", "#| exporti"), "core/files"),
+    (not_an_article, edit("notebooks/own/01_views.ipynb", '"# ', '"'), "01_views.ipynb"),
+    (not_an_article, keep_output, "60_report.ipynb: keeps outputs"),
+    (misplaced, edit(FILES_NB, "default_exp core.files", "default_exp data.files"), "exports data.files"),
+    (long_stages, lengthen, "60_report.ipynb has"),
+    (untrue_dependencies, edit("dvc.yaml", "      - nbs_lib/core/params.py\n", ""), "snapshot"),
+    (untrue_dependencies, append("nbs_lib/data/split.py", "\nfrom ..data.sauce import X\n"), "no such module"),
+    (undocumented, append("nbs_lib/features/online/base.py", "\ndef stray() -> None: ...\n"), "online/base.py"),
+    (knowing_the_demo, append("nbs_lib/serve/log/reader.py", '\nX = "tailnum"\n'), "log/reader.py: tailnum"),
+    (
+        out_of_order,
+        append("nbs_lib/core/files.py", "\nfrom ..registry import tracking\n"),
+        "core.files -> nbs_lib.registry",
+    ),
+    (out_of_order, append("nbs_lib/data/table.py", "\nfrom .source import read\n"), ".table -> .source"),
+    (crowded, crowd, "nbs_lib/models: "),
+    (crowded, lambda root: (root / "nbs_lib/stray.py").touch(), "nbs_lib/stray.py"),
+    (unlinted, append("nbs_lib/core/files.py", "\nimport json\n"), "core/files.py"),
+    (untyped, mistype, "nbs_lib/cli.py:1: error"),
+    (unlocked, append("requirements.lock", "six @ https://example.org/six.whl\n"), "six @"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "plant", "names"), FAULTS, ids=[f"{rule.__name__}-{n}" for n, (rule, *_) in enumerate(FAULTS)]
+)
+def test_a_planted_fault_is_found(rule: Rule, plant: Callable[[Path], object], names: str, tmp_path: Path) -> None:
+    root = copy(ROOT, tmp_path)
+    plant(root)
+    assert names in "\n".join(rule(root))
+
+
+@pytest.mark.parametrize("name", list(load_stages(ROOT)))
+def test_a_stage_lists_the_parameters_that_it_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert stage_parameters(load_stages(ROOT)[name]) is not None
+
+
+@pytest.mark.parametrize("package", [path.name for path in sorted((ROOT / "notebooks/lib").iterdir()) if path.is_dir()])
+def test_a_notebook_runs_from_top_to_bottom(package: str) -> None:
+    """Each by itself, as in JupyterLab: nothing is used before it is defined."""
+    done = run(BIN / "nbdev-test", f"notebooks/lib/{package}", "--n-workers", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_root_is_small() -> None:
+    tracked = run("git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
+    roots = {name.split("/")[0] for name in tracked if not name.startswith(".")}
+    assert len(roots) <= MAX_ROOTS, sorted(roots)

@@ -1,0 +1,241 @@
+"""A bundle is registered once, the champion is served whole, and both survive whatever happens in between."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.bundles import (  # noqa: F401
+    MARGINS,
+    ROWS,
+    SCHEMA,
+    blank_project,
+    decision,
+    make_bundle,
+    mlflow_project,
+    mlflow_template,
+)
+
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.core.errors import BundleError, UserError
+from nbs_lib.core.settings import TrackingSettings
+from nbs_lib.registry import model_registry as registry
+from nbs_lib.registry.mlflow_client import REGISTERED_FILE, connect, tracking_uri
+from nbs_lib.registry.model_registry import register
+from nbs_lib.registry.pointers import champion_path
+
+BUNDLE = Path("models/bundle")
+
+
+@pytest.fixture
+def here(mlflow_project: Path) -> Path:  # noqa: F811
+    make_bundle(BUNDLE)
+    return mlflow_project
+
+
+def client() -> Any:
+    return mlflow.MlflowClient(tracking_uri(), tracking_uri())
+
+
+def versions() -> list[Any]:
+    return client().search_model_versions("name = 'nbs'")
+
+
+def aliases() -> dict[str, str]:
+    return {name: str(version) for name, version in client().get_registered_model("nbs").aliases.items()}
+
+
+def test_a_promoted_bundle_is_champion_and_served(here: Path) -> None:
+    assert register(BUNDLE, decision()) == "champion"
+    assert aliases() == {"champion": "1"}
+    (version,) = versions()
+    id = Bundle.open(BUNDLE).id
+    assert version.tags["bundle"] == id
+    assert version.tags["gate"] == "PROMOTE"
+    assert version.tags["lineage.code"] == "c0de"
+    assert version.tags["lineage.inputs/data/x.parquet"] == "f00d"
+    assert champion_path() == Path("served") / id
+    assert Bundle.open(champion_path()).id == id
+    assert sorted(path.name for path in Path("served").iterdir()) == sorted(["CURRENT", "HISTORY", id])
+
+
+def test_the_champion_loads_from_the_registry_and_answers_raw_rows(here: Path) -> None:
+    register(BUNDLE, decision())
+    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_registry_uri(tracking_uri())
+    model = mlflow.pyfunc.load_model("models:/nbs@champion")
+    assert model.metadata.signature is not None
+    assert [each.name for each in model.metadata.signature.inputs] == ["width", "new", "kind", "made"]
+    table = pd.DataFrame(ROWS)
+    made = pd.to_datetime(table["made"], format="ISO8601", utc=True)
+    for rows in (table, table.assign(made=made), table.drop(columns=["sold"]).astype({"width": "float32"})):
+        answer = model.predict(rows)
+        np.testing.assert_allclose(answer["margin"], MARGINS, atol=1e-6)
+        assert answer["class"].tolist() == ["yes", "no", "yes"]
+    with pytest.raises(Exception, match="is not a number"):
+        model.predict(table.assign(width="x"))
+
+
+def test_there_is_no_pickle_in_it(here: Path) -> None:
+    register(BUNDLE, decision())
+    names = {path.name for path in Path("mlruns").rglob("*") if path.is_file()}
+    assert "model.onnx" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".joblib", ".skops"))]
+    (described,) = Path("mlruns").rglob("MLmodel")
+    assert "loader_module: nbs_lib.bundle\n" in described.read_text()
+    assert "cloudpickle" not in described.read_text()
+    (needed,) = Path("mlruns").rglob("requirements.txt")
+    packages = [line.partition("=")[0] for line in needed.read_text().split()]
+    assert packages == ["mlflow", "numpy", "onnxruntime", "pandas"]
+
+
+@pytest.mark.parametrize(("verdict", "expected"), [("HOLD", "challenger"), ("REJECT", "rejected")])
+def test_what_is_not_promoted_is_not_served(here: Path, verdict: str, expected: str) -> None:
+    assert register(BUNDLE, decision(verdict)) == expected
+    with pytest.raises(UserError, match="there is no champion yet: `make run`"):
+        champion_path()
+    if verdict == "HOLD":
+        assert aliases() == {"challenger": "1"}
+
+
+def test_a_challenger_leaves_the_champion_alone(here: Path) -> None:
+    register(BUNDLE, decision())
+    served = champion_path()
+    make_bundle(BUNDLE, fallback={"prior": {"output": 0.5}})
+    assert register(BUNDLE, decision("HOLD")) == "challenger"
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    assert champion_path() == served
+    assert register(BUNDLE, decision()) == "champion"
+    assert aliases() == {"champion": "2", "previous": "1"}
+    assert Path("served", served.name).is_dir()  # answers that name it are still explained
+
+
+def test_registering_again_changes_nothing_and_imports_no_mlflow(here: Path) -> None:
+    register(BUNDLE, decision())
+    code = (
+        "import sys; from nbs_lib.registry.model_registry import register;"
+        "print(register('models/bundle', {'decision': 'PROMOTE', 'champion': 'net'}));"
+        "assert not {'mlflow', 'pandas', 'onnxruntime'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "unchanged\n"), result.stderr
+    assert len(versions()) == 1
+
+
+def test_an_earlier_bundle_comes_back_without_a_new_version(here: Path) -> None:
+    register(BUNDLE, decision())
+    first = champion_path()
+    make_bundle(BUNDLE, fallback={"prior": {"output": 0.5}})
+    register(BUNDLE, decision())
+    make_bundle(BUNDLE)
+    assert register(BUNDLE, decision()) == "champion"
+    assert len(versions()) == 2
+    assert aliases() == {"champion": "1", "previous": "2"}
+    assert champion_path() == first
+
+
+@pytest.mark.parametrize("damage", ["pointer", "folder", "marker", "byte"])
+def test_what_was_lost_is_put_back(here: Path, damage: str) -> None:
+    register(BUNDLE, decision())
+    served = champion_path()
+    if damage == "pointer":
+        Path("served/CURRENT").unlink()
+    elif damage == "folder":
+        shutil.rmtree(served)
+    else:
+        REGISTERED_FILE.unlink()
+    if damage == "byte":
+        (served / "model.onnx").write_bytes(b"other")
+    assert register(BUNDLE, decision()) == "champion"
+    assert Bundle.open(champion_path()).id == served.name
+    assert len(versions()) == 1
+
+
+@pytest.mark.parametrize("step", ["_add", "deploy_bundle", "write_json"])
+def test_killed_in_the_middle_the_next_run_goes_on(here: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as broken:
+        broken.setattr(registry, step, killed)
+        with pytest.raises(SystemExit):
+            register(BUNDLE, decision())
+    assert register(BUNDLE, decision()) == "champion"
+    assert len(versions()) == 1
+    assert Bundle.open(champion_path()).id == Bundle.open(BUNDLE).id
+
+
+def test_a_changed_byte_is_neither_registered_nor_served(here: Path) -> None:
+    (BUNDLE / "model.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"model\.onnx was changed"):
+        register(BUNDLE, decision())
+    assert not Path("served").exists()
+
+
+def test_a_gate_that_decided_on_another_bundle_is_refused(here: Path) -> None:
+    with pytest.raises(BundleError, match="not the bundle that the gate decided on"):
+        register(BUNDLE, decision(bundle="0" * 64))
+
+
+def test_a_server_that_is_down_is_tried_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    assert register(BUNDLE, decision(), "http://127.0.0.1:9") == "retry later"
+    assert time.monotonic() - started < 5
+    said = capsys.readouterr().err
+    assert said.startswith("warning: MLflow at http://127.0.0.1:9 does not answer")
+    assert said.count("\n") == 1
+    assert register(BUNDLE, decision()) == "champion"
+
+
+TWICE = """
+import sys
+from nbs_lib.registry.model_registry import register
+print(register("models/bundle", {"decision": "PROMOTE", "champion": "net"}))
+"""
+
+
+def test_two_at_once(here: Path) -> None:
+    started = [subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted(process.communicate(timeout=120)[0] for process in started)
+    assert [process.returncode for process in started] == [0, 0]
+    assert said == ["champion\n", "unchanged\n"]
+    assert len(versions()) == 1
+    assert Bundle.open(champion_path()).id == Bundle.open(BUNDLE).id
+
+
+def test_a_moved_project_registers_in_its_new_database(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(BUNDLE, decision())
+    moved = here.parent / "moved"
+    here.rename(moved)
+    monkeypatch.chdir(moved)
+    assert register(BUNDLE, decision()) == "unchanged"
+    connect(TrackingSettings())  # a run is logged: the old database is put aside
+    assert register(BUNDLE, decision()) == "champion"
+    assert len(versions()) == 1
+
+
+def test_a_database_that_was_deleted_is_filled_again(here: Path) -> None:
+    register(BUNDLE, decision())
+    Path("mlflow.db").unlink()
+    assert register(BUNDLE, decision()) == "champion"
+
+
+@pytest.mark.parametrize("content", ["", "../models/bundle", "0" * 64, "\n"])
+def test_a_pointer_to_nothing_is_refused(blank_project: Path, content: str) -> None:  # noqa: F811
+    make_bundle(BUNDLE)
+    Path("served").mkdir()
+    Path("served/CURRENT").write_text(content)
+    with pytest.raises(BundleError, match="names"):
+        champion_path()
+
+
+@pytest.mark.parametrize("task", ["regression", "multiclass"])
+def test_every_task_has_a_signature(task: str) -> None:
+    signature = registry._signature(SCHEMA | {"task": task, "classes": [] if task == "regression" else ["x", "y", "z"]})
+    assert [each.name for each in signature.outputs][-1] == ("value" if task == "regression" else "probability:z")
