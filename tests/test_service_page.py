@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import CHROMIUM, Chromium
-from conftest import lacking
+from chromium import Chromium
 from services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote
 from services import service as serve
 from ship_fixtures import ladder_cases
@@ -17,15 +16,6 @@ OPEN = "!document.querySelector('#form').hidden"
 ANSWER = "document.querySelector('#answer .facts')"
 HEADING = "document.querySelector('#answer h2').textContent"
 TEXT = "document.querySelector('#answer').innerText"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if CHROMIUM is None:
-        lacking("needs a browser: apt-get install chromium")
-    opened = Chromium(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
