@@ -233,8 +233,8 @@ def _too_few(data: MonitoringData, days: int) -> str:
     if rows.empty:
         return "No row has come that the champion does not know: nothing can be said. Send it traffic, or name a table."
     span = rows["_block"].max() - rows["_block"].min() + 1
-    told = f"Only {format_count(len(rows), 'row')} of {format_count(int(span), 'day')} so far: "
-    told += f"a window takes {format_count(days, 'day')} that are over."
+    told = f"Only {format_count(len(rows), 'row')} of {format_count(int(span), 'day')} so far, "
+    told += f"less than a window of {format_count(days, 'day')} that are over."
     return f"{told} Wait, or shorten monitor.window in params.yaml."
 
 
