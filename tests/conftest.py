@@ -9,12 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from filelock import FileLock
+from helpers.chromium import CHROMIUM, Chromium
 
 from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.pipeline.fork_server import fork_server
@@ -148,6 +149,16 @@ def build_finished(place: Path) -> None:
     small(project, "penguins.csv", "species")
     done = project.nbs("run")
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A browser with one page."""
+    if CHROMIUM is None:
+        lacking("needs a browser: apt-get install chromium")
+    opened = Chromium(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

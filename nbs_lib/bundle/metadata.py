@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .parity import graph_outputs
+from ..core.format import format_count, format_interval, format_number
 from ..data.arrays import MISSING_TIME, Array
 from ..data.roles import Roles, column_kind
 from ..models.metrics import bootstrap, bootstrap_interval, metric_gain
@@ -218,13 +219,13 @@ def input_table(
 
 def _format_range(each: dict[str, Any]) -> str:
     if each["input"] == "categorical":
-        return f"{each['n_levels']:,} levels"
+        return format_count(each["n_levels"], "level")
     if "min" not in each:
         return ""
     if each["input"] == "time":
         return " to ".join(str(np.datetime64(each[key], "s")).replace("T", " ") for key in ("min", "max"))
     low, high = (f"{each[key]:g}" if abs(each[key]) < 10_000 else f"{each[key]:,.0f}" for key in ("min", "max"))
-    return f"{low} to {high} {each.get('unit', '')}".strip()
+    return f"{low} to {high}".replace("-", "−") + f" {each.get('unit', '')}".rstrip()  # noqa: RUF001
 
 # %% ../../notebooks/lib/bundle/03_metadata.ipynb #fa990b94
 _BOOTSTRAP_DRAWS = 200  # of blocks, to tell a difference from noise
@@ -259,11 +260,11 @@ def context_takes_over(
     more = bootstrap_interval(metric_gain(metric, drawn[0], drawn[1]))  # below 0: the context graph has less
     better = more.hi is not None and more.hi < 0
     who = "the context graph answers" if better else "the model answers"
-    ends = "too few blocks for an interval" if more.hi is None else f"95% interval {more.lo:+.3f} to {more.hi:+.3f}"
+    interval = format_interval({"lo": more.lo, "hi": more.hi}, sign=True)
+    ends = "too few blocks for an interval" if more.hi is None else f"95% interval {interval}"
     name, (own, other) = metric.replace("_", " "), (float(drawn[k][0]) for k in (0, 1))
-    figures = (
-        f"{name} {own:.3f} of the model and {other:.3f} of the context graph, difference {other - own:+.3f} ({ends})"
-    )
+    figures = f"{name} {own:.3f} of the model and {other:.3f} of the context graph, "
+    figures += f"difference {format_number(other - own, sign=True)} ({ends})"
     return better, f"Where no view knows any entity of a row, {who}: {figures}, on validation rows made to look so."
 
 # %% ../../notebooks/lib/bundle/03_metadata.ipynb #091ed26f

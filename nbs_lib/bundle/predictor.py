@@ -8,7 +8,6 @@ __all__ = ['Predictions', 'Predictor']
 # %% ../../notebooks/lib/bundle/10_predictor.ipynb #48eba498
 from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from .fallback import PRIOR_RUNG, VIEW_PRESENT, FallbackLadder
 from .layout import InputLayout
 from .request import RequestParser, Row
 from .unusual_values import UnusualValues
-from .view_cache import NO_HISTORY, ViewReader, ViewValues, pack_floats, row_getter
+from .view_cache import NO_HISTORY, ViewReader, ViewValues, float_packer, pack_floats, row_getter
 from ..data.arrays import Array
 from ..features.online.lookup import Lookup
 
@@ -64,7 +63,7 @@ class _GraphArrays:
             [(k, name) for k, name in own if name in layout.names[kind]] for kind in ("numeric", "categorical", "time")
         )
         self.inputs = [k for k, _ in [*numbers, *words]]  # their places in a row
-        self._numbers, self._pack = slice(0, len(numbers)), Struct(f"<{len(numbers)}f").pack
+        self._numbers, self._pack = slice(0, len(numbers)), float_packer(len(numbers))
         self._words, self._times = row_getter([k for k, _ in words]), [k for k, _ in times]
         self._number_order = _column_order([*(n for _, n in numbers), *views.numbers], layout.names["numeric"])
         self._word_order = _column_order([*(n for _, n in words), *views.words], layout.names["categorical"])

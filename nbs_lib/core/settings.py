@@ -139,23 +139,26 @@ def load_settings(
                 f"{variable} is set, but there is no section {section}{did_you_mean(section, sections)}."
             )
         written.setdefault(section, {})[key] = value
-    return Settings(**{name: _section(name, kind, written.get(name, {}), path) for name, kind in sections.items()})
+    return Settings(
+        **{name: _section(name, kind, written.get(name, {}), path, environment) for name, kind in sections.items()}
+    )
 
 
-def _section(name: str, kind: Any, written: dict[str, str], path: str | Path) -> Any:
+def _section(name: str, kind: Any, written: dict[str, str], path: str | Path, environment: Mapping[str, str]) -> Any:
     known: dict[str, Any] = {f.name: f.type for f in fields(kind)}
     values: dict[str, Any] = {}
     for key, text in written.items():
+        variable = f"NBS_{name}_{key}".upper()
+        where = variable if variable in environment else path
         if key not in known:
-            variable = f"NBS_{name}_{key}".upper()
-            raise SettingsError(f"{path}, or {variable}: [{name}] has no key {key}{did_you_mean(key, known)}.")
+            raise SettingsError(f"{where}: [{name}] has no key {key}{did_you_mean(key, known)}.")
         try:
             values[key] = known[key](text.strip())
         except ValueError:
             values[key] = -1
         if known[key] is float and not 0 <= values[key] <= 1:
-            raise SettingsError(f"{path}: {key} in [{name}] must be a number from 0 to 1, but is {text!r}.")
+            raise SettingsError(f"{where}: {key} in [{name}] must be a number from 0 to 1, but is {text!r}.")
         least, wanted = (0, "from 0") if key in _MAY_BE_ZERO else (1, "above 0")
         if known[key] is int and values[key] < least:
-            raise SettingsError(f"{path}: {key} in [{name}] must be a whole number {wanted}, but is {text!r}.")
+            raise SettingsError(f"{where}: {key} in [{name}] must be a whole number {wanted}, but is {text!r}.")
     return kind(**values)

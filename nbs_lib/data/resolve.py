@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, ParamsError, did_you_mean
+from ..core.format import format_count
 from .roles import Roles, class_labels, column_kind
 from .table import Companion, Source, parse_duration, parse_timestamps, time_format
 
@@ -244,7 +245,9 @@ def _task_and_classes(
         raise DataError(f"The target {target.name!r} has a single value, {value!r}: there is nothing to learn.")
     if len(values) < len(target):
         without = len(target) - len(values)
-        notes.append(f"{without:,} of {len(target):,} known rows have no target: nothing is learned from them.")
+        notes.append(
+            f"Without a target: {without:,} of {format_count(len(target), 'known row')}; nothing is learned from them."
+        )
     inferred, why = _infer_task(values)
     task = task or inferred
     _check_task(task, values)
@@ -253,7 +256,7 @@ def _task_and_classes(
     classes, rare = _class_names(values)
     task = "binary" if len(classes) == 2 else task
     for name, count in rare.items():
-        notes.append(f"The {count} rows of class {name[:40]!r} are too few to learn from and are left out.")
+        notes.append(f"Class {name[:40]!r} has {format_count(count, 'row')}, too few to learn from, and is left out.")
     why = f"{task}: {why}" + (f"; {classes[1]!r} is what is predicted" if task == "binary" else "")
     return task, why, classes
 
@@ -272,10 +275,10 @@ def _select_rows(
         delay = str(_configured_value("label_delay", given, source) or "0s")
         table, as_of, waiting = _rows_as_of(whole, name, delay, as_of, [*names["target"], *names["later"]])
         if later := len(whole) - len(table):
-            notes.append(f"{later:,} of {len(whole):,} rows come after {as_of}: they are left for production.")
+            notes.append(f"Kept for production: {later:,} of {format_count(len(whole), 'row')}, later than {as_of}.")
         if waiting:
             notes.append(
-                f"{waiting:,} rows of the last {delay} before {as_of} have no label yet, and serve as history."
+                f"No label yet: {format_count(waiting, 'row')} of the last {delay} before {as_of}, kept as history."
             )
     elif as_of:
         raise DataError("data.as_of needs data.timestamp: without it no row has a time.")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, ParamsError
+from ..core.format import format_count
 from .arrays import MISSING_TIME
 from .roles import Roles, class_labels
 
@@ -148,7 +149,9 @@ def training_set(
         raise ParamsError(f"split: valid {valid} and test {test} must be above 0 and below 1 together.")
     target = target_ids(snapshot[roles.target].reset_index(drop=True), roles).dropna()
     if len(target) < _MIN_ROWS:
-        raise DataError(f"{len(target)} rows have a target {roles.target!r}: {_MIN_ROWS} are needed at least.")
+        raise DataError(
+            f"{format_count(len(target), 'row')} with a target {roles.target!r}: {_MIN_ROWS} are needed at least."
+        )
     rows = snapshot.iloc[target.index.to_numpy()]
     ids = target.astype("float64" if roles.task == "regression" else "int64").to_numpy()
     if roles.timestamp:

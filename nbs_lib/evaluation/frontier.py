@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..core.format import format_interval, format_number, format_with_interval
+from ..core.format import format_count, format_with_interval
 from nbs_lib.evaluation.budget import (
     BATCH_SIZES,
     GraphTiming,
@@ -140,12 +140,11 @@ def frontier_table(
 
 
 _LINE_BREAK = Block("<br>")
-_TIME_COLUMNS = tuple(f"{rows} row{'' if rows == '1' else 's'}" for rows in BATCH_SIZES)
+_TIME_COLUMNS = tuple(format_count(int(rows), "row") for rows in BATCH_SIZES)
 
 
 def _score_cell(found: Mapping[str, Any]) -> object:
-    exact = 3 if abs(found["value"] or 0) < 10 else 1
-    return format_number(found["value"], exact), small_note(format_interval(dict(found), exact))
+    return blocks.interval_cell(found, 3 if abs(found["value"] or 0) < 10 else 1)
 
 
 def _time_cells(timed: GraphTiming | None) -> list[object]:

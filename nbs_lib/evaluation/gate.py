@@ -12,6 +12,7 @@ from statistics import NormalDist
 from ..bundle.parity import PARITY_TOLERANCE, difference_bound
 from ..core.checks import Check, ledger_entry
 from ..core.errors import ParamsError, did_you_mean
+from ..core.format import format_with_interval
 from ..core.params import AUTO
 from .run_results import Frontier, GateDecision, Metrics, metric_label
 from ..models.metrics import metric_gain
@@ -103,7 +104,7 @@ def choose_champion(
 
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #35a0f55a
 def _difference_text(found: dict[str, float] | None) -> str:
-    return f"{found['diff']:+.4f} ({found['lo']:+.4f} to {found['hi']:+.4f})" if found else "no interval"
+    return format_with_interval(found, sign=True) if found else "no interval"
 
 
 _NO_INTERVAL = "there is no interval to tell"

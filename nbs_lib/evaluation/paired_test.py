@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..core.checks import HOLD, PROMOTE, REJECT, Check, ledger_entry
 from ..core.errors import ParamsError
+from ..core.format import format_count, format_number, format_with_interval
 from .run_results import metric_label
 from .scores import MIN_LEVEL_SHARE
 from ..models.metrics import MIN_BLOCKS, Floats, bootstrap, bootstrap_interval, metric_gain, metric_statistics
@@ -71,10 +72,8 @@ def _bounds(values: Floats, rules: ChallengeRules) -> LossGain:
     return {"diff": found.value, "lo": found.lo, "hi": found.hi}
 
 
-def _bounds_text(found: LossGain, digits: int = 4) -> str:
-    if found["diff"] is None or found["lo"] is None:
-        return "no interval"
-    return f"{found['diff']:+.{digits}f} ({found['lo']:+.{digits}f} to {found['hi']:+.{digits}f})"
+def _bounds_text(found: LossGain) -> str:
+    return "no interval" if found["lo"] is None else format_with_interval(found, sign=True)
 
 
 _TOO_FEW_BLOCKS = f"it can't be told: {MIN_BLOCKS} days (or groups) of labeled rows that neither has seen are needed"
@@ -98,7 +97,7 @@ def _champion_check(
     found: LossGain = _bounds(metric_gain(metric, drawn["challenger"], drawn["champion"]), rules)
     allowed = rules.margin * float(drawn["champion"][0])
     least = -allowed if scheduled else 0.0
-    needed = f"gain above {least:+.4f} with {rules.confidence:.0%} confidence"
+    needed = f"gain above {format_number(least, 4, True)} with {rules.confidence:.0%} confidence"
     observed, passed = (
         f"{metric_label(metric)} gain {_bounds_text(found)}",
         None if found["lo"] is None else found["lo"] > least,
@@ -128,7 +127,7 @@ def _calibration_check(task: str, errors: dict[str, Floats], spread: float, rule
     passed = more <= rules.calibration
     observed = f"off by {off['challenger']:.4f}{unit} on average, the champion by {off['champion']:.4f}"
     verdict = "no further off than" if passed else "further off than"
-    sentence = f"On average the challenger is {verdict} the champion allows ({more:+.4f})."
+    sentence = f"On average the challenger is {verdict} the champion allows ({format_number(more, 4, True)})."
     return ledger_entry("calibration", passed, observed, f"at most {rules.calibration:g} more", sentence, hard=False)
 
 # %% ../../notebooks/lib/evaluation/10_paired_test.ipynb #f480ff98
@@ -164,7 +163,8 @@ def _slices_check(
         return None
     lower, most, name = max(found)
     passed, needed = lower <= rules.slices, f"no slice worse by {rules.slices:.0%} beyond noise"
-    observed = f"{name}: {most:+.1%} loss (at least {lower:+.1%}); {len(found)} slices"
+    loss, least = (f"{format_number(100 * value, 1, True)}%" for value in (most, lower))
+    observed = f"{name}: {loss} loss (at least {least}); {format_count(len(found), 'slice')}"
     sentence = f"No slice is clearly worse than with the champion; the nearest to it is {name}."
     sentence = sentence if passed else f"Rows with {name} are clearly worse off."
     return ledger_entry("slices", passed, observed, needed, sentence, hard=False)
@@ -189,7 +189,7 @@ def run_paired_test(
             ledger_entry(
                 "labels",
                 None,
-                f"{rows:,} rows",
+                format_count(rows, "row"),
                 f"{MIN_BLOCKS} days of both sides",
                 f"{_capitalize_first(_TOO_FEW_BLOCKS)}.",
                 hard=False,

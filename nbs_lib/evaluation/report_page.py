@@ -236,26 +236,21 @@ def candidates_caption(
 def candidates_table(
     found: RunResults,
 ) -> Block:
-    "Every metric of every candidate, and its lead over the linear model."
+    "Render what the drawing leaves out: the lead of each candidate over the linear model, and the other metrics."
     names, exact = _rank_candidates(found), metric_digits(found, found.primary)
     known = found.metrics["candidates"][names[0]]["test"]
-    metrics = [found.primary, *(m for m in METRIC_DESCRIPTIONS if m in known and m != found.primary)]
+    metrics = [m for m in METRIC_DESCRIPTIONS if m in known and m != found.primary]
     lines = []
     for name in names:
         about = found.candidates.get(name, {}).get("description", "")
         lead = found.metrics["candidates"][name].get("vs_linear", {}).get(found.primary)
         against: object = "—"
         if lead and name != "linear":
-            against = (format_number(lead["diff"], exact, True), small_note(format_interval(lead, exact, True)))
-        first = found.on_test(name)
-        quality = (format_number(first["value"], exact), small_note(format_interval(first, exact)))
-        rest = [
-            format_number(found.on_test(name, metric)["value"], metric_digits(found, metric)) for metric in metrics[1:]
-        ]
-        lines.append([(name, small_note(about)), quality, against, *rest])
-    heads = [metric_label(metric) for metric in metrics]
-    head = ["candidate", heads[0], "better than linear by", *heads[1:]]
-    return blocks.table_block(head, lines, strong=names.index(found.champion))
+            against = blocks.interval_cell(lead, exact, True)
+        rest = [format_number(found.on_test(name, metric)["value"], metric_digits(found, metric)) for metric in metrics]
+        lines.append([(name, small_note(about)), against, *rest])
+    ahead = f"{metric_label(found.primary)}: better than linear by"
+    return blocks.table_block(["candidate", ahead, *map(metric_label, metrics)], lines, names.index(found.champion))
 
 
 def views_gain_note(
@@ -331,12 +326,12 @@ def calibration_note(
     curve, holds, care = calibration_agreement(found)
     worst = curve.loc[(curve["predicted"] - curve["observed"]).abs().idxmax()]
     said, was = output_text(found, float(worst["predicted"])), output_text(found, float(worst["observed"]))
-    agrees = f"In {holds} of the groups it agrees with what happened, as far as chance lets one see;"
+    agrees = f"In {holds} of them what was predicted agrees with what happened, within chance."
     if holds is None:
-        agrees = "Without intervals, nothing tells chance from a fault;"
+        agrees = "Without intervals, nothing tells chance from a fault."
     return Block(
         f"<p>The test rows were put into {len(curve)} groups by what was predicted for them. {agrees} "
-        f"the widest gap is {said} predicted and {was} observed. {care}</p>"
+        f"The widest gap: {said} predicted, {was} observed. {care}</p>"
     )
 
 

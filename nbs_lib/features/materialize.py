@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..core.errors import DataError, ParamsError, StoreError
 from ..core.files import read_table
+from ..core.format import format_count
 from ..core.paths import CONTRACT_FILE, SERVED_FOLDER
 from ..core.settings import load_settings
 from ..core.sql import quote_identifiers, quote_path
@@ -86,7 +87,7 @@ def _with_progress(table: str, entries: Iterable[tuple[str, bytes]]) -> Iterator
     for each in tqdm(entries, desc=table, unit=" rows", disable=None, leave=False, delay=1):
         rows += 1
         yield each
-    print(f"  {table}: {rows:,} rows in {time.perf_counter() - start:.1f} s")
+    print(f"  {table}: {format_count(rows, 'row')} in {time.perf_counter() - start:.1f} s")
 
 
 def fill_store(
@@ -284,7 +285,8 @@ def check_online_parity(
             rows = _sample_rows(db, roles.views, snapshot, now_us, entities, seed + number)
             cells += _compare_at(roles.views, rows, now_us, store, lookup, counts)
     print(pd.DataFrame(counts).T.reindex(columns=VIEW_STATUSES).fillna(0).astype(int).to_string())
-    print(f"{cells:,} cells, 0 mismatches ({instants * entities:,} rows at {instants} moments, {kind})")
+    asked = f"{format_count(instants * entities, 'row')} at {format_count(instants, 'moment')}"
+    print(f"{format_count(cells, 'cell')}, 0 mismatches ({asked}, {kind})")
     return cells
 
 # %% ../../notebooks/lib/features/05_materialize.ipynb #748945bd

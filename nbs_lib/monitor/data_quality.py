@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.checks import Check, ledger_entry
+from ..core.format import format_count
 from .counts.histogram import NUMERIC, ColumnBins, Counts, Profile
 from .drift import drift_distance, js_distance
 
@@ -87,7 +88,7 @@ def _volume(reference: Profile, current: Profile, length: int | None, bounds: Qu
         return
     low, high = min(usual.min(), bounds.rows * np.median(usual)), max(usual.max(), np.median(usual) / bounds.rows)
     rows = len(current)
-    few, found = rows < low, f"{rows:,} rows in {length} days"
+    few, found = rows < low, f"{format_count(rows, 'row')} in {format_count(length, 'day')}"
     sentence = f"there are as many rows as usual: {found}."
     if not low <= rows <= high:
         why = "rows are lost" if few else "rows are repeated, or something new is counted"
@@ -110,10 +111,9 @@ def _times(current: Profile, now: float | None, bounds: QualityBounds) -> Iterat
     sentence = "no row is from the future."
     if ahead.any():
         hours = (int(current.last.max()) - now) / 3600
-        sentence = (
-            f"{count:,} rows or more are from the future, up to {hours:,.1f} hours: correct the clock that wrote them."
-        )
-    yield _entry("future", not ahead.any(), f"{count:,} rows", "none", sentence)
+        late = f"{format_count(count, 'row')} or more from the future, up to {hours:,.1f} hours"
+        sentence = f"{late}: correct the clock that wrote them."
+    yield _entry("future", not ahead.any(), format_count(count, "row"), "none", sentence)
     known = current.last[~ahead]
     age = (now - int(known.max())) if len(known) else np.inf
     told = f"{age / _DAY_S:.1f} days" if np.isfinite(age) else "none"
@@ -127,7 +127,7 @@ def _duplicates(current: Profile, bounds: QualityBounds) -> Iterator[Check]:
     count = int(current.duplicates.sum())
     share = count / len(current)
     sentence = (
-        f"{count:,} rows repeat the id of another row of their day: count each once."
+        f"the id of another row of the same day is repeated in {format_count(count, 'row')}: count each once."
         if count
         else "no row is repeated."
     )
@@ -149,8 +149,8 @@ def _null_share(column: ColumnBins, windows: Counts, now: Counts, bounds: Qualit
 
 def _finite(column: ColumnBins, then: Counts, now: Counts) -> Check:
     count = int(now[-1])
-    sentence = f"{column.name} is infinite in {count:,} rows: correct them, or leave them empty."
-    return _entry("finite", not count or bool(then[-1]), f"{count:,} rows", "none", sentence, column.name)
+    sentence = f"{column.name} is infinite in {format_count(count, 'row')}: correct them, or leave them empty."
+    return _entry("finite", not count or bool(then[-1]), format_count(count, "row"), "none", sentence, column.name)
 
 
 def _outside_share(column: ColumnBins, counts: Counts) -> float:

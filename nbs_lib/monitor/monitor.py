@@ -18,6 +18,7 @@ import pandas as pd
 from ..bundle.bundle import Bundle
 from ..core.checks import Check
 from ..core.errors import BundleError, DataError
+from ..core.format import format_count
 from ..core.params import load_params
 from ..core.settings import load_settings
 from ..data.roles import Roles
@@ -189,7 +190,7 @@ def _warn_of_later_rows(ledger: list[Check], data: MonitoringData) -> None:
             sentence = f"{count:,} of {rows:,} rows are later than {until} and are left out: correct the clock that "
             sentence += "wrote them, or look at a later moment by --as-of."
             entry |= {"passed": False, "severity": contract.SEVERITY_WARN, "sentence": sentence}
-            entry |= {"observed": f"{count:,} rows", "needed": f"at most {_MAX_LATER_SHARE:.1%}"}
+            entry |= {"observed": format_count(count, "row"), "needed": f"at most {_MAX_LATER_SHARE:.1%}"}
 
 # %% ../../notebooks/lib/monitor/10_monitor.ipynb #5a7f360d
 def _monitor_result(
@@ -232,14 +233,15 @@ def _too_few(data: MonitoringData, days: int) -> str:
     if rows.empty:
         return "No row has come that the champion does not know: nothing can be said. Send it traffic, or name a table."
     span = rows["_block"].max() - rows["_block"].min() + 1
-    told = f"{len(rows):,} rows of {span} days have come, which is less than a window of {days} days that are over."
+    told = f"Only {format_count(len(rows), 'row')} of {format_count(int(span), 'day')} so far, "
+    told += f"less than a window of {format_count(days, 'day')} that are over."
     return f"{told} Wait, or shorten monitor.window in params.yaml."
 
 
 def _sentence(broken: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> str:
     if not broken:
         return str(verdict["sentence"])
-    more = f" {len(broken) - 1} more checks failed." if len(broken) > 1 else ""
+    more = f" {format_count(len(broken) - 1, 'more check')} failed." if len(broken) > 1 else ""
     first = str(broken[0]["sentence"])
     return f"The data break their contract: {first}{more}"
 

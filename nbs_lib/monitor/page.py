@@ -11,7 +11,7 @@ __all__ = ['monitor_headline', 'monitor_tiles', 'excluded_rows_note', 'contract_
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.format import format_interval, format_number
+from ..core.format import format_count, format_interval, format_number, format_with_interval
 from ..evaluation.run_results import metric_label
 from .monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, MonitorResult
 from nbs_lib.pages.blocks import (
@@ -30,11 +30,11 @@ from nbs_lib.pages.blocks import (
 # %% ../../notebooks/lib/monitor/11_page.ipynb #4512474f
 _TONES = {OK: GOOD, WATCH: WARN, DRIFT: BAD, CONTRACT_FAILURE: BAD, INSUFFICIENT: WARN, NO_DATA: WARN}
 _HEADLINES = {
-    OK: "What comes looks like what was learned from",
-    WATCH: "Something moved, once",
-    DRIFT: "What comes is no longer what was learned from",
+    OK: "The new rows look like those that the model learned from",
+    WATCH: "Something moved in the last window",
+    DRIFT: "The new rows no longer look like those that the model learned from",
     CONTRACT_FAILURE: "The data break their contract",
-    INSUFFICIENT: "Too little was learned from to tell what is ordinary",
+    INSUFFICIENT: "The model learned from too few windows to tell what is ordinary",
     NO_DATA: "There is nothing to watch yet",
 }
 _TODO: dict[str, tuple[object, ...]] = {
@@ -115,23 +115,17 @@ def _performance_tiles(told: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return items
 
 
-def _with_interval(found: Mapping[str, Any], sign: bool = False) -> str:
-    "Format a value with its interval, where it has one."
-    value = format_number(found["value"], sign=sign)
-    return value if found["lo"] is None else f"{value} ({format_interval(dict(found), sign=sign)})"
-
-
 def excluded_rows_note(
     result: MonitorResult,
 ) -> Block:
     "Rows that count once, not, or not yet."
     rows = result.rows
     told = {
-        "duplicates": "rows repeat the id of another one: each counts once",
-        "conflicts": "rows have labels that contradict each other: the first one counts",
-        "later": "rows lie after what is known as of this page: they are left out",
+        "duplicates": "repeating the id of another one: it counts once",
+        "conflicts": "with labels that contradict each other: the first one counts",
+        "later": "later than what this page is as of: left out",
     }
-    said = [f"{rows[name]:,} {words}." for name, words in told.items() if rows.get(name)]
+    said = [f"{format_count(rows[name], 'row')} {words}." for name, words in told.items() if rows.get(name)]
     return small_note(" ".join(said) or "No row was left out, repeated or contradicted.")
 
 # %% ../../notebooks/lib/monitor/11_page.ipynb #2f8e3bae
@@ -232,14 +226,14 @@ def performance_table(
     for name in dict.fromkeys([*told["estimate"], *told["realised"]]):
         estimate, realized = told["estimate"].get(name), told["realised"].get(name)
         error = estimate["error"] if estimate else None
-        off = _with_interval(error) + f" in {error['windows']} windows" if error else "—"
+        off = format_with_interval(error, 3) + f" in {format_count(error['windows'], 'window')}" if error else "—"
         was = format_number(promised) if name == told["metric"] else ""
         rows.append(
             (
                 metric_label(name),
                 format_number(estimate["value"]) if estimate else "—",
                 off,
-                _with_interval(realized) if realized else "—",
+                format_with_interval(realized, 3) if realized else "—",
                 was,
             )
         )
@@ -274,10 +268,10 @@ def label_coverage_note(
     if not told:
         return small_note("")
     seen, held = told["coverage"], told["calibration"]
-    text = f"{seen['labelled']:,} of the window's {seen['rows']:,} rows have a label; {seen['late']:,} are late"
-    text += f" and {seen['pending']:,} not due yet."
+    text = f"Labels of the window's {format_count(seen['rows'], 'row')}: {seen['labelled']:,} there, "
+    text += f"{seen['late']:,} late, {seen['pending']:,} not due yet."
     if held and held["value"] is not None:
-        text += f" What happened less what was said, on average: {_with_interval(held, sign=True)}."
+        text += f" What happened less what was said, on average: {format_with_interval(held, 3, sign=True)}."
     return small_note(text)
 
 
@@ -291,7 +285,7 @@ def monitor_reliability_table(
     rows = [
         (
             format_number(each["predicted"]),
-            _with_interval({"value": each["observed"], "lo": each["lo"], "hi": each["hi"]}),
+            format_with_interval({"value": each["observed"], "lo": each["lo"], "hi": each["hi"]}, 3),
             f"{each['rows']:,}",
         )
         for each in held["groups"]
@@ -305,7 +299,7 @@ def monitor_slice_table(
     "Show the primary metric, level by level."
     told = result.performance or {}
     rows = [
-        (each["column"], each["level"], f"{each['rows']:,}", _with_interval(each[told["metric"]]))
+        (each["column"], each["level"], f"{each['rows']:,}", format_with_interval(each[told["metric"]], 3))
         for each in (told["slices"] if told else [])
     ]
     return (

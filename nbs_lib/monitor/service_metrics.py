@@ -18,6 +18,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..core.errors import SettingsError
+from ..core.format import format_count
 from ..core.settings import ServeSettings
 from ..serve.metrics import COUNTERS, HISTOGRAMS
 
@@ -144,9 +145,10 @@ def _sentence(found: Mapping[str, Any], when: str) -> str:
     lower = found["rows"] - found["rungs"].get("model", 0) - found["rungs"].get("partial", 0)
     share = f", {lower / found['rows']:.1%} of them without the model" if found["rows"] else ""
     p99 = f"p99 {found['p99_ms']:g} ms; " if found["p99_ms"] is not None else ""
+    rows, requests = format_count(found["rows"], "row"), format_count(found["requests"], "request")
     wrong = f"{found['schema_violations']:,} violated the schema, {found['sheds']:,} were sent away"
     return (
-        f"{when} the service answered {found['rows']:,} rows{share}; {p99}of {found['requests']:,} requests {wrong}, "
+        f"{when} the service answered {rows}{share}; {p99}of {requests} {wrong}, "
         f"{found['late']:,} came too late and {found['errors']:,} failed."
     )
 

@@ -4,12 +4,17 @@
 
 # %% auto #0
 __all__ = ['GOOD', 'WARN', 'BAD', 'Block', 'inline_code', 'inline_html', 'badge', 'callout', 'metric_tiles', 'table_block',
-           'small_note']
+           'small_note', 'interval_cell', 'bar']
 
 # %% ../../notebooks/lib/pages/05_blocks.ipynb #ac46b4d0
+import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from ..core.format import format_interval, format_number
+from .theme import COLORS, css_variables
 
 # %% ../../notebooks/lib/pages/05_blocks.ipynb #01ea1f1e
 @dataclass(frozen=True)
@@ -97,3 +102,27 @@ def small_note(
 ) -> Block:
     "Render small print below a value."
     return Block(f"<small>{html.escape(str(text))}</small>")
+
+
+def interval_cell(
+    found: Mapping[str, Any],  # a value or difference with lo and hi
+    digits: int = 4,  # after the point
+    sign: bool = False,  # a plus before what is above 0
+) -> tuple[str, Block]:  # a cell of `table_block`
+    "Write a value, and its interval in small print below it."
+    value = format_number(found.get("value", found.get("diff")), digits, sign)
+    return value, small_note(format_interval(found, digits, sign))
+
+
+_BAR_SVG = (
+    f'<svg xmlns="http://www.w3.org/2000/svg"><style>{css_variables({"blue": COLORS["blue"]})}</style>'
+    '<rect width="100%" height="100%" fill="var(--blue)"/></svg>'
+)
+_BAR_SOURCE = f"data:image/svg+xml;base64,{base64.b64encode(_BAR_SVG.encode()).decode()}"
+
+
+def bar(
+    share: float,  # of the width of its cell, 0 to 1
+) -> Block:
+    "Draw a bar in a cell; the figure that it shows stands beside it as text."
+    return Block(f'<img class="bar" alt="" width="{share:.1%}" height="10" src="{_BAR_SOURCE}">')

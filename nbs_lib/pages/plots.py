@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from ..core.format import format_number
 from .theme import COLORS, FONT_FAMILY, SERIES_COLORS, css_variables
 
 # %% ../../notebooks/lib/pages/02_plots.ipynb #ff70d2e5
@@ -166,7 +167,7 @@ def interval_plot(
         ax.plot([value], [row], "o", color=color, markersize=7 if chosen else 5.5)
         weight = "bold" if name == highlight else "normal"
         ax.get_yticklabels()[row].set_fontweight(weight)
-        number = f"{value:,.{digits}f}"
+        number = format_number(value, digits)
         ink = INK_COLOR if chosen else MUTED_COLOR
         ax.annotate(number, (high, row), (6, 0), textcoords="offset points", va="center", color=ink, fontweight=weight)
     ax.margins(x=0.08)
@@ -184,7 +185,7 @@ def bar_plot(
     fig, ax = _row_axes(names, unit)
     colors = [PALETTE["blue" if highlight is None or name == highlight else "gray"] for name in names]
     drawn = ax.barh(range(len(names)), values, height=0.62, color=colors)
-    ax.bar_label(drawn, [f"{value:,.{digits}f}" for value in values], padding=4, color=INK_COLOR)
+    ax.bar_label(drawn, [format_number(value, digits) for value in values], padding=4, color=INK_COLOR)
     ax.axvline(0, color=LINE_COLOR, linewidth=1)
     ax.margins(x=0.12)
     return fig

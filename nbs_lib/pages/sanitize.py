@@ -8,6 +8,7 @@ __all__ = ['sanitize_html']
 # %% ../../notebooks/lib/pages/03_sanitize.ipynb #418c30ec
 import functools
 import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _DROPPED_TAGS = "script, style, template, noscript, iframe, object, embed, svg, 
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:
-    if name in ("class", "colspan", "rowspan", "scope", "open", "dir"):
+    if name in ("class", "colspan", "rowspan", "scope", "open", "dir", "data-label"):
         return True
     if tag == "a" and name == "href":
         return bool(_LINK.match(value))
@@ -42,7 +43,7 @@ def _cleaner() -> Any:
 def sanitize_html(
     text: str,  # HTML from a cell, with whatever values are in it
 ) -> str:  # HTML without anything that runs or fetches
-    "Keep the harmless part of a piece of HTML; long tables are cut, wide ones scroll."
+    "Keep the harmless part of a piece of HTML; long tables are cut, rows of wide ones become lists on a phone."
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(text, "html.parser")
@@ -54,13 +55,14 @@ def sanitize_html(
 
 # %% ../../notebooks/lib/pages/03_sanitize.ipynb #43ae46c5
 _MAX_TABLE_ROWS = 30  # of a table on a page
+_MAX_PHONE_COLUMNS = 3  # of a table that stays one on a phone
 _NUMBER = re.compile(r"[-+−±]?[\d,.]*\d[\d,.]*([eE][-+]?\d+)?%?")  # noqa: RUF001
 _DATE = re.compile(r"\d{4}-\d\d(-\d\d)?([ T]?\d\d:[\d:.+Z]+)?|\d\d:\d\d(:[\d.]+)?")
 _NEUTRAL_WORDS = {"nan", "NaN", "None", "<NA>", "NaT", "—", "-", "to", "%"}
 
 
 def _is_number(cell: "Tag") -> bool:
-    words = re.sub(r"[()\[\];]", " ", cell.get_text(" ")).split()
+    words = re.sub(r"no interval|[()\[\];]", " ", cell.get_text(" ")).split()
     return all(word in _NEUTRAL_WORDS or _NUMBER.fullmatch(word) or _DATE.fullmatch(word) for word in words)
 
 
@@ -74,10 +76,21 @@ def _tidy_table(soup: "BeautifulSoup", table: "Tag") -> None:
         note.string = f"The first {_MAX_TABLE_ROWS} of {len(rows):,} rows."
         table.insert_after(note)
     cells = [row.find_all(["td", "th"]) for row in rows[:_MAX_TABLE_ROWS]]
+    heads = [row.find_all("th") for row in table.find_all("tr") if not row.find("td")]
     for column in range(max(map(len, cells), default=0)):
         here = [row[column] for row in cells if column < len(row)]
         if all(map(_is_number, here)) and any(cell.get_text().strip() for cell in here):
-            heads = [r.find_all("th") for r in table.find_all("tr") if not r.find("td")]
             for cell in here + [head[column] for head in heads if len(head) == len(cells[0])]:
                 cell["class"] = "num"
+    if len(heads) == 1 and len(heads[0]) > _MAX_PHONE_COLUMNS:
+        table["class"] = "wide"
+        _label_cells(cells, heads[0])
     table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))
+
+
+def _label_cells(cells: "Iterable[Sequence[Tag]]", head: "Sequence[Tag]") -> None:
+    "Write beside each cell but the first of its row what its column is."
+    for row in cells:
+        for cell, column in zip(row[1:], head[1:], strict=False):
+            if label := column.get_text().strip():
+                cell["data-label"] = label

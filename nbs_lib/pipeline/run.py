@@ -23,8 +23,8 @@ from ..core.files import read_json, write_text
 from ..core.params import check_params, load_params
 from ..core.settings import Settings, load_settings
 from ..core.stages import STUDIES_FOLDER, dvc_file, load_all_stages, load_stages, stage_parameters
-from .fork_server import fork_server
-from .runner import PINNED_ENVIRONMENT, end_with_parent
+from .fork_server import end_with_parent, fork_server
+from .runner import PINNED_ENVIRONMENT
 from .ui import clean_stage_notebooks
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #fdd846d5

@@ -18,7 +18,7 @@ from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.settings import load_settings
 from ..pages.page import CONTENT_SECURITY_POLICY
-from .runner import end_with_parent
+from .fork_server import end_with_parent
 
 # %% ../../notebooks/lib/pipeline/03_ui.ipynb #8b4caebf
 class _Pages(http.server.SimpleHTTPRequestHandler):

@@ -32,9 +32,9 @@ from ..features.materialize import FEATURES_FOLDER, fill_store, parse_time_us
 from ..features.online.lookup import open_store
 from ..monitor.monitoring_data import end_of_last_full_day as last_day
 from ..pipeline.clone import clone_as_of, remove_stale_clones
-from ..pipeline.fork_server import fork_server
+from ..pipeline.fork_server import end_with_parent, fork_server
 from ..pipeline.run import check_configuration, project_lock
-from ..pipeline.runner import PINNED_ENVIRONMENT, end_with_parent
+from ..pipeline.runner import PINNED_ENVIRONMENT
 from ..registry.pointers import champion_path, rolled_back
 from ..registry.tracking import CYCLE_FOLDER_PREFIX, end_pipeline
 from nbs_lib.retrain.ledger import (

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import pandas as pd
 
 from ..core.errors import ParamsError, did_you_mean
-from ..core.format import format_with_interval
+from ..core.format import format_count, format_with_interval
 from .ledger import CONTRACT_FAILURE, NOTHING_NEW, WAIT
 
 # %% ../../notebooks/lib/retrain/02_decision.ipynb #6488e6dc
@@ -57,7 +57,8 @@ def _has_interval(found: Mapping[str, Any] | None) -> bool:
 
 
 def _schedule(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | None, str, str]:
-    return state.age >= policy.every, f"the champion is {state.age} days old", f"{policy.every} days"
+    age, every = (format_count(days, "day") for days in (state.age, policy.every))
+    return state.age >= policy.every, f"the champion is {age} old", every
 
 
 def _drift(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | None, str, str]:
@@ -173,16 +174,14 @@ def _verdict(state: RetrainState, policy: RetrainPolicy, fired: list[str]) -> tu
         also = f"{why} fired, but {policy.needed} triggers are needed" if fired else "No trigger fired"
         return WAIT, f"{also}: the champion stays, and the next turn looks again."
     if state.tried is not None and state.tried < policy.cooldown:
-        return (
-            WAIT,
-            f"{_capital(why)} fired, {state.tried} days after the last retrain: it waits for {policy.cooldown}.",
-        )
+        tried = format_count(state.tried, "day")
+        return WAIT, f"{_capital(why)} fired, {tried} after the last retrain: it waits for {policy.cooldown}."
     if state.labels < policy.labels:
         return (
             WAIT,
             f"{_capital(why)} fired, but only {state.labels:,} of {policy.labels:,} new labels are there: it waits.",
         )
-    return RETRAIN, f"Learn again, because of {why}: {state.labels:,} labeled rows are new."
+    return RETRAIN, f"Learn again, because of {why}: {format_count(state.labels, 'new labeled row')}."
 
 
 def _capital(text: str) -> str:

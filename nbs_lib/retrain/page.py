@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from ..core.checks import HOLD, PROMOTE, REJECT
+from ..core.format import format_with_interval
+from ..evaluation.report_page import checks_table
 from nbs_lib.pages.blocks import (
     BAD,
     GOOD,
@@ -52,7 +54,7 @@ _TODO: dict[str, tuple[object, ...]] = {
         inline_code("git diff"),
         ", then ",
         inline_code("git commit -a"),
-        ". Should it disappoint: ",
+        ". To go back to the champion before it: ",
         inline_code("nbs rollback"),
         ".",
     ),
@@ -108,11 +110,7 @@ def _gain(turn: Mapping[str, Any]) -> str:
     found = (turn.get("gate") or {}).get("gain")
     if not found or found["diff"] is None:
         return ""
-    return (
-        f"{found['diff']:+.4f} ({found['lo']:+.4f} to {found['hi']:+.4f})"
-        if found["lo"] is not None
-        else f"{found['diff']:+.4f}"
-    )
+    return format_with_interval(found, sign=True)
 
 
 def turns_table(
@@ -138,19 +136,8 @@ def _turn_row(turn: Mapping[str, Any]) -> tuple[object, ...]:
 def turn_checks_table(
     turn: Mapping[str, Any],
 ) -> Block | None:  # None where no challenger was judged
-    "Every check that a challenger went through."
-    if not turn.get("gate"):
-        return None
-    marks = {True: badge("yes", GOOD), False: badge("no", BAD), None: badge("can't be told", WARN)}
-    rows = [
-        (
-            each["check"],
-            marks[each["passed"]],
-            (each["sentence"], small_note(f"{each['observed']}; needed: {each['needed']}")),
-        )
-        for each in turn["gate"]["ledger"]
-    ]
-    return table_block(("check", "passed", "what was seen"), rows)
+    "Render every check that a challenger went through."
+    return checks_table(turn["gate"]["ledger"]) if turn.get("gate") else None
 
 # %% ../../notebooks/lib/retrain/05_page.ipynb #fdede6fb
 def triggers_table(

@@ -23,8 +23,8 @@ from zoneinfo import ZoneInfo
 from ..core.errors import DataError, SettingsError, UserError
 from ..core.files import read_json, write_json
 from ..core.settings import ScheduleSettings, load_settings
+from ..pipeline.fork_server import end_with_parent
 from ..pipeline.run import project_lock
-from ..pipeline.runner import end_with_parent
 
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..core.format import format_number, format_with_interval
+from ..core.format import format_count, format_number, format_with_interval
 from ..evaluation.cold_start import row_losses
 from ..evaluation.paired_test import LOSS_METRIC
 from ..evaluation.run_results import metric_label
@@ -148,14 +148,15 @@ def policy_summary(
     best, name = _lowest_loss([each for each in compared if each["gated"]]), _policy_name(chosen)
     near = ""
     if best is not chosen:
-        near = (
-            f"{_policy_name(best).capitalize()}, with {best['fits']} fits, has the least, and can't be told from it: "
-        )
+        fits = format_count(best["fits"], "fit")
+        near = f"{_policy_name(best).capitalize()}, with {fits}, has the least, and can't be told from it: "
         near += f"{format_with_interval(chosen['behind'], sign=True)}. "
     if chosen["stopped"]:
-        near += f"In {chosen['stopped']} weeks the data broke the champion's contract, so it was not allowed to learn. "
+        weeks = format_count(chosen["stopped"], "week")
+        near += f"In {weeks} the data broke the champion's contract, so it was not allowed to learn. "
+    paid = f"{format_number(chosen['loss']['value'], 4)} for {format_count(chosen['fits'], 'fit')}"
     return (
-        f"Choose {name}, with the gate: {what} {format_number(chosen['loss']['value'], 4)} for {chosen['fits']} fits "
+        f"Choose {name}, with the gate: {what} {paid} "
         f"({chosen['cpu']:,.0f} CPU s). Never to learn again would have cost "
         f"{format_with_interval(chosen['gain'])} more. {near}"
         f"The gate itself costs {format_with_interval(chosen['price'], sign=True)}: what it judges by is not learned "

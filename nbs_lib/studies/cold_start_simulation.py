@@ -21,6 +21,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from ..core.errors import DataError
+from ..core.format import format_number
 from ..data.roles import Roles, column_kind
 from ..data.split import numeric_feature
 from ..evaluation.cold_start import check_encoding_leak, compare_losses, newcomer_missing_features, row_losses
@@ -60,7 +61,9 @@ def find_newcomer_groups(
     time = table["_time"].to_numpy()
     first, last = int(time.min()), int(time.max())
     groups = []
-    for start in (first + round(part * (last - first)) // _DAY_S * _DAY_S for part in _START_FRACTIONS):
+    for part in _START_FRACTIONS:
+        moment = pd.Timestamp(first + round(part * (last - first)), unit="s", tz="UTC")
+        start = int(moment.tz_convert(roles.timezone).normalize().timestamp())
         before, after = table[time < start], table[(time >= start) & (time < start + _FOLLOW_UP_DAYS * _DAY_S)]
         for name in (n for n in roles.identities if n in roles.categorical):
             known, coming = before[name].value_counts(), after[name].value_counts()
@@ -271,10 +274,10 @@ def simulation_summary(
     holds = all(by[age, MODEL_FILLING_VIEWS]["lo"] is None or by[age, MODEL_FILLING_VIEWS]["lo"] <= 0 for age in ages)
     in_favor = "The template's default, to let the model answer newcomers too, is what the figures support."
     against = "On this table the context model answers newcomers better, and the template's default costs there."
+    early, late, all_along = (format_number(each["value"], sign=True) for each in (first, last, best))
     return (
-        f"For a newcomer the model {_compare_words(first)} the context model on {ages[0]} ({first['value']:+.3f}) and "
-        f"{_compare_words(last)} it on {ages[-1]} ({last['value']:+.3f}; one that knew it all along: "
-        f"{best['value']:+.3f}). "
+        f"For a newcomer the model {_compare_words(first)} the context model on {ages[0]} ({early}) and "
+        f"{_compare_words(last)} it on {ages[-1]} ({late}; one that knew it all along: {all_along}). "
         f"{in_favor if holds else against}"
     )
 

@@ -71,7 +71,8 @@ def test_settings(project: Project, old: str, new: str, sentence: str) -> None:
 
 
 def test_settings_of_the_environment(project: Project) -> None:
-    refused(project, "[run] has no key time_limits (did you mean 'time_limit'?)", NBS_RUN_TIME_LIMITS="9")
+    refused(project, "NBS_RUN_TIME_LIMITS: [run] has no key time_limits (did", NBS_RUN_TIME_LIMITS="9")
+    refused(project, "NBS_RUN_TIME_LIMIT: time_limit in [run] must be", NBS_RUN_TIME_LIMIT="long")
 
 
 def test_a_file_that_is_not_there(project: Project) -> None:

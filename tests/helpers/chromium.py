@@ -13,6 +13,14 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe"]
 
+_CUT = """(() => {
+const style = getComputedStyle
+const is_code = box => box.matches('pre') && style(box).overflowX === 'auto' && style(box).backgroundImage !== 'none'
+const boxes = [...document.querySelectorAll('main *')].filter(box => style(box).overflowX !== 'visible')
+return [document.documentElement, ...boxes].filter(box => box.scrollWidth > box.clientWidth + 1 && !is_code(box))
+    .map(box => `${box.tagName} ${box.scrollWidth} > ${box.clientWidth}: ${box.innerText.slice(0, 60)}`)
+})()"""
+
 
 class Chromium:
     """One page of one browser."""
@@ -102,6 +110,10 @@ class Chromium:
 
     def click(self, selector: str) -> None:
         self.see(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def cut(self) -> list[str]:
+        """Boxes of the open page that cut what is in them; code may scroll, with a shadow that says so."""
+        return self.see(_CUT)
 
     def picture(self, path: Path) -> Path:
         """The whole page."""

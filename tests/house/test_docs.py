@@ -5,15 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-from conftest import ROOT, lacking
-from helpers.chromium import CHROMIUM, Chromium
+from conftest import ROOT
+from helpers.chromium import Chromium
 from helpers.hostile_notebook import HOSTILE, hostile_notebook, live
 
 from nbs_lib.cli import app, log_app
@@ -33,15 +32,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("docs") / "site"
     build_site(out, ROOT)
     return out
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if CHROMIUM is None:
-        lacking("needs a browser: apt-get install chromium")
-    chromium = Chromium(tmp_path_factory.mktemp("browser"))
-    yield chromium
-    chromium.close()
 
 
 class Tags(HTMLParser):

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import lacking
 from helpers.bundles import ladder_cases
-from helpers.chromium import CHROMIUM, Chromium
+from helpers.chromium import Chromium
 from helpers.services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote
 from helpers.services import service as serve
 
@@ -17,15 +16,6 @@ OPEN = "!document.querySelector('#form').hidden"
 ANSWER = "document.querySelector('#answer .facts')"
 HEADING = "document.querySelector('#answer h2').textContent"
 TEXT = "document.querySelector('#answer').innerText"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if CHROMIUM is None:
-        lacking("needs a browser: apt-get install chromium")
-    opened = Chromium(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")

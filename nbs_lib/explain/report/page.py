@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ExplainReport', 'trust_level', 'trust_headline', 'error_summary', 'worst_levels_table', 'drivers_table', 'noise_note',
-           'drivers_plot', 'example_cases', 'cases_list']
+           'example_cases', 'cases_list']
 
 # %% ../../../notebooks/lib/explain/report/03_page.ipynb #e57c552f
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ...core.format import format_number
 from ...evaluation.error_analysis import MistakeCosts, predicted_targets, typical_and_surprising_rows
@@ -100,8 +99,8 @@ def trust_headline(
         inline_code("Why?"),
         " on the service's page after asking, or type ",
         inline_code("nbs explain"),
-        " and the id that came with the answer: it says by what the model went, how such cases ended, and what would "
-        "change it. Where that does not convince somebody who knows the case, go by the case.",
+        " and the id that came with the answer. It says what moved the answer, how such cases ended, and what would "
+        "change it. Where the reasons do not fit what you know of the case, decide by what you know.",
     ]
     heads = {
         GOOD: "Its answers hold on rows it had never seen",
@@ -123,15 +122,11 @@ def _prediction_text(story: ExplainReport) -> str:
 
 
 def _limits_text(story: ExplainReport) -> str:
-    weak = (
-        f", nor, without a second look, for rows where {_format_level(story.levels[0])}"
-        if _has_weak_level(story)
-        else ""
-    )
+    weak = f" Take a second look at rows where {_format_level(story.levels[0])}." if _has_weak_level(story) else ""
     return (
-        "When not to trust it: do not use it to say why something happens (its reasons describe the model, not "
-        "causes), nor for rows unlike those it has learned from: an answer then carries flags, or says that it knew "
-        f"little of them{weak}."
+        "When not to trust it: do not use it to say why something happens, for its reasons describe the model, not "
+        "causes. Do not rely on it for rows unlike those it has learned from: such an answer carries flags, or says "
+        f"that little was known.{weak}"
     )
 
 
@@ -210,25 +205,27 @@ _MAX_DRIVERS_SHOWN = 10  # drivers that are listed
 def drivers_table(
     story: ExplainReport,
 ) -> Block:
-    "Show what the model goes by, the largest first, and in which direction."
+    "Show what the model goes by, the largest first, each with a bar, and in which direction."
     exact = metric_digits(story.found, "mae") if story.found.roles.task == "regression" else 1
-    lines = []
-    for each in story.drivers[:_MAX_DRIVERS_SHOWN]:
-        about = f"{each.name}, {each.inputs} columns" if each.inputs > 1 else each.name
-        told = [
-            _driver_label(each),
-            *([small_note(about)] if about != _driver_label(each) else []),
-            small_note(each.way or "no one way"),
-        ]
-        lines.append([tuple(told), format_number(each.points, exact)])
-    unit = "points" if story.found.roles.task != "regression" else _points_unit(story)
-    listed = blocks.table_block(["what, and which way", unit], lines)
-    rest = story.drivers[_MAX_DRIVERS_SHOWN:]
+    some, rest = story.drivers[:_MAX_DRIVERS_SHOWN], story.drivers[_MAX_DRIVERS_SHOWN:]
+    longest = max((each.points for each in some), default=0.0) or 1.0
+    lines = [[_driver_words(each, each.points / longest), format_number(each.points, exact)] for each in some]
+    listed = blocks.table_block(["what, and which way", _points_unit(story)], lines)
     if not rest:
         return listed
-    return Block(
-        listed.code
-        + small_note(f"{len(rest)} more move an answer by {format_number(rest[0].points, exact)} at most.").code
+    more = f"{len(rest)} more, each with {format_number(rest[0].points, exact)} at most."
+    return Block(listed.code + small_note(more).code)
+
+
+def _driver_words(driver: Driver, share: float) -> tuple[object, ...]:
+    "Write what a group is, draw its bar, and write which way it moves the answers."
+    label, about = _driver_label(driver), driver.name
+    about += f", {driver.inputs} columns" if driver.inputs > 1 else ""
+    return (
+        label,
+        blocks.bar(share),
+        *([small_note(about)] if about != label else []),
+        small_note(driver.way or "in no one direction"),
     )
 
 
@@ -257,23 +254,9 @@ def noise_note(
     )
     said = (
         f"In a model learned once more from a sample, {few} moved answers no more than a column of mere noise did: "
-        f"read nothing into {'its' if len(names) == 1 else 'their'} place."
+        f"read nothing into {'its' if len(names) == 1 else 'their'} rank."
     )
     return Block(f"<p>{blocks.inline_html(said)}</p>")
-
-# %% ../../../notebooks/lib/explain/report/03_page.ipynb #0ff35858
-def drivers_plot(
-    story: ExplainReport,
-) -> Figure:  # to `show`
-    "Draw how much each group moves the answers."
-    some = story.drivers[:_MAX_DRIVERS_SHOWN]
-    exact = metric_digits(story.found, "mae") if story.found.roles.task == "regression" else 1
-    return plots.bar_plot(
-        [_driver_label(each) for each in some],
-        [each.points for each in some],
-        _points_unit(story),
-        digits=exact,
-    )
 
 # %% ../../../notebooks/lib/explain/report/03_page.ipynb #063c9eb1
 def _answer_text(output: Any, k: int, story: ExplainReport, threshold: float | None) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 from ...bundle.bundle import REQUIRED_FILES, Bundle
 from ...bundle.explanation_data import ExplanationData, quantile_positions
 from ...core.checks import Check, ledger_entry
+from ...core.format import format_count
 from ...data.arrays import input_arrays
 from ...data.roles import Roles
 from ..explainer import MAX_ADDITIVITY_GAP, Explainer
@@ -39,7 +40,7 @@ def check_additivity(
     answered = np.isfinite(found.margin).all(axis=1)  # a graph may give no number where something is missing
     worst = float(found.gap[answered].max(initial=0.0))
     said = "add up" if worst <= MAX_ADDITIVITY_GAP else "do not add up"
-    many = f"on {int(answered.sum()):,} rows that training did not see"
+    many = f"on {format_count(int(answered.sum()), 'row')} that training did not see"
     observed = (
         f"below {MAX_ADDITIVITY_GAP:.0e}" if worst <= MAX_ADDITIVITY_GAP else f"{worst:.0e}"
     )  # its digits depend on the machine

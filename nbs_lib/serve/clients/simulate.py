@@ -21,6 +21,7 @@ from ...bundle.bundle import Bundle
 from ...bundle.request import RequestField, request_fields
 from ...core.errors import DataError, ParamsError, UserError
 from ...core.files import read_table
+from ...core.format import format_count
 from ...core.params import load_params
 from ...core.paths import CONTRACT_FILE
 from ...core.settings import load_settings
@@ -194,14 +195,16 @@ def _format_result(
     "Format what became of rows and labels."
     sent, answered = sum(outcome.status.values()), len(outcome.latencies_s)
     rate = sent / outcome.duration_s if outcome.duration_s else 0.0
-    lines = [f"{sent:,} rows sent in {outcome.duration_s:.1f} s ({rate:,.0f} a second), {answered:,} answered"]
+    lines = [
+        f"{format_count(sent, 'row')} sent in {outcome.duration_s:.1f} s ({rate:,.0f} a second), {answered:,} answered"
+    ]
     if answered:
         p50, p99 = np.percentile(outcome.latencies_s, [50, 99]) * 1e3
         lines += [f"  p50 {p50:.1f} ms, p99 {p99:.1f} ms", f"  by rung: {_counts(outcome.rung)}"]
     lines.append(f"  by status: {_counts(outcome.status)}")
     if known:
         n_labels = sum(outcome.feedback.values())
-        lines.append(f"{n_labels:,} labels sent of {known:,} known: {_counts(outcome.feedback)}")
+        lines.append(f"{format_count(n_labels, 'label')} sent of {known:,} known: {_counts(outcome.feedback)}")
     if outcome.max_delay_s > 1:
         lines.append(
             f"sent up to {outcome.max_delay_s:.0f} s late: the service or this machine is too slow for --speed"

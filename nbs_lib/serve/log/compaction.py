@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ...core.errors import ParamsError, UserError
 from ...core.files import atomic_write
+from ...core.format import format_count
 from ...core.paths import SERVED_FOLDER
 from .feedback import read_labels, write_transaction
 from nbs_lib.serve.log.reader import (
@@ -196,7 +197,7 @@ def compact_log(
     places = (folder, shadow_folder(folder)) if folder else ()
     results = [(each, place) for place in places for each in compact_days(place, before)]
     for each, place in results:
-        print(each.problem or f"{each.day}: {each.rows:,} predictions in {place}/{each.day}.parquet")
+        print(each.problem or f"{each.day}: {format_count(each.rows, 'prediction')} in {place}/{each.day}.parquet")
     if not results:
         print(f"{folder or 'the log'} has no day to compact.")
     if any(each.problem for each, _ in results):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ID_PATTERN', 'utc_day', 'prediction_id', 'parse_prediction_id', 'LogEntry', 'EncodedEntry', 'encode_entry',
-           'StoredRow', 'pack_entries', 'unpack_entries', 'DayFile', 'estimate_entry_bytes', 'PredictionLog',
-           'shadow_folder']
+           'StoredRow', 'pack_entries', 'unpack_entries', 'FileReplacedError', 'DayFile', 'estimate_entry_bytes',
+           'PredictionLog', 'shadow_folder']
 
 # %% ../../../notebooks/lib/serve/log/01_writer.ipynb #614211cf
 import contextlib
@@ -147,6 +147,10 @@ CREATE INDEX IF NOT EXISTS by_model ON batches (model);
 """
 
 
+class FileReplacedError(sqlite3.OperationalError):
+    "The file at a log's path is no longer the one that was opened: open it again."
+
+
 class DayFile:
     "The log file of one day, open for writing."
 
@@ -182,7 +186,7 @@ class DayFile:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             if not self.is_current():
-                raise sqlite3.OperationalError("the file is locked: another took its place")
+                raise FileReplacedError(f"{self.path} was deleted, or another file took its place.")
             self.db.executemany("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", rows)
             self.db.execute("COMMIT")
         except BaseException:
@@ -321,7 +325,7 @@ class PredictionLog:
             self.told(result, rows)
 
     def _write(self, day: str, entries: list[EncodedEntry]) -> bool:
-        "Write entries, retrying a locked file for a while, and tell whether it succeeded."
+        "Write entries, retrying a file that is locked or replaced for a while, and tell whether it succeeded."
         end = time.monotonic() + self.patience_s
         while True:
             try:
@@ -330,7 +334,8 @@ class PredictionLog:
             except Exception as error:  # nothing that goes wrong here may end the thread
                 self._shut()
                 self.reason = f"{type(error).__name__}: {error}"
-                if "locked" not in self.reason or time.monotonic() > end:
+                again = isinstance(error, FileReplacedError) or "locked" in self.reason
+                if not again or time.monotonic() > end:
                     return False
                 time.sleep(0.02)
 

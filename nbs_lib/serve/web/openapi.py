@@ -269,7 +269,11 @@ def _explanation_schema() -> dict[str, Any]:
         caveat=_TEXT,
         base=_NUMBER | {"description": "the usual margin: with the margins of all contributions, the answer's margin"},
         margin=_NUMBER | {"description": "of the answer"},
-        gap=_NUMBER | {"description": "how far they miss it; of a margin beyond 1, relative to it"},
+        gap=_NUMBER
+        | {
+            "description": "how far the sum of `base` and the margins of all contributions is from `margin`, divided "
+            "by the size of `margin` where that is above 1; of several classes, the largest"
+        },
         method=_TEXT,
         background=_TEXT | {"description": "the rows that define the usual case"},
         feature_versions={"type": "object", "additionalProperties": _TEXT},

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from conftest import ROOT
+from conftest import ROOT, Project
+from helpers.chromium import Chromium
 from helpers.hostile_notebook import HOSTILE, figure_of, hostile_notebook, live, notebook, output
 from nbformat import NotebookNode, v4
 
@@ -28,7 +29,7 @@ from nbs_lib.pages.page import CONTENT_SECURITY_POLICY, escape_markdown, render_
 from nbs_lib.pages.theme import COLORS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
 
 def test_nothing_in_a_hostile_notebook_is_live() -> None:
@@ -212,7 +213,7 @@ def test_the_first_page_of_a_run_without_intervals(tmp_path: Path, monkeypatch: 
     assert "Too little was measured: nothing is promoted." in page
     assert "evaluate.resamples" in page
     assert "Without intervals, nothing tells chance from a fault" in page
-    for unmeasured in ("Take care", "of the groups it agrees", "does not beat", "likely no interval"):
+    for unmeasured in ("Take care", "agrees with what happened", "does not beat", "likely no interval"):
         assert unmeasured not in page
 
 
@@ -264,7 +265,7 @@ def requests() -> Iterator[tuple[int, list[str]]]:
     server.shutdown()
 
 
-@browser
+@needs_browser
 @pytest.mark.parametrize("guarded", [True, False], ids=["as written", "without its policy"])
 def test_a_browser_runs_and_fetches_nothing(
     guarded: bool, tmp_path: Path, chromium: Callable[..., str], requests: tuple[int, list[str]]
@@ -284,7 +285,7 @@ def test_a_browser_runs_and_fetches_nothing(
     assert seen == []
 
 
-@browser
+@needs_browser
 def test_the_browser_test_would_notice(
     tmp_path: Path, chromium: Callable[..., str], requests: tuple[int, list[str]]
 ) -> None:
@@ -295,7 +296,7 @@ def test_the_browser_test_would_notice(
     assert seen.pop() == "/p.png"
 
 
-@browser
+@needs_browser
 def test_a_phone_shows_it_without_scrolling_sideways(
     tmp_path: Path, chromium: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +314,57 @@ def test_a_phone_shows_it_without_scrolling_sideways(
         assert "<title>w=360</title>" in chromium(frame, "--dump-dom"), name
 
 
-@browser
+WIDTHS = pytest.mark.parametrize("width", [1280, 390], ids=["laptop", "phone"])
+
+
+def cut_boxes(browser: Chromium, pages: list[Path], width: int) -> dict[str, list[str]]:
+    """What of some pages is not to be seen on a screen of some width, by page."""
+    found = {}
+    for page in pages:
+        browser.open(page.as_uri(), width)
+        found[page.name] = browser.cut()
+    return {name: boxes for name, boxes in found.items() if boxes}
+
+
+@WIDTHS
+def test_no_page_of_a_run_is_cut(width: int, finished: Project, browser: Chromium) -> None:
+    pages = sorted((finished.root / "reports").glob("*.html"))
+    assert len(pages) > 10
+    assert cut_boxes(browser, pages, width) == {}
+
+
+@WIDTHS
+@pytest.mark.parametrize("name", ["monitor/11_page", "retrain/05_page", "evaluation/07_report_page", "pages/05_blocks"])
+def test_no_example_of_a_page_is_cut(name: str, width: int, browser: Chromium, tmp_path: Path) -> None:
+    """What the cycle's pages are made of, as its notebooks store it."""
+    cells = json.loads((ROOT / f"notebooks/lib/{name}.ipynb").read_text())["cells"]
+    shown = [
+        of["data"]["text/html"] for cell in cells for of in cell.get("outputs", ()) if "text/html" in of.get("data", {})
+    ]
+    path = tmp_path / "page.html"
+    path.write_text(render_page(notebook(*[output({"text/html": "".join(html)}) for html in shown]), "monitor"))
+    assert len(shown) > 2
+    assert cut_boxes(browser, [path], width) == {}
+
+
+def test_a_row_of_a_wide_table_is_a_list_on_a_phone(browser: Chromium, tmp_path: Path) -> None:
+    wide = pd.DataFrame({name: ["a few words", ""] for name in ("name", "what", "why", "when")})
+    narrow = pd.DataFrame({"left": ["n" * 40], "right": ["n" * 40]})
+    path = tmp_path / "page.html"
+    tables = [output({"text/html": table.to_html(index=False, na_rep="")}) for table in (wide, narrow)]
+    path.write_text(render_page(notebook(*tables), "train"))
+    label = "getComputedStyle(document.querySelector('[data-label=what]'), '::before').content"
+    shadow = "getComputedStyle(document.querySelectorAll('.scroll')[1]).backgroundImage.includes('gradient')"
+    browser.open(path.as_uri(), 1280)
+    assert (browser.see(label), browser.cut()) == ("none", [])
+    browser.open(path.as_uri(), 390)
+    assert browser.see(label) in ('"what: "', '"what" ": "')
+    assert browser.see("document.querySelector('thead').clientHeight") == 0, "the labels say what the head said"
+    assert [box.split()[0] for box in browser.cut()] == ["DIV"]
+    assert browser.see(shadow), "what is too wide for a phone scrolls, and a shadow says so"
+
+
+@needs_browser
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 def test_light_and_dark_reach_the_figures(mode: int, tmp_path: Path, chromium: Callable[..., str]) -> None:
     from PIL import Image
