@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -144,7 +145,8 @@ class _KernelServer:
         if not message:
             return client.close()
         _import_libraries()
-        pid = os.fork()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Python 3.12 counts threads
+            pid = os.fork()
         if not pid:
             self._close_all(client)
             _become_kernel(json.loads(message), streams)
