@@ -62,14 +62,20 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 clean: ## Remove everything that was made, the environment and MLflow's records included
 	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json models served mlruns mlflow.db* reports/*.html site .coverage *.egg-info
 
-# The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start).
-PYTHON := $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $p -c 'import sys, venv, ensurepip; (3, 11) <= sys.version_info < (3, 13) and print("$p")' 2>/dev/null)))
+# The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start). uv takes a Python that is here, or brings one.
+PYTHON := $(shell sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)
+UV := $(if $(shell uv --version 2>/dev/null),uv,.nbs/uv/bin/uv)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+NO_PYTHON = { echo "make: Python $(PYTHON) with its venv module is needed, and $$(python3 --version 2>/dev/null || echo no Python) is here: apt-get install python3 python3-venv, or go online, where uv brings one" >&2; exit 1; }
 
-$(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 with its venv module is needed: apt-get install python3 python3-venv" >&2; exit 1; }
+$(READY): requirements.lock pyproject.toml | $(filter-out uv,$(UV))
 	@echo "setting up .venv (once; a minute)"
-	@$(PYTHON) -m venv --clear .venv
-	@.venv/bin/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements.lock)
-	@UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode -r requirements.lock
-	@UV_FIND_LINKS="$$PIP_FIND_LINKS" .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps -e .
+	@rm -rf .venv
+	@$(UV) venv --quiet --python "$(PYTHON)" .venv 2>/dev/null || $(NO_PYTHON)
+	@$(UV) pip install --quiet --python .venv --compile-bytecode pip -r requirements.lock
+	@$(UV) pip install --quiet --python .venv --no-deps -e .
 	@touch $(READY)
+
+.nbs/uv/bin/uv:
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do $$python -m venv --clear .nbs/uv >/dev/null 2>&1 && exit; done; $(NO_PYTHON)
+	@.nbs/uv/bin/pip install --quiet --disable-pip-version-check $$(grep '^uv==' requirements.lock)

@@ -162,7 +162,8 @@ class _ForkServer:
         if not message:
             return client.close()
         _import_libraries()
-        pid = os.fork()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Python 3.12 counts threads
+            pid = os.fork()
         if not pid:
             self._close_all(client)
             _become(json.loads(message), streams)

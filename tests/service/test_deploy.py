@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -389,3 +390,34 @@ def test_kubernetes_runs_one_at_a_time_and_does_not_try_again_what_is_hopeless()
     assert contract == {"containerName": container()["name"], "operator": "In", "values": [30]}
     mounts = {each["name"]: each["mountPath"] for each in container()["volumeMounts"]}
     assert mounts == {each["name"]: container()["workingDir"] for each in pod["volumes"]}
+
+
+@pytest.mark.parametrize("uv", ["", "test $1 = --version"])
+def test_make_names_the_python_that_is_here_and_the_one_that_is_needed(uv: str, tmp_path: Path) -> None:
+    """Python is too old, and uv is not to be had, or brings none: it is offline."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("sh", "make", "sed", "grep", "rm"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    for name, script in {"python3": "test $1 = --version && echo Python 3.9.2", "uv": uv}.items():
+        if script:
+            (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+    path = str(tmp_path / "bin")
+    done = subprocess.run(["make", "run"], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert done.returncode == 2
+    said, *rest = done.stderr.splitlines()
+    assert said.startswith(f"make: Python {needed} with its venv module is needed, and Python 3.9.2 is here: apt-get ")
+    assert [line.startswith("make: *** [") for line in rest] == [True]
+
+
+def test_each_python_that_is_promised_is_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = [each.rpartition(" ")[2] for each in project["classifiers"] if "Python :: 3." in each]
+    tested = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    assert promised == tested["python"]
+    minors = [int(each.split(".")[1]) for each in promised]
+    assert project["requires-python"] == f">=3.{minors[0]},<3.{minors[-1] + 1}"
+    assert minors == list(range(minors[0], minors[-1] + 1))

@@ -58,7 +58,7 @@ def running(
     server: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
     asking = client(tmp_path, monkeypatch)
-    until(lambda: kernels(server))
+    until(lambda: list(tmp_path.glob("k-*")))  # it listens; before, a library may have a child of its own for a moment
     yield asking, kernels(server)[0]
     asking.kill()
     asking.wait()
