@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from ..core.format import format_interval, format_number
 from .frontier import budget_sentence as against_best
-from .run_results import METRIC_DESCRIPTIONS, RunResults, metric_digits, metric_label
+from .run_results import RunResults, metric_digits, metric_label
 from .scores import WITHOUT_VIEWS
-from ..models.metrics import HIGHER_IS_BETTER
+from ..models.metrics import METRIC_BY_NAME
 from ..pages import blocks, plots
 from ..pages.blocks import Block, inline_code, small_note
 
@@ -123,7 +123,7 @@ def champion_tiles(
     found: RunResults,
 ) -> Block:
     "Render the champion's quality, its lead, and the rows behind both."
-    name, meaning = metric_label(found.primary), METRIC_DESCRIPTIONS.get(found.primary, ("", ""))[1]
+    name, meaning = metric_label(found.primary), METRIC_BY_NAME[found.primary].meaning
     quality, exact = found.on_test(found.champion), metric_digits(found, found.primary)
     meaning = f"{_likely_text(quality, exact)}. {meaning[:1].upper()}{meaning[1:]}."
     items = [(f"{name} on unseen rows", format_number(quality["value"], exact), meaning)]
@@ -198,7 +198,7 @@ def _rank_candidates(
     found: RunResults,
 ) -> list[str]:  # names
     "Rank the candidates, the best on the test rows first."
-    sign = -1 if found.primary in HIGHER_IS_BETTER else 1
+    sign = -1 if METRIC_BY_NAME[found.primary].higher_is_better else 1
     values = {name: found.on_test(name)["value"] for name in found.metrics["candidates"]}
     return sorted(values, key=lambda name: (values[name] is None, sign * (values[name] or 0), name))
 
@@ -239,7 +239,7 @@ def candidates_table(
     "Render what the drawing leaves out: the lead of each candidate over the linear model, and the other metrics."
     names, exact = _rank_candidates(found), metric_digits(found, found.primary)
     known = found.metrics["candidates"][names[0]]["test"]
-    metrics = [m for m in METRIC_DESCRIPTIONS if m in known and m != found.primary]
+    metrics = [m for m in METRIC_BY_NAME if m in known and m != found.primary]
     lines = []
     for name in names:
         about = found.candidates.get(name, {}).get("description", "")
@@ -281,8 +281,9 @@ def glossary(
     found: RunResults,
 ) -> Block:
     "Explain the metrics in words."
-    used = [m for m in METRIC_DESCRIPTIONS if m in found.metrics["candidates"][found.champion]["test"]]
-    lines = "".join(f"<li><b>{METRIC_DESCRIPTIONS[m][0]}</b>: {METRIC_DESCRIPTIONS[m][1]}.</li>" for m in used)
+    measured = found.metrics["candidates"][found.champion]["test"]
+    used = [metric for name, metric in METRIC_BY_NAME.items() if name in measured]
+    lines = "".join(f"<li><b>{metric.label}</b>: {metric.meaning}.</li>" for metric in used)
     return Block(f"<ul>{lines}</ul>")
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #ab6ee86b
@@ -291,7 +292,7 @@ _MAX_SLICES_SHOWN = 8  # slices that are drawn
 
 def _ranked_slices(found: RunResults) -> list[tuple[str, dict[str, float], int]]:
     "Name, metric and rows of each slice with at least a hundredth of the test rows, the worst first."
-    sign = 1 if found.primary in HIGHER_IS_BETTER else -1
+    sign = 1 if METRIC_BY_NAME[found.primary].higher_is_better else -1
     few = found.rows["_split"].eq("test").sum() / 100
     slices = [s for s in found.metrics["slices"] if s[found.primary]["value"] is not None and s["rows"] >= few]
     slices.sort(key=lambda s: sign * s[found.primary]["value"])

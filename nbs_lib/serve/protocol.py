@@ -77,6 +77,10 @@ class _HeaderMeter:
         self._handed_over = (0, 0)  # how many headers and bytes of a body there were then
         self._unfinished_reads = 0  # since the current request began, that did not bring it whole
 
+    def begin_request(self) -> None:
+        "Count from the beginning of a request."
+        self.body_bytes, self._handed_over = 0, (0, 0)
+
     def count_unfinished(self, headers: int) -> None:
         "Count a read after which the request is not whole yet."
         self._unfinished_reads += 1
@@ -119,7 +123,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._request_begun, self._awaited_since = True, time.perf_counter()
-        self._meter.body_bytes = 0
+        self._meter.begin_request()
         super().on_message_begin()
 
     def _has_large_headers(self) -> bool:

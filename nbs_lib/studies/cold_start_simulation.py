@@ -61,9 +61,7 @@ def find_newcomer_groups(
     time = table["_time"].to_numpy()
     first, last = int(time.min()), int(time.max())
     groups = []
-    for part in _START_FRACTIONS:
-        moment = pd.Timestamp(first + round(part * (last - first)), unit="s", tz="UTC")
-        start = int(moment.tz_convert(roles.timezone).normalize().timestamp())
+    for start in (first + round(part * (last - first)) // _DAY_S * _DAY_S for part in _START_FRACTIONS):
         before, after = table[time < start], table[(time >= start) & (time < start + _FOLLOW_UP_DAYS * _DAY_S)]
         for name in (n for n in roles.identities if n in roles.categorical):
             known, coming = before[name].value_counts(), after[name].value_counts()

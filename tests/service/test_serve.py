@@ -635,6 +635,18 @@ def test_headers_are_limited_in_number_and_size(tmp_path: Path, path: bytes) -> 
         assert running.ask(ROW)[0] == 200
 
 
+def test_requests_that_come_in_like_pieces_are_not_taken_for_one_header(tmp_path: Path) -> None:
+    """Two requests on a connection whose first reads bring the same: the second has begun anew."""
+    protocol = HttpProtocol.__new__(HttpProtocol)
+    meter = protocol._meter = _HeaderMeter()
+    for _ in range(3):
+        meter.begin_request()
+        meter.read_bytes, meter.body_bytes = 65_636, 65_500
+        meter.count_unfinished(headers=3)
+        assert not meter.is_exceeded(b"/predict", [])
+        meter.count_whole()
+
+
 def test_three_hundred_connections_never_finish_their_headers(tmp_path: Path) -> None:
     with lone_worker(tmp_path, "p._REQUEST_TIMEOUT_S = 4.0") as running:
         before, began = running.server.rss(), time.monotonic()

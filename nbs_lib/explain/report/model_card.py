@@ -11,8 +11,9 @@ from typing import Any
 
 from ...core.format import format_interval, format_number
 from ...evaluation import report_page as report
-from ...evaluation.run_results import METRIC_DESCRIPTIONS, RunResults, metric_digits, metric_label
+from ...evaluation.run_results import RunResults, metric_digits, metric_label
 from .page import ExplainReport, error_summary, worst_levels_table
+from ...models.metrics import METRIC_BY_NAME
 from ...pages import blocks
 from ...pages.blocks import Block, inline_code
 from ...pages.page import render_page
@@ -54,7 +55,7 @@ def _metrics(found: RunResults) -> Block:
     lines = []
     for metric, told in found.metrics["candidates"][found.champion]["test"].items():
         exact = metric_digits(found, metric)
-        reading = METRIC_DESCRIPTIONS.get(metric, ("", ""))[1]
+        reading = METRIC_BY_NAME[metric].meaning
         lines.append(
             [
                 (metric_label(metric), blocks.small_note(reading)),

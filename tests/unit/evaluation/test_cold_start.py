@@ -1,6 +1,5 @@
 """Somebody new, a view that failed, a time and nothing else: each gets a sensible answer."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +82,6 @@ def simulated(world: World) -> pd.DataFrame:
 
 def loss(table: pd.DataFrame, output: np.ndarray) -> float:
     return evaluate("binary", table["_target"].to_numpy(), squeeze_output(output))["log_loss"]
-
-
-@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
-def test_a_newcomer_starts_with_its_day(world: World, zone: str) -> None:
-    """Not at the time of day at which the table happens to begin."""
-    found = markets.find_newcomer_groups(world.table, replace(world.roles, timezone=zone))
-    assert len(found) > 1
-    for each in found:
-        start = pd.Timestamp(each.start, unit="s", tz="UTC").tz_convert(zone)
-        assert start == start.normalize()
 
 
 @pytest.mark.parametrize("name", LEARNERS)
