@@ -50,6 +50,10 @@ def _with_anchors(body: str) -> str:
 
 # %% ../../notebooks/lib/docs/01_page.ipynb #ba071e67
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^):\s]+)\)")
+_TARGET = re.compile(r"\[[^\]]*\]\(([^):\s]+)\)")  # of a link without a scheme
+_PLAIN_TARGET = re.compile(r"#|[\w.-]+(/[\w.-]+)*(#[\w-]*)?$")
+_FENCED = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
+_PICTURE_KINDS = ("image/png", "image/jpeg", "image/svg+xml")
 
 
 def _inline_pictures(text: str, source: str, root: Path) -> str:
@@ -58,9 +62,19 @@ def _inline_pictures(text: str, source: str, root: Path) -> str:
         if not path.is_file():
             raise UserError(f"{source} shows the picture {found[2]}, which does not exist: add it or mend the name.")
         kind, data = mimetypes.guess_type(path.name)[0], base64.b64encode(path.read_bytes()).decode()
+        if kind not in _PICTURE_KINDS:
+            raise UserError(f"{source} shows the picture {found[2]}: save it as png, jpeg or svg.")
         return f'<img alt="{html.escape(found[1])}" src="data:{kind};base64,{data}">'
 
-    return _PICTURE.sub(picture, text)
+    parts = _FENCED.split(text)
+    return "".join(part if i % 2 else _PICTURE.sub(picture, part) for i, part in enumerate(parts))
+
+
+def _check_targets(text: str, source: str) -> None:
+    "Refuse links that a page can't have; raises `UserError`."
+    for target in _TARGET.findall("".join(_FENCED.split(text)[::2])):
+        if not _PLAIN_TARGET.match(target):
+            raise UserError(f"{source} links to {target}, which no page can: a path of letters, digits, . _ - and / is one.")
 
 # %% ../../notebooks/lib/docs/01_page.ipynb #a6f5c07a
 _HIDDEN = re.compile(r"(?:#\|.*\n)*#\| *(?:hide|default_exp)\b")
@@ -73,10 +87,13 @@ def _shown_notebook(source: str, root: Path) -> "NotebookNode":
     path = Path(root, source)
     if path.suffix == ".md":
         text = _inline_pictures(path.read_text(encoding="utf-8"), source, root)
+        _check_targets(text, source)
         return v4.new_notebook(cells=[v4.new_markdown_cell(text)])  # type: ignore[no-untyped-call]
     notebook = read(path, as_version=4)  # type: ignore[no-untyped-call]
     notebook.cells = [cell for cell in notebook.cells if not _HIDDEN.match(cell.source)]
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            _check_targets(cell.source, source)
         if cell.cell_type == "code":
             cell.source = _DIRECTIVE.sub("", cell.source)
             for output in cell.outputs:

@@ -119,12 +119,13 @@ def render_pages(
 
 # %% ../../notebooks/lib/docs/05_site.ipynb #f8af3c7e
 _FOR_SEARCH = "search.js"
+_MARKER = ".nbs-docs"  # the file by which a site is known
 
 
 def _emptied(out: Path) -> None:
     "Remove an earlier site; a folder with anything else is refused."
-    if out.exists() and any(out.iterdir()):
-        if not (out / _FOR_SEARCH).exists():
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / _MARKER).exists():
             raise UserError(f"{out} holds something else than a site of `nbs docs`: name another folder by --out.")
         shutil.rmtree(out)
 
@@ -138,6 +139,8 @@ def build_site(
     bodies = link_all(pages, root)
     out, static = Path(out), files("nbs_lib.docs") / "static"
     _emptied(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARKER).touch()
     for path, document in render_pages(pages, bodies):
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         (out / path).write_text(document, encoding="utf-8")

@@ -82,7 +82,8 @@ def _tidy_table(soup: "BeautifulSoup", table: "Tag") -> None:
         if all(map(_is_number, here)) and any(cell.get_text().strip() for cell in here):
             for cell in here + [head[column] for head in heads if len(head) == len(cells[0])]:
                 cell["class"] = "num"
-    if len(heads) == 1 and len(heads[0]) > _MAX_PHONE_COLUMNS:
+    spans = table.find(["td", "th"], rowspan=True) or table.find(["td", "th"], colspan=True)
+    if len(heads) == 1 and len(heads[0]) > _MAX_PHONE_COLUMNS and not spans:
         table["class"] = "wide"
         _label_cells(cells, heads[0])
     table.wrap(soup.new_tag("div", attrs={"class": "scroll"}))

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,7 @@ _LIBRARIES = (
     "torch",
 )
 _MAX_MESSAGE = 1 << 20  # bytes
+_HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # while a fork still has the handlers of the server
 
 
 def _import_libraries() -> None:
@@ -72,8 +74,8 @@ def _exit_code(ended: SystemExit) -> int:
     return 1
 
 
-def _become(request: Mapping[str, Any], streams: list[int]) -> NoReturn:
-    "Run a command in this process, a fork of the server, which ends with it."
+def _settle(request: Mapping[str, Any], streams: list[int]) -> None:
+    "Take the place of the client: its streams, environment, folder, module path and arguments."
     server = os.getppid()
     end_with_parent()
     if os.getppid() != server:
@@ -85,6 +87,7 @@ def _become(request: Mapping[str, Any], streams: list[int]) -> NoReturn:
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_SIGNALS)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -93,19 +96,26 @@ def _become(request: Mapping[str, Any], streams: list[int]) -> NoReturn:
     tempfile.tempdir = None  # it is looked for anew
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # as a new process begins: not all with the same draws
-    code = 0
+
+
+def _become(message: bytes, streams: list[int]) -> NoReturn:
+    "Run a command in this process, a fork of the server, which ends with it."
+    code = 1
     try:
+        request = json.loads(message)
+        _settle(request, streams)
         getattr(importlib.import_module(request["module"]), request["function"])()
+        code = 0
     except SystemExit as ended:
         code = _exit_code(ended)
     except BaseException:
-        code = 1
         sys.excepthook(*sys.exc_info())
-    finally:
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: it waits for threads
         atexit._run_exitfuncs()
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
         os._exit(code)
 
 # %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #5b754cb6
@@ -162,11 +172,13 @@ class _ForkServer:
         if not message:
             return client.close()
         _import_libraries()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Python 3.12 counts threads
             pid = os.fork()
         if not pid:
             self._close_all(client)
-            _become(json.loads(message), streams)
+            _become(message, streams)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_SIGNALS)
         for stream in streams:
             os.close(stream)
         self.clients[pid] = client
@@ -186,7 +198,8 @@ class _ForkServer:
         with contextlib.suppress(ChildProcessError):
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
-                client = self.clients.pop(pid)
+                if (client := self.clients.pop(pid, None)) is None:  # a child of a library
+                    continue
                 with contextlib.suppress(OSError):
                     client.send(str(os.waitstatus_to_exitcode(status)).encode())
                 with contextlib.suppress(KeyError):
@@ -207,6 +220,13 @@ def _wait_for_server(path: str) -> None:
     end = time.monotonic() + _SERVER_START_S
     while not os.path.exists(path) and time.monotonic() < end:
         time.sleep(0.02)
+
+
+def _end_by_signal(number: int) -> int:  # the exit code where the signal is ignored
+    with contextlib.suppress(OSError):  # SIGKILL has no handler
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    return 128 + number
 
 
 def _run_client(
@@ -234,7 +254,8 @@ def _run_client(
         server.settimeout(_PARENT_LOOK_S)
         while os.getppid() == parent:  # else nobody waits, and the server kills the fork
             with contextlib.suppress(TimeoutError):
-                return int(server.recv(32) or 1)
+                code = int(server.recv(32) or 1)
+                return _end_by_signal(-code) if code < 0 else code
     return 1
 
 
@@ -276,7 +297,8 @@ def _main() -> int:
         return _run_client(path, json.loads(rest[0]), rest[1], rest[2:])
     os.environ["JPY_PARENT_PID"] = str(os.getpid())  # read by what is imported: of kernels, this is the parent
     del sys.path[0]  # this file's folder, whose modules have names that others have too
-    _ForkServer(path).run()
+    with contextlib.suppress(SystemExit):
+        _ForkServer(path).run()
     os._exit(0)  # libraries complain where what was frozen is not collected
 
 

@@ -106,17 +106,22 @@ def clean_stage_notebooks() -> list[str]:  # those that were changed
     return changed
 
 # %% ../../notebooks/lib/pipeline/03_ui.ipynb #f2a3b4c5
-_GIT_DRIVERS = {
-    "diff.jupyternotebook.command": "git-nbdiffdriver diff",
-    "merge.jupyternotebook.driver": "git-nbmergedriver merge %O %A %B %L %P",
-}  # which `.gitattributes` names for notebooks; a clone that lacks them compares lines
+_GIT_DRIVERS = {  # which `.gitattributes` names for notebooks; a clone that lacks them, or its `.venv`, compares lines
+    "diff.jupyternotebook.command": """f() {{
+        if [ -x {0}/git-nbdiffdriver ]; then {0}/git-nbdiffdriver diff "$@"; else diff -u "$2" "$5" || true; fi
+    }}; f""",
+    "merge.jupyternotebook.driver": """f() {{
+        if [ -x {0}/git-nbmergedriver ]; then {0}/git-nbmergedriver merge "$@"
+        else git merge-file --marker-size="$4" "$2" "$1" "$3"; fi
+    }}; f %O %A %B %L %P""",
+}
 
 
 def use_nbdime() -> None:
     "Let git show and merge the notebooks of this clone cell by cell."
     programs = shlex.quote(str(Path(sys.executable).parent))
     for key, command in _GIT_DRIVERS.items():
-        subprocess.run(["git", "config", key, f"{programs}/{command}"], check=False)
+        subprocess.run(["git", "config", key, command.format(programs)], check=False)
 
 # %% ../../notebooks/lib/pipeline/03_ui.ipynb #f5a6b7c8
 _FIRST_PAGE = "notebooks/guide/01_first_hour.md?factory=Markdown%20Preview"

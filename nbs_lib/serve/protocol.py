@@ -142,7 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._has_large_headers():
             raise _HEADERS_TOO_LARGE  # which the parser hands on, to end in `send_400_response`
         if self.url == b"/predict" and self._is_free():
-            self._fast_request = _FastRequest(self, self._awaited_since)
+            self._fast_request = _FastRequest(self, time.perf_counter())
         else:
             super().on_headers_complete()
 

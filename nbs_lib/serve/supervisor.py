@@ -42,6 +42,10 @@ def _make_server(app: Any, drain_s: float, listener: socket.socket, crowd: Conne
         def _connection(self) -> HttpProtocol:
             return HttpProtocol(config, self.server_state, self.lifespan.state)
 
+        def _close_overdue(self) -> None:
+            for connection in list(self.server_state.connections):
+                connection.close_if_overdue()  # type: ignore[union-attr]
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await app.start()
             await super().startup([])
@@ -50,8 +54,7 @@ def _make_server(app: Any, drain_s: float, listener: socket.socket, crowd: Conne
 
         async def on_tick(self, counter: int) -> bool:
             if counter % _TICKS_PER_SECOND == 0:
-                for connection in list(self.server_state.connections):
-                    connection.close_if_overdue()  # type: ignore[union-attr]
+                self._close_overdue()
             return await super().on_tick(counter) or os.getppid() != parent  # nobody is left to look after it
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -62,6 +65,7 @@ def _make_server(app: Any, drain_s: float, listener: socket.socket, crowd: Conne
             end = time.monotonic() + drain_s
             while self.server_state.connections and time.monotonic() < end:
                 await asyncio.sleep(0.02)
+                self._close_overdue()
             await super().shutdown()
             await app.stop()
 

@@ -147,6 +147,7 @@ def test_a_small_project_has_its_documentation_too(tiny: Path, tmp_path: Path) -
         ("README.md", "notebooks/guide/02_gone.md"),
         ("README.md", "notebooks/guide/01_first.md#nowhere"),
         ("AGENTS.md", "settings.ini"),
+        *[("README.md", odd) for odd in ("gone/", "/gone.md", "gone%20file.md", "gone+1.md")],
         (".github/PULL_REQUEST_TEMPLATE.md", "../CONTRIBUTORS.md"),
         ("notebooks/guide/01_first.md", "../lib/core/02_paths.ipynb"),
         ("notebooks/guide/01_first.md", "#end-here"),

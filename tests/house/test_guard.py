@@ -11,6 +11,7 @@ from conftest import ROOT
 
 GUARDED = (
     "tests/unit/evaluation/test_gate.py",
+    "tests/unit/serve/test_prediction_log.py",
     "tests/house/test_house.py",
     "tests/service/test_serve.py",
     "tests/conftest.py",
@@ -83,6 +84,18 @@ WEAKER = [
     first_test("tests/unit/evaluation/test_gate.py", lambda text: re.sub(r"(?m)^    assert [^\n]*$", "    pass", text)),
     lambda root: (root / "tests/unit/evaluation/test_gate.py").unlink(),
     append("tests/unit/evaluation/test_gate.py", SKIP),
+    both(  # a namesake elsewhere
+        first_test(
+            "tests/unit/evaluation/test_gate.py", lambda text: re.sub(r"(?m)^    assert [^\n]*$", "    pass", text)
+        ),
+        lambda root: (root / "tests/test_other.py").write_text(
+            "def test_the_best_that_beats_both_is_promoted() -> None:\n    assert 1\n    assert 2\n"
+        ),
+    ),
+    both(  # a skip less elsewhere
+        edit("tests/unit/serve/test_prediction_log.py", r"pytest\.skip\(", "print("),
+        append("tests/unit/evaluation/test_gate.py", SKIP),
+    ),
     both(
         first_test("tests/unit/evaluation/test_gate.py", lambda text: ""),
         lambda root: (root / "tests/test_moved.py").write_text(

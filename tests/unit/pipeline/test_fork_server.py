@@ -112,7 +112,9 @@ ENDS = {
     "sys.exit(7)": (7, ""),
     "sys.exit('one sentence')": (1, "one sentence\n"),
     "raise ValueError('broken')": (1, "ValueError: broken\n"),
-    "os.kill(os.getpid(), 9)": (-9 % 256, ""),
+    "os.kill(os.getpid(), 9)": (-9, ""),
+    "threading.Thread(target=lambda: (time.sleep(0.5), print('late'))).start()": (0, "late\n"),
+    "os.kill(os.getpid(), 15)": (-15, ""),
 }
 
 
@@ -122,9 +124,24 @@ def test_a_fork_ends_as_its_command_would(
     monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
     monkeypatch.syspath_prepend(tmp_path)
     for k, (body, (code, said)) in enumerate(ENDS.items()):
-        (tmp_path / f"mine_{k}.py").write_text(f"import os, sys\ndef run(): {body}\n")
+        (tmp_path / f"mine_{k}.py").write_text(f"import os, sys, threading, time\ndef run(): {body}\n")
         done = subprocess.run(fork_command(f"mine_{k}:run") or [], capture_output=True, text=True, timeout=60)
         assert (done.returncode, (done.stdout + done.stderr)[-len(said) or None :]) == (code, said), done.stderr
+
+
+def test_a_fork_that_can_not_begin_harms_no_other(
+    server: subprocess.Popen[bytes],
+    running: tuple[subprocess.Popen[bytes], psutil.Process],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+    command = ["sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *(fork_command("os:getpid") or [])]
+    done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert not gone(running[1])
+    assert server.poll() is None
 
 
 def test_without_a_server_it_is_an_ordinary_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,8 @@ def test_under_load_the_old_one_answers_within_10_s_and_nothing_fails(tmp_path: 
     assert {status for status, _ in load.answers} == {200}
     assert {answer["model"] for _, answer in load.answers[:asked]} == {bad[:12]}
     late = [answer["model"] for _, answer in load.answers[switched:]]
-    assert set(late) <= {good[:12], bad[:12]}
-    assert late.count(bad[:12]) < 8, "at most one that was on its way to each of the other clients"
+    assert late[:200].count(bad[:12]) < 8, "at most one that was on its way to each of the other clients"
+    assert set(late[200:]) == {good[:12]}
     (move,) = [move for move in read_history(root) if move.what == "rollback"]
     assert (move.bundle, move.before, move.why) == (good, bad, "complaints")
 
