@@ -74,7 +74,9 @@ def _check_targets(text: str, source: str) -> None:
     "Refuse links that a page can't have; raises `UserError`."
     for target in _TARGET.findall("".join(_FENCED.split(text)[::2])):
         if not _PLAIN_TARGET.match(target):
-            raise UserError(f"{source} links to {target}, which no page can: a path of letters, digits, . _ - and / is one.")
+            raise UserError(
+                f"{source} links to {target}, which no page can: a path of letters, digits, . _ - and / is one."
+            )
 
 # %% ../../notebooks/lib/docs/01_page.ipynb #a6f5c07a
 _HIDDEN = re.compile(r"(?:#\|.*\n)*#\| *(?:hide|default_exp)\b")
