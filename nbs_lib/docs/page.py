@@ -89,9 +89,9 @@ def _shown_notebook(source: str, root: Path) -> "NotebookNode":
     path = Path(root, source)
     if path.suffix == ".md":
         text = _inline_pictures(path.read_text(encoding="utf-8"), source, root)
-        _check_targets(text, source)
-        return v4.new_notebook(cells=[v4.new_markdown_cell(text)])  # type: ignore[no-untyped-call]
-    notebook = read(path, as_version=4)  # type: ignore[no-untyped-call]
+        notebook = v4.new_notebook(cells=[v4.new_markdown_cell(text)])  # type: ignore[no-untyped-call]
+    else:
+        notebook = read(path, as_version=4)  # type: ignore[no-untyped-call]
     notebook.cells = [cell for cell in notebook.cells if not _HIDDEN.match(cell.source)]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

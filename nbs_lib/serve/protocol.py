@@ -111,9 +111,7 @@ class HttpProtocol(HttpToolsProtocol):
     url = b""  # before the first request
     on_close: Callable[[], object] = staticmethod(lambda: None)  # called when it is over
     _request_begun = True  # a connection is made to ask
-    _awaited_since = (
-        math.inf
-    )  # since when the client is waited for, by `time.perf_counter`; never while it waits for us
+    _awaited_since = math.inf  # when we began to wait for the client, by `time.perf_counter`; infinite: we do not
     _fast_request: _FastRequest | None = None  # a request that may take the fast path, until it is whole
 
     def connection_made(self, transport: Any) -> None:

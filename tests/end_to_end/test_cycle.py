@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, Project, shared_project, small
-from helpers.services import Running, service, until
+from helpers.services import Running, service
+from helpers.waiting import until
 
 from nbs_lib.core.server_process import free_port
 from nbs_lib.pipeline.clone import clone_project

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Project
-from helpers.services import until
 from helpers.stage_notebooks import notebook_with
+from helpers.waiting import until
 
 from nbs_lib.pipeline.fork_server import SERVER_ENV
 

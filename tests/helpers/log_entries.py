@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +66,3 @@ def filled(folder: Path, *entries: LogEntry, worker: str = "aaaaaaaa") -> None:
 
 def id_of(n: int, time_us: int = THEN, worker: str = "aaaaaaaa") -> str:
     return prediction_id(time_us, worker, n)
-
-
-def until(met: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -217,12 +217,3 @@ class Load:
 
 
 PATIENT = {"SERVE_DEADLINE_MS": "3000"}  # where losses are counted: a machine that stops for a moment loses nothing
-
-
-def until(found: Any, seconds: float = 10.0) -> Any:
-    """What a function returns, as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-    return value

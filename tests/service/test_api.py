@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from helpers.bundles import LINEAGE, SCHEMA, make_bundle, manifest
-from helpers.services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote, until
+from helpers.services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote
 from helpers.services import service as serve
+from helpers.waiting import until
 
 
 @pytest.fixture(scope="module")

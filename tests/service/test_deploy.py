@@ -17,7 +17,8 @@ import pytest
 import yaml
 from apscheduler.triggers.cron import CronTrigger
 from conftest import ROOT, lacking
-from helpers.services import PATIENT, ROW, Load, Running, make_project, point_to, promote, service, until
+from helpers.services import PATIENT, ROW, Load, Running, make_project, point_to, promote, service
+from helpers.waiting import until
 from typer.testing import CliRunner
 
 from nbs_lib.cli import app

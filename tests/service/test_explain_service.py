@@ -21,7 +21,8 @@ import psutil
 import pytest
 from conftest import ROOT
 from helpers.bundles import ladder_cases
-from helpers.services import ROW, Running, make_project, service, until
+from helpers.services import ROW, Running, make_project, service
+from helpers.waiting import until
 
 from nbs_lib.bundle.request import RequestError
 from nbs_lib.explain import response as explanation

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from helpers.bundles import INPUTS, MARGINS, REFUSE, ROWS, SCHEMA, SENT, make_bundle, manifest, store_of
-from helpers.services import PATIENT, ROW, Load, Running, client, make_project, point_to, promote, service, until
+from helpers.services import PATIENT, ROW, Load, Running, client, make_project, point_to, promote, service
+from helpers.waiting import until
 
 from nbs_lib.bundle.bundle import Bundle, inference_session, run_graph, write_bundle
 from nbs_lib.bundle.fallback import FallbackLadder

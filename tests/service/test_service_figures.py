@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from helpers.services import ROW, TOLD, Running, make_project, service, until
+from helpers.services import ROW, TOLD, Running, make_project, service
+from helpers.waiting import until
 from test_deploy import program, prometheus
 
 from nbs_lib.core.settings import ServeSettings

@@ -19,7 +19,8 @@ import pytest
 from conftest import ROOT
 from helpers.bundles import INPUTS, LINEAGE, SCHEMA, make_bundle, make_ladder_bundle
 from helpers.log_entries import DAY, THEN, entry, filled, id_of, serve_two_bundles
-from helpers.services import PATIENT, ROW, Load, Running, make_project, point_to, promote, service, until
+from helpers.services import PATIENT, ROW, Load, Running, make_project, point_to, promote, service
+from helpers.waiting import until
 from onnx import TensorProto, helper
 from test_serve import damaged, graph_of
 

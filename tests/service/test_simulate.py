@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from helpers.bundles import make_bundle, make_ladder_bundle, store_of
 from helpers.services import service as serve
-from helpers.services import until
+from helpers.waiting import until
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import DataError, UserError

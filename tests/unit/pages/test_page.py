@@ -1,7 +1,6 @@
 """Pages are inert, self-contained, legible and the same bytes each time, whatever a table holds."""
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from conftest import ROOT, Project
-from helpers.chromium import Chromium
+from helpers.chromium import CHROMIUM, Chromium
 from helpers.hostile_notebook import HOSTILE, figure_of, hostile_notebook, live, notebook, output
 from nbformat import NotebookNode, v4
 
@@ -28,7 +27,6 @@ from nbs_lib.pages import plots
 from nbs_lib.pages.page import CONTENT_SECURITY_POLICY, escape_markdown, render_page
 from nbs_lib.pages.theme import COLORS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
 

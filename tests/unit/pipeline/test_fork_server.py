@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import services
+from helpers import waiting
 from jupyter_client.connect import write_connection_file
 
 from nbs_lib.pipeline import fork_server
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 
-until = functools.partial(services.until, seconds=60)
+until = functools.partial(waiting.until, seconds=60)
 
 
 @pytest.fixture

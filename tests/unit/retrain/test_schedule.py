@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 from conftest import ROOT
-from helpers.services import make_empty, until
+from helpers.services import make_empty
+from helpers.waiting import until
 
 from nbs_lib.retrain import schedule as module
 from nbs_lib.retrain.schedule import EXIT_CODE_TEXTS, SCHEDULE_RECORD, missed_run, next_run

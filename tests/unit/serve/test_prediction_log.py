@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from helpers.bundles import NUMBERS, SCHEMA, WORDS, make_bundle, make_ladder_bundle
-from helpers.log_entries import DAY, THEN, entry, filled, id_of, logging, serve_two_bundles, until
+from helpers.log_entries import DAY, THEN, entry, filled, id_of, logging, serve_two_bundles
+from helpers.waiting import until
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, DataError, StoreError
@@ -31,6 +32,11 @@ from nbs_lib.serve.log.feedback import logged_models, read_labels, store_feedbac
 from nbs_lib.serve.log.reader import find_prediction, read_day
 from nbs_lib.serve.log.writer import encode_entry, estimate_entry_bytes, utc_day
 
+STARTED = """import resource, sys, time
+sys.path.insert(0, "tests")
+from helpers.log_entries import *
+from helpers.waiting import until
+"""  # how a process of these tests begins
 TODAY = time.time_ns() // 1000
 
 
@@ -92,7 +98,7 @@ def test_no_more_memory_than_is_counted(rows: int) -> None:
 
 
 def test_workers_share_a_file(tmp_path: Path) -> None:
-    code = "import sys; sys.path.insert(0, 'tests'); from helpers.log_entries import *; from pathlib import Path\n"
+    code = STARTED + "from pathlib import Path\n"
     code += "with logging(Path(sys.argv[1]), sys.argv[2], flush_s=0.01) as (log, told):\n"
     code += "    for n in range(300): log.put(entry('a', n)); time.sleep(0.001)\nprint(dict(told))"
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -114,7 +120,7 @@ def test_a_day_ends_at_midnight_in_utc(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_loses_no_more_than_the_unflushed_second(tmp_path: Path) -> None:
-    code = "import sys; sys.path.insert(0, 'tests'); from helpers.log_entries import *; from pathlib import Path\n"
+    code = STARTED + "from pathlib import Path\n"
     code += "seen = 0\ndef told(result, rows):\n    print(result, rows, flush=True)\n"
     code += "log = PredictionLog(sys.argv[1], 'aaaaaaaa', flush_s=0.2, told=told)\nn = 0\n"
     code += "while True: log.put(entry('a', n)); n += 1; time.sleep(0.001)"
@@ -157,7 +163,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
 
-    code = "import resource, sys; sys.path.insert(0, 'tests'); from helpers.log_entries import *\n"
+    code = STARTED
     code += "with logging(Path(sys.argv[1]), flush_s=0.02) as (log, told):\n"
     code += "    for n in range(0, 30000, 1000): assert log.put(entry('a', n, 1000)); time.sleep(0.01)\n"
     code += "    until(lambda: log.waiting == 0); assert told['lost'] and told['written'], told\n"
