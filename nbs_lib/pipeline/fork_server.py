@@ -147,6 +147,7 @@ class _ForkServer:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         for each in (self.listener, self.wakeup, sys.stdin):
             self.selector.register(each, selectors.EVENT_READ)
+        _import_libraries()
         try:
             self._serve()
         finally:
@@ -171,7 +172,6 @@ class _ForkServer:
         message, streams, _, _ = socket.recv_fds(client, _MAX_MESSAGE, 3)
         if not message:
             return client.close()
-        _import_libraries()
         signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Python 3.12 counts threads
             pid = os.fork()
@@ -286,8 +286,7 @@ def fork_server(
                 yield
             finally:
                 del os.environ[SERVER_ENV]
-                if process.stdin:
-                    process.stdin.close()  # which ends it
+                process.terminate()  # it may be importing still
 
 
 def _main() -> int:
