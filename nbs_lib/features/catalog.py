@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import read_json
+from ..core.format import format_age
 from ..core.paths import CONTRACT_FILE
 from ..core.sql import quote_identifiers, quote_path
 from ..data.roles import Roles
@@ -98,12 +99,6 @@ def view_status_shares(
     )
 
 
-def _format_age(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{seconds / 86400:,.1f} d" if seconds >= 172800 else f"{seconds / 3600:,.1f} h"
-
-
 def freshness(
     roles: Roles,  # with views
     folder: str | Path = "data/features",
@@ -131,8 +126,8 @@ def freshness(
                 "share": share,
             }
             ages_shown = {
-                "median age": _format_age(middle),
-                "9 of 10 below": _format_age(most),
+                "median age": format_age(middle),
+                "9 of 10 below": format_age(most),
                 "ttl": _format_duration(view["ttl"]),
             }
             lines.append(counts | ages_shown)

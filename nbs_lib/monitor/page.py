@@ -11,9 +11,19 @@ __all__ = ['monitor_headline', 'monitor_tiles', 'excluded_rows_note', 'contract_
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..core.checks import Check
 from ..core.format import format_count, format_interval, format_number, format_with_interval
 from ..evaluation.run_results import metric_label
-from .monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, MonitorResult
+from nbs_lib.monitor.monitor import (
+    CONTRACT_FAILURE,
+    DRIFT,
+    INSUFFICIENT,
+    NO_DATA,
+    OK,
+    QUALITY_LOSS,
+    WATCH,
+    MonitorResult,
+)
 from nbs_lib.pages.blocks import (
     BAD,
     GOOD,
@@ -28,11 +38,20 @@ from nbs_lib.pages.blocks import (
 )
 
 # %% ../../notebooks/lib/monitor/11_page.ipynb #4512474f
-_TONES = {OK: GOOD, WATCH: WARN, DRIFT: BAD, CONTRACT_FAILURE: BAD, INSUFFICIENT: WARN, NO_DATA: WARN}
+_TONES = {
+    OK: GOOD,
+    WATCH: WARN,
+    DRIFT: BAD,
+    QUALITY_LOSS: BAD,
+    CONTRACT_FAILURE: BAD,
+    INSUFFICIENT: WARN,
+    NO_DATA: WARN,
+}
 _HEADLINES = {
     OK: "The new rows look like those that the model learned from",
     WATCH: "Something moved in the last window",
     DRIFT: "The new rows no longer look like those that the model learned from",
+    QUALITY_LOSS: "The answers have become worse",
     CONTRACT_FAILURE: "The data break their contract",
     INSUFFICIENT: "The model learned from too few windows to tell what is ordinary",
     NO_DATA: "There is nothing to watch yet",
@@ -42,6 +61,11 @@ _TODO: dict[str, tuple[object, ...]] = {
     WATCH: ("Nothing to do yet: look again after the next window.",),
     DRIFT: (
         "Look at the columns below; ",
+        inline_code("make cycle"),
+        " decides whether to learn again, and judges the result.",
+    ),
+    QUALITY_LOSS: (
+        "Look at the levels below where it is worst; ",
         inline_code("make cycle"),
         " decides whether to learn again, and judges the result.",
     ),
@@ -58,6 +82,12 @@ _TODO: dict[str, tuple[object, ...]] = {
     ),
 }
 
+_STORE_CHECKS = ("store", "stuck", "spread", "missing", "jump")  # as warnings: features that are not refreshed
+
+
+def _is_stale(entry: Check) -> bool:
+    return not entry["passed"] and entry["severity"] == "warn" and entry["check"] in _STORE_CHECKS
+
 
 def monitor_headline(
     result: MonitorResult,
@@ -65,15 +95,13 @@ def monitor_headline(
     "Show the status, why, and what to do."
     status = result.status
     reasons: list[list[object]] = [[result.sentence]]
-    if status == CONTRACT_FAILURE and result.drift["sentence"]:
+    if status in (CONTRACT_FAILURE, QUALITY_LOSS) and result.drift["sentence"]:
         reasons.append([result.drift["sentence"]])
     moved = sorted(result.effects, key=lambda name: -result.effects[name]["size"])
     effects = [_effect_text(name, result) for name in moved]
     reasons += [[" ".join(effects[:2])]] if effects else []
-    stale = {e["column"] for e in result.contract if not e["passed"] and e["severity"] == "warn" and e["column"]}
-    if stale:
-        what = "1 column looks" if len(stale) == 1 else f"{len(stale)} columns look"
-        told = f"{what} as if the feature store had not been refreshed: first of all, "
+    if stale := {e["column"] for e in result.contract if _is_stale(e)}:
+        told = f"{format_count(len(stale), 'column')} of the feature store not refreshed as often as while learning: "
         reasons.append([told, inline_code("nbs materialize"), "."])
     return callout(_TONES[status], status.upper(), _HEADLINES[status], reasons, _TODO[status])
 
@@ -163,6 +191,7 @@ def drift_table(
     "Show the columns nearest to their limits, or over them; Evidently's score beside ours."
     scores = {each["column"]: each for each in theirs}
     rows, shown = [], result.drift["columns"][:_MAX_TABLE_ROWS]
+    tone = "" if result.drift["status"] == OK else BAD  # what moved no answer is told in gray
     for row in shown:
         name, score = row["column"], scores.get(row["column"], {})
         missing = f"{_share(row['nulls'])} ({_share(row['nulls_reference'])})"
@@ -170,7 +199,7 @@ def drift_table(
         rows.append(
             (
                 name,
-                badge("over", BAD) if row["over"] else "",
+                badge("over", tone) if row["over"] else "",
                 _score_and_limit(row["distance"], row["limit"]),
                 _share(result.importance.get(name)),
                 _change(effect["output"]) if effect else "",

@@ -65,7 +65,9 @@ _MONITOR_FILE, _DECISION_FILE, _CHALLENGE_FILE = (
     Path(f"models/cycle/{name}.json") for name in ("monitor", "decision", "challenge")
 )
 _EXIT_CODES = {NOTHING_NEW: 0, WAIT: 0, CONTRACT_FAILURE: 30, TURN_FAILED: 1} | dict.fromkeys(DECISIONS, 20)
-_WATCH_EXIT_CODE = 10  # the exit code of a turn that only waits, but has seen drift, or the first of it
+_WATCH_EXIT_CODE = (
+    10  # the exit code of a turn that only waits, but has seen drift, the first of it, or a loss of quality
+)
 
 
 def _run_stage(
@@ -233,7 +235,7 @@ def _run_turn(turn: Turn, now: Bundle, roles: Roles, settings: Settings) -> int:
 def _end_turn(turn: Turn, outcome: str, sentence: str) -> int:
     "Close the turn and draw the ledger."
     code = _EXIT_CODES[outcome]
-    if code == 0 and turn.get("monitor", {}).get("status") in ("watch", "drift"):
+    if code == 0 and turn.get("monitor", {}).get("status") in ("watch", "drift", "quality loss"):
         code = _WATCH_EXIT_CODE
     finish_turn(turn, outcome, sentence, code=code)
     print(f"{outcome}. {sentence}")

@@ -22,7 +22,7 @@ from nbs_lib.core.errors import DataError, UserError
 from nbs_lib.data.roles import Roles
 from nbs_lib.monitor.from_log import load_from_log
 from nbs_lib.monitor.from_tables import load_from_tables
-from nbs_lib.monitor.monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, WATCH, run_monitor
+from nbs_lib.monitor.monitor import CONTRACT_FAILURE, DRIFT, INSUFFICIENT, NO_DATA, OK, QUALITY_LOSS, WATCH, run_monitor
 
 DAY, HOURS, LEARNED, CAME = 86400, 24, 120, 21
 KNOWN = Roles("a.csv", "sold", "binary", ["no", "yes"], timestamp="when", key=["number"], label_delay="1d")
@@ -107,11 +107,37 @@ def test_drift_is_told_with_what_it_does(tmp_path: Path, bundle: Bundle) -> None
     assert found(tmp_path, once, bundle=bundle)["status"] == WATCH
 
 
+def test_drift_that_moves_no_answer_is_no_alarm(tmp_path: Path, bundle: Bundle) -> None:
+    """An input whose whole range hardly matters may go where it wants: it is told, no more."""
+    learned, came = (t.assign(width=t["width"] / 100) for t in (made(0, LEARNED), since()))
+    finding = found(tmp_path, came.assign(width=came["width"] + 0.025), learned, bundle)
+    assert finding["drift"]["lasting"] == ["width"]
+    assert 0 < finding["drift"]["shift"] < 0.05
+    assert (finding["status"], finding["code"], finding["drift"]["status"]) == (OK, 0, OK)
+    assert "running: width. That moved the answers by 0.0" in finding["sentence"]
+    finding = found(tmp_path, came.assign(width=came["width"] + 0.025, kind="a"), learned, bundle)
+    assert finding["drift"]["status"] == DRIFT, "what moves the answers is not excused by what does not"
+    assert finding["drift"]["shift"] > 0.1
+
+
+def test_a_store_that_is_not_followed_is_its_own_finding(tmp_path: Path) -> None:
+    view = {"name": "shop", "version": "1", "entity": ["kind"], "ttl": None, "columns": ["sold"], "age": True}
+    make_bundle(tmp_path / "bundle", schema=SCHEMA | {"views": [view], "entities": {"kind": "text"}})
+    bundle, rng = Bundle.open(tmp_path / "bundle"), np.random.default_rng(0)
+    learned, came = (t.assign(shop_age=rng.exponential(30, len(t))) for t in (made(0, LEARNED), since()))
+    assert ("store", "shop_age") not in failed(found(tmp_path, came, learned, bundle))
+    finding = found(tmp_path, came.assign(shop_age=came["shop_age"] + 180), learned, bundle)
+    assert (finding["status"], finding["code"]) == (OK, 0), "the model does not read the age"
+    assert "older than 3." in failed(finding)["store", "shop_age"]
+    assert "nbs materialize" in failed(finding)["store", "shop_age"]
+
+
 def test_labels_tell_what_drift_does_not(tmp_path: Path, bundle: Bundle) -> None:
-    """The inputs are ordinary and what happens is not: no drift, but the answers are off, beyond noise."""
+    """The inputs are ordinary and what happens is not: no drift, but the answers are off, beyond noise: an alarm."""
     turned = since(sold=lambda t: np.where(t["sold"] == "yes", "no", "yes"))
     finding = found(tmp_path, turned, made(0, LEARNED).assign(_split="test"), bundle)
-    assert finding["status"] == OK
+    assert (finding["status"], finding["code"], finding["drift"]["status"]) == (QUALITY_LOSS, 20, OK)
+    assert finding["sentence"].startswith("The answers are worse than on the test rows: AUC by 0.")
     assert finding["performance"]["worse"]["lo"] > 0.2
     assert finding["performance"]["calibration"]["hi"] < -0.2
 
