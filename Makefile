@@ -42,6 +42,7 @@ prove: $(READY) ## Run three times, once from a fresh clone, and compare every o
 bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features, serve, …: what those cost)
 	@$(if $(filter features,$(WHAT)),.ci/env bench)
 	@$(if $(filter drift,$(WHAT)),.ci/env nannyml whylogs)
+	@$(if $(filter tables alarms,$(WHAT)),.ci/env tables)
 	@$(if $(filter serve scaling start load soak,$(WHAT)),.ci/apt wrk)
 	@$(if $(filter serve,$(WHAT)),.ci/env bentoml litserve mlserver)
 	@$(if $(filter load,$(WHAT)),.ci/env mlserver)

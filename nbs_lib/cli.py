@@ -42,6 +42,8 @@ class _BenchTarget(StrEnum):
     start = "start"
     load = "load"
     soak = "soak"
+    tables = "tables"
+    alarms = "alarms"
 
 
 @app.command("run")
@@ -106,9 +108,11 @@ def bench_verb(
         int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain.")
     ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="Minutes of the soak test.")] = 30,
-    rows: Annotated[int | None, typer.Option(min=1, help="Also measure drift on this many rows.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="drift: also on this many rows; tables: none with more.")
+    ] = None,
 ) -> None:
-    "Measure costs: pipeline, feature join, store, drift, explanations, serving beside peers, scaling, load, soak."
+    "Measure costs: pipeline, feature join, store, drift, explanations, serving beside peers, load, tables, alarms."
     from importlib import import_module
 
     in_load = what in (_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak)
@@ -124,7 +128,7 @@ def bench_verb(
         what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
     )
     options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is _BenchTarget.soak else {}
-    measure(**(options | ({"rows": rows} if what is _BenchTarget.drift else {})))
+    measure(**(options | ({"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {})))
 
 # %% ../notebooks/lib/01_cli.ipynb #763aa3b7
 @app.command("feast")

@@ -114,6 +114,7 @@ def column_distances(
 MIN_REFERENCE_WINDOWS = 8  # windows that a reference must give
 MIN_DRIFT_LIMITS = {"distance": 0.1, "nulls": 0.02}
 _LOGIT_EPSILON = 1e-6  # log odds are kept finite
+_TAIL, _MIN_TAIL_WINDOWS = 0.25, 4  # share of the windows, and how many at least, whose limit is learned besides
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,22 @@ class DriftLimit:
     blocks: int  # windows that it was learned from
 
 
+def _next_limit(logs: _Floats, alpha: float) -> float:
+    "Return what the next of normal values exceeds with probability `alpha`."
+    count = len(logs)
+    return float(logs.mean() + stats.t.ppf(1 - alpha, count - 1) * logs.std(ddof=1) * (1 + 1 / count) ** 0.5)
+
+
 def _prediction_limit(values: _Floats, bounded: bool, floor: float, alpha: float) -> float:
     "Return what the next of such values exceeds with probability `alpha`, but at least the floor."
     values = np.maximum(values[~np.isnan(values)], floor / 10)
     if len(values) < 2:
         return floor
-    kept = np.minimum(values, 1 - _LOGIT_EPSILON)
-    logs = np.log(kept / (1 - kept)) if bounded else np.log(values)
-    count = len(logs)
-    reach = float(stats.t.ppf(1 - alpha, count - 1)) * logs.std(ddof=1) * (1 + 1 / count) ** 0.5
-    top = float(logs.mean() + reach)
+    kept = np.sort(np.minimum(values, 1 - _LOGIT_EPSILON))
+    logs = np.log(kept / (1 - kept)) if bounded else np.log(np.sort(values))
+    tail = logs[-max(_MIN_TAIL_WINDOWS, int(_TAIL * len(logs))) :]
+    limits = [_next_limit(logs, alpha), _next_limit(tail, min(alpha * len(logs) / len(tail), 0.5))]
+    top = max(limits)
     return max(floor, 1 / (1 + float(np.exp(-top))) if bounded else float(np.exp(top)))
 
 
