@@ -225,7 +225,7 @@ def crowd(root: Path) -> None:
 
 def mistype(root: Path) -> None:
     for folder in (root / "nbs_lib").iterdir():
-        if folder.is_dir() and folder.name != "core":
+        if folder.is_dir():
             shutil.rmtree(folder)
     (root / "nbs_lib/cli.py").write_text("def stray(x): return x\n")
 
