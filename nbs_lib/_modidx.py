@@ -3627,6 +3627,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'nbs_lib/studies/alarm_rates.py'),
                                              'nbs_lib.studies.alarm_rates._evaluate_shift': ( 'lib/studies/alarm_rates.html#_evaluate_shift',
                                                                                               'nbs_lib/studies/alarm_rates.py'),
+                                             'nbs_lib.studies.alarm_rates._evaluate_shifts': ( 'lib/studies/alarm_rates.html#_evaluate_shifts',
+                                                                                               'nbs_lib/studies/alarm_rates.py'),
                                              'nbs_lib.studies.alarm_rates._most_frequent': ( 'lib/studies/alarm_rates.html#_most_frequent',
                                                                                              'nbs_lib/studies/alarm_rates.py'),
                                              'nbs_lib.studies.alarm_rates._random_mask': ( 'lib/studies/alarm_rates.html#_random_mask',
