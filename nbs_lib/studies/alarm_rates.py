@@ -193,7 +193,7 @@ def apply_shifts(
     for trial in made:
         places, shifted = [rows[each] for each in trial.days], dict[str, ColumnBins]()
         window = table.iloc[np.concatenate(places)].reset_index(drop=True)
-        values = {"_at": np.repeat(trial.window.days * 86400, [len(each) for each in places])}
+        values: dict[str, Any] = {"_at": np.repeat(trial.window.days * 86400, [len(each) for each in places])}
         for shift, (kind, change) in _SHIFTS.items():
             columns = [column for column in trial.reference.columns.values() if _can_shift(column, kind, window)]
             if columns:
