@@ -8,7 +8,7 @@ __all__ = ['LEARNED_LIMITS', 'HitRate', 'AlarmTrial', 'draw_trials', 'false_alar
 
 # %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #eeedd411
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -196,17 +196,28 @@ def apply_shifts(
     rng, results = np.random.default_rng(seed), []
     rows = pd.Series(np.arange(len(table))).groupby(day).indices
     for trial in made:
-        places = [rows[each] for each in trial.days]
-        at = np.repeat(trial.window.days * 86400, [len(each) for each in places])
+        places, shifted = [rows[each] for each in trial.days], dict[str, ColumnBins]()
         window = table.iloc[np.concatenate(places)].reset_index(drop=True)
+        values: dict[str, Any] = {"_at": np.repeat(trial.window.days * 86400, [len(each) for each in places])}
         for shift, (kind, change) in _SHIFTS.items():
             columns = [column for column in trial.reference.columns.values() if _can_shift(column, kind, window)]
             if columns:
-                column = columns[rng.integers(len(columns))]
-                values = change(window[column.name], column.std, rng)
-                now = profile_table(pd.DataFrame({column.name: values, "_at": at}), {column.name: column}, "_at")
-                results.append(_evaluate_shift(trial, column.name, now, shift))
+                shifted[shift] = column = columns[rng.integers(len(columns))]
+                values[shift] = change(window[column.name], column.std, rng)
+        results += _evaluate_shifts(trial, shifted, pd.DataFrame(values))
     return results
+
+
+def _evaluate_shifts(
+    trial: AlarmTrial, shifted: Mapping[str, ColumnBins], table: pd.DataFrame
+) -> Iterator[ShiftResult]:
+    "Evaluate shifts whose values are the columns of one table, which is scanned once."
+    found = profile_table(table, {shift: replace(column, name=shift) for shift, column in shifted.items()}, "_at")
+    for shift, column in shifted.items():
+        name, new = column.name, {column.name: found.new[shift]} if shift in found.new else {}
+        types = {name: found.types[shift], "_at": found.types["_at"]}
+        own = replace(found, columns={name: column}, counts={name: found.counts[shift]}, new=new, types=types)
+        yield _evaluate_shift(trial, name, own, shift)
 
 
 def _can_shift(column: ColumnBins, kind: str, window: pd.DataFrame) -> bool:

@@ -1,12 +1,14 @@
 """The bench of the service, in small: a soak in which nothing grows, too much load, and the echo beside a peer."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import lacking
 from helpers.services import ROW, make_project
+from test_serve import lone_worker
 
 from nbs_lib.bench.load import ResourceUsage, describe_growth, heavy_bodies, run_overload, soak
 from nbs_lib.bench.peers import PEERS, Peer, write_peer_files
@@ -38,12 +40,29 @@ def bodies(tmp_path: Path) -> Path:
 def test_a_soak_leaves_memory_files_and_threads_as_they_were(project: Path, bodies: Path) -> None:
     with our_server(root=project) as server:
         run_wrk(f"{server.url}/predict", bodies, 8, 2)  # warm
-        assert soak(server, bodies, parts=6, seconds=10) == ""
+        assert soak(server, bodies, parts=6, seconds=2, rate=4000) == ""
 
 
-def test_a_soak_finds_what_grows() -> None:
+LEAKING = """
+import os, threading, time
+from nbs_lib.serve.asgi import Service
+held, predict = [], Service.predict
+def leak(*arguments):
+    held.append(b"x" * 300_000)
+    if len(held) % 50 == 0:
+        os.dup(0)
+        threading.Thread(target=time.sleep, args=[60], daemon=True).start()
+    predict(*arguments)
+Service.predict = leak
+"""
+
+
+def test_a_soak_finds_what_grows(tmp_path: Path, bodies: Path) -> None:
     assert describe_growth([ResourceUsage(50, 9, 9), ResourceUsage(151, 9, 9)], 0).startswith("memory grew by 101 MB")
     assert "threads grew from 9 to 30" in describe_growth([ResourceUsage(50, 9, 9), ResourceUsage(50, 9, 30)], 0)
+    with lone_worker(tmp_path, LEAKING) as running:
+        found = soak(running.server, bodies, parts=2, seconds=2)
+    assert re.fullmatch(r"memory grew by \d+ MB, .*; fds grew from \d+ to \d+; threads grew from \d+ to \d+", found)
 
 
 def test_too_much_is_refused_at_once_and_the_rest_is_answered_in_time(project: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The fork server: whoever is killed, no process is left; where there is no server, a kernel is an ordinary one."""
 
+import contextlib
 import functools
 import json
 import os
@@ -27,84 +28,100 @@ pytestmark = [
 until = functools.partial(waiting.until, seconds=60)
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    path = tmp_path / "s"
-    command = [sys.executable, fork_server.__file__, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+Server = subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def started(path: Path) -> Iterator[Server]:
+    with subprocess.Popen([sys.executable, fork_server.__file__, str(path)], stdin=subprocess.PIPE) as process:
         until(path.exists)
         yield process
         process.kill()
 
 
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[bytes]:
-    "A process that stands for a kernel, as Papermill starts it."
+@pytest.fixture(scope="module")
+def lasting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for the tests that do not end it: it imports the libraries once, which takes seconds."""
+    with started(tmp_path_factory.mktemp("lasting") / "s") as process:
+        yield process
+
+
+@pytest.fixture
+def lasting(lasting_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv(SERVER_ENV, lasting_server.args[-1])
+    return lasting_server
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """One of a test's own."""
     monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+    with started(tmp_path / "s") as process:
+        yield process
+
+
+def client(tmp_path: Path) -> subprocess.Popen[bytes]:
+    "A process that stands for a kernel, as Papermill starts it."
     file, _ = write_connection_file(str(tmp_path / "kernel.json"), transport="ipc", ip=str(tmp_path / "k"))
     command = fork_command("ipykernel.kernelapp:launch_new_instance", "-f", file) or []
     return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-def kernels(server: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return psutil.Process(server.pid).children()
+def kernels(server: Server) -> list[psutil.Process]:
+    return [each for each in psutil.Process(server.pid).children() if not gone(each)]
 
 
 def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.fixture
-def running(
-    server: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
-    asking = client(tmp_path, monkeypatch)
+@contextlib.contextmanager
+def running(server: Server, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
+    """A client, and its kernel."""
+    asking = client(tmp_path)
     until(lambda: list(tmp_path.glob("k-*")))  # it listens; before, a library may have a child of its own for a moment
-    yield asking, kernels(server)[0]
+    (kernel,) = kernels(server)
+    yield asking, kernel
     asking.kill()
     asking.wait()
-
-
-def test_a_client_is_killed(
-    server: subprocess.Popen[bytes], running: tuple[subprocess.Popen[bytes], psutil.Process]
-) -> None:
-    asking, kernel = running
-    asking.kill()
     until(lambda: gone(kernel))
-    assert server.poll() is None
 
 
-def test_the_server_is_killed(
-    server: subprocess.Popen[bytes], running: tuple[subprocess.Popen[bytes], psutil.Process]
-) -> None:
-    asking, kernel = running
-    server.kill()
-    until(lambda: gone(kernel))
-    assert asking.wait(10) != 0
-
-
-@pytest.mark.parametrize("how", ["its parent ends", "SIGTERM"])
-def test_the_server_ends_with_its_kernels(
-    server: subprocess.Popen[bytes], running: tuple[subprocess.Popen[bytes], psutil.Process], how: str
-) -> None:
-    assert server.stdin
-    server.stdin.close() if how == "its parent ends" else server.terminate()
-    assert server.wait(10) == 0
-    until(lambda: gone(running[1]))
-
-
-def test_a_client_is_killed_while_libraries_are_imported(
-    server: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asking = client(tmp_path, monkeypatch)
+def test_a_client_is_killed_while_libraries_are_imported(lasting: Server, tmp_path: Path) -> None:
+    assert psutil.Process(lasting.pid).memory_info().rss < 50e6, "it has imported nothing yet: this test is the first"
+    asking = client(tmp_path)
     time.sleep(0.3)  # the server imports for seconds
     asking.kill()
     asking.wait()
-    second = client(tmp_path, monkeypatch)
-    until(lambda: len([kernel for kernel in kernels(server) if not gone(kernel)]) == 1)
-    assert server.poll() is None
+    second = client(tmp_path)
+    until(lambda: len(kernels(lasting)) == 1)
+    assert lasting.poll() is None
     os.kill(second.pid, signal.SIGTERM)  # is handed on to the kernel
     assert second.wait(20) != 0
-    until(lambda: not kernels(server))
+    until(lambda: not kernels(lasting))
+
+
+def test_a_client_is_killed(lasting: Server, tmp_path: Path) -> None:
+    with running(lasting, tmp_path) as (asking, kernel):
+        asking.kill()
+        until(lambda: gone(kernel))
+        assert lasting.poll() is None
+
+
+def test_the_server_is_killed(server: Server, tmp_path: Path) -> None:
+    with running(server, tmp_path) as (asking, kernel):
+        server.kill()
+        until(lambda: gone(kernel))
+        assert asking.wait(10) != 0
+
+
+@pytest.mark.parametrize("how", ["its parent ends", "SIGTERM"])
+def test_the_server_ends_with_its_kernels(server: Server, tmp_path: Path, how: str) -> None:
+    with running(server, tmp_path) as (_, kernel):
+        assert server.stdin
+        server.stdin.close() if how == "its parent ends" else server.terminate()
+        assert server.wait(10) == 0
+        until(lambda: gone(kernel))
 
 
 ENDS = {
@@ -118,10 +135,8 @@ ENDS = {
 }
 
 
-def test_a_fork_ends_as_its_command_would(
-    server: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+@pytest.mark.usefixtures("lasting")
+def test_a_fork_ends_as_its_command_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     for k, (body, (code, said)) in enumerate(ENDS.items()):
         (tmp_path / f"mine_{k}.py").write_text(f"import os, sys, threading, time\ndef run(): {body}\n")
@@ -129,24 +144,20 @@ def test_a_fork_ends_as_its_command_would(
         assert (done.returncode, (done.stdout + done.stderr)[-len(said) or None :]) == (code, said), done.stderr
 
 
-def test_a_fork_that_can_not_begin_harms_no_other(
-    server: subprocess.Popen[bytes],
-    running: tuple[subprocess.Popen[bytes], psutil.Process],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_fork_that_can_not_begin_harms_no_other(lasting: Server, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
-    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
     command = ["sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *(fork_command("os:getpid") or [])]
-    done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0
-    assert not gone(running[1])
-    assert server.poll() is None
+    with running(lasting, tmp_path) as (_, kernel):
+        done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True, timeout=60)
+        assert done.returncode != 0
+        assert not gone(kernel)
+        assert lasting.poll() is None
 
 
 def test_without_a_server_it_is_an_ordinary_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s").write_text(json.dumps("no socket"))
-    asking = client(tmp_path, monkeypatch)
+    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+    asking = client(tmp_path)
     until(lambda: "ipykernel.kernelapp" in " ".join(psutil.Process(asking.pid).cmdline()))
     asking.kill()
     asking.wait()

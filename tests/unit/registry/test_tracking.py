@@ -123,22 +123,26 @@ def test_many_parameters_and_odd_names(here: Path, monkeypatch: pytest.MonkeyPat
 
 # Created once
 
-FIRST_START = """
-import sys
-from nbs_lib.registry.mlflow_client import connect
+FIRST_STARTS = """
+import multiprocessing, sys
+from nbs_lib.registry.mlflow_client import _import_mlflow, connect
 from nbs_lib.core.settings import TrackingSettings
-client, experiment = connect(TrackingSettings(), sys.argv[1])
-run = client.create_run(experiment).info.run_id
-client.set_terminated(run)
+def start_first():
+    client, experiment = connect(TrackingSettings(), sys.argv[1])
+    run = client.create_run(experiment).info.run_id
+    client.set_terminated(run)
+_import_mlflow()  # once, so that they begin at the same moment
+started = [multiprocessing.get_context("fork").Process(target=start_first) for _ in range(3)]
+for process in started: process.start()
+for process in started: process.join()
+print([process.exitcode for process in started])
 """
 
 
 def test_three_processes_at_the_first_start(blank_project: Path) -> None:  # noqa: F811
-    command = [sys.executable, "-c", FIRST_START, str(blank_project)]
-    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    for process in started:
-        _, said = process.communicate(timeout=120)
-        assert (process.returncode, said) == (0, "")
+    command = [sys.executable, "-c", FIRST_STARTS, str(blank_project)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "[0, 0, 0]\n")
     client, experiment = connect(TrackingSettings())
     assert len(client.search_runs([experiment])) == 3
     assert [each.name for each in client.search_experiments()].count("nbs") == 1
