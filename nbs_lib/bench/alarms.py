@@ -69,7 +69,7 @@ def alarm_rates(
 # %% ../../notebooks/lib/bench/14_alarms.ipynb #d5e05b35
 def _read(case: TableCase, folder: Path) -> tuple[pd.DataFrame, pd.Series]:
     "Read a table without what names its rows, and the times of its rows."
-    table = pd.read_csv(folder / f"{case.file}.csv").drop(columns="rownames")
+    table = pd.read_csv(folder / f"{case.file}.csv", lineterminator="\n").drop(columns="rownames")
     return table.drop(columns=case.more["timestamp"]), pd.to_datetime(table[case.more["timestamp"]], utc=True)
 
 

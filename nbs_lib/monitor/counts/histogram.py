@@ -23,6 +23,7 @@ from ...core.files import atomic_write
 # %% ../../../notebooks/lib/monitor/counts/01_histogram.ipynb #6f4b1d9c
 Counts = NDArray[np.int64]
 NUMERIC, CATEGORICAL = "numeric", "categorical"
+_MIN_WIDTH = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class ColumnBins:
 
     @property
     def width(self) -> float:
-        "The width of a bin."
-        return (self.high - self.low) / self.bins if self.high > self.low else 1.0
+        "The width of a bin; its inverse is a float32."
+        return max((self.high - self.low) / self.bins, _MIN_WIDTH) if self.high > self.low else 1.0
 
     def positions(self) -> NDArray[np.float64]:  # one for each cell with a number in it
         "Where the numbers of a cell count as lying: in its middle, and those outside just there."
