@@ -77,7 +77,7 @@ class LogEntry(NamedTuple):
 
 
 _encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[LogEntry])
-_GROUP_ROWS = 256  # of one stored row, at most: the memory of larger ones is mapped anew each time, at twice the cost
+_GROUP_ROWS = 256  # of one stored row, at most: the memory of larger ones is mapped anew each time
 
 
 class EncodedEntry(NamedTuple):
