@@ -126,8 +126,7 @@ class RequestParser:
         self.names = [field.name for field in self.fields]
         self._fields_by_name = {field.name: field for field in self.fields}
         self._renamed = {name: f"field {k}" for k, name in enumerate(self.names) if _UNSAFE_NAME.search(name)}
-        kinds = [field.kind for field in self.fields]
-        self._times = slice(kinds.index("time"), kinds.index("time") + kinds.count("time")) if "time" in kinds else None
+        self._times = [(f"f{k}", field.name) for k, field in enumerate(self.fields) if field.kind == "time"]
         self.n_request_fields = sum(not field.view for field in self.fields)  # what follows is read from views
         self._unsent: Row = (UNSET,) * (len(self.fields) - self.n_request_fields)
         self._decode = self._decoder(whole=False)
@@ -165,26 +164,22 @@ class RequestParser:
 
     def _rows(self, found: Any, whole: bool) -> list[Row]:
         if not isinstance(found, list):
-            return [self._row(msgspec.structs.astuple(found), None, whole)]
+            return [self._row(found, None, whole)]
         if not found:
             raise RequestError(422, "the list of rows is empty: send one row at least.")
         if len(found) > self.max_rows:
             raise RequestError(413, f"{len(found)} rows are more than the {self.max_rows} that one request may bring.")
-        return [self._row(msgspec.structs.astuple(row), number, whole) for number, row in enumerate(found, 1)]
+        return [self._row(row, number, whole) for number, row in enumerate(found, 1)]
 
-    def _row(self, row: Row, number: int | None, whole: bool) -> Row:
+    def _row(self, found: Any, number: int | None, whole: bool) -> Row:
         "Check what a type can't: times are valid, and of a view all columns were sent or none."
-        if self._times is not None:
-            times = []
-            for value in row[self._times]:
-                try:
-                    times.append(_parse_time(value))
-                except DataError:
-                    name = self.names[self._times.start + len(times)]
-                    raise RequestError(
-                        422, f"{_location(name, number)}it must be {_EXPECTED['time']}.", name, number
-                    ) from None
-            row = row[: self._times.start] + tuple(times) + row[self._times.stop :]
+        for key, name in self._times:
+            try:
+                setattr(found, key, _parse_time(getattr(found, key)))
+            except DataError:
+                sentence = f"{_location(name, number)}it must be {_EXPECTED['time']}."
+                raise RequestError(422, sentence, name, number) from None
+        row: Row = msgspec.structs.astuple(found)
         if whole:
             return row
         if (sent := row[self.n_request_fields :]) == self._unsent:

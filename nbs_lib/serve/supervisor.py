@@ -112,8 +112,7 @@ def _main() -> None:
     )
 
 # %% ../../notebooks/lib/serve/11_supervisor.ipynb #799df520
-# One thread computes; memory that is given back stays given back.
-_WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+_WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # one thread computes, and memory is shared
 _MAX_EARLY_EXITS, _EARLY_EXIT_S = (
     5,
     10.0,

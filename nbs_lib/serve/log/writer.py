@@ -77,7 +77,7 @@ class LogEntry(NamedTuple):
 
 
 _encoder, _decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[LogEntry])
-_ENTRIES, _ROWS = 256, 1024  # of one stored row, at most
+_GROUP_ROWS = 256  # of one stored row, at most: the memory of larger ones is mapped anew each time
 
 
 class EncodedEntry(NamedTuple):
@@ -116,8 +116,7 @@ def pack_entries(
     group: list[EncodedEntry] = []
     model, first, following = "", 0, -1
     for entry in entries:
-        full = len(group) == _ENTRIES or following - first >= _ROWS
-        if full or entry.first != following or entry.model != model:
+        if following - first >= _GROUP_ROWS or entry.first != following or entry.model != model:
             if group:
                 yield _store_group(group, worker, following)
             group, first, model = [], entry.first, entry.model
@@ -295,8 +294,8 @@ class PredictionLog:
     def _run(self) -> None:
         while not self._end:
             self._wake.wait(self.flush_s)
-            self._wake.clear()
             self._flush()
+            self._wake.clear()  # not before: what waits stays above the limit until it is written
         self._flush()
         self._shut()
 
