@@ -113,6 +113,7 @@ def test_feast_takes_it_and_gives_the_same_values(repository: Path, tmp_path: Pa
     command = [FEAST / "python", "-c", ASK, repository, json.dumps(asked), str(NOW)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert (repository / "registry.db").exists(), "it was applied"
     history, online = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("history", "online"))
 
     folder = repository.parent / "data/features"
