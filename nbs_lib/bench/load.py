@@ -273,13 +273,14 @@ def run_overload(
 ) -> OverloadResult:
     "Load a server with far more than its capacity."
     url, first = f"{server.url}/predict", bodies.read_text(encoding="utf-8").partition("\n")[0]
-    before = run_wrk(url, bodies, 8, max(2, seconds / 10), (1,))
+    calm_s = max(2, seconds / 10)
+    before = run_wrk(url, bodies, 8, calm_s, (1,))
     onlooker = _Observer(server.url, first)
     onlooker.start()
     pause_ms = round(1000 * connections / (times * before.rate))
     during = run_wrk(url, bodies, connections, seconds, (1,), count=True, pause_ms=pause_ms)
     seen = onlooker.stop()
-    return OverloadResult(before, during, seen, run_wrk(url, bodies, 8, 5, (1,)))
+    return OverloadResult(before, during, seen, run_wrk(url, bodies, 8, calm_s, (1,)))
 
 
 def bench_load(
@@ -306,4 +307,4 @@ def _print_overload(overload: OverloadResult) -> None:
     print(
         f"  the second client saw {', '.join(f'{len(times)} x {kind}' for kind, times in sorted(seen.taken.items()))}"
     )
-    print(f"  p95 before {overload.before.p95:.1f} ms, in the 5 s after {overload.after.p95:.1f} ms")
+    print(f"  p95 before {overload.before.p95:.1f} ms, just after it {overload.after.p95:.1f} ms")

@@ -193,8 +193,7 @@ def apply_shifts(
     seed: int = 0,
 ) -> list[ShiftResult]:  # one for each trial and shift
     "Make each shift once in each trial, in a column that is drawn by chance."
-    rng = np.random.default_rng(seed)
-    results: list[ShiftResult] = []
+    rng, results = np.random.default_rng(seed), list[ShiftResult]()
     rows = pd.Series(np.arange(len(table))).groupby(day).indices
     for trial in made:
         places, shifted = [rows[each] for each in trial.days], dict[str, ColumnBins]()

@@ -308,7 +308,7 @@ HOW = ["truncated", "flipped", "empty", "manifest", "pickle", "gone"]
 def test_a_bad_champion_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     good = champion_path(root).name
-    with service(root) as running, Load(running.port, 2) as load:
+    with service(root) as running, Load(running.port, 2, pause_s=0.005) as load:
         for number, how in enumerate(HOW, 1):
             made = make_project(tmp_path / how, takes_over=True, metrics={"number": number})
             bad = champion_path(made).name

@@ -125,8 +125,13 @@ def test_it_is_asked_what_the_champion_was_asked_and_a_label_is_that_of_both(tmp
 
 
 def test_a_share_is_drawn_by_the_request_and_without_a_challenger_there_is_nothing(tmp_path: Path) -> None:
-    root = make_project(tmp_path / "p")
-    with service(root, SERVE_SHADOW="0.25") as running:
+    root, other = make_project(tmp_path / "p"), make_project(tmp_path / "other")
+    challenge(other)
+    with (
+        service(root, SERVE_SHADOW="0.25") as running,
+        service(other, SERVE_SHADOW="0") as none_wanted,
+        service(other, SERVE_LOG="") as nothing_logged,
+    ):
         assert running.ask(ROW)[0] == 200
         time.sleep(2.5)
         assert not process(running)
@@ -143,13 +148,8 @@ def test_a_share_is_drawn_by_the_request_and_without_a_challenger_there_is_nothi
         assert one.nice() == 19
         stop_shadow(root)
         until(lambda: not process(running))
-    with service(root, SERVE_SHADOW="0") as running:
-        challenge(root)
-        time.sleep(2.5)
-        assert not process(running)
-    with service(root, SERVE_LOG="") as running:
-        time.sleep(2.5)
-        assert not process(running)
+        assert not process(none_wanted)
+        assert not process(nothing_logged)
 
 
 def test_two_services_on_one_log_ask_once(tmp_path: Path) -> None:

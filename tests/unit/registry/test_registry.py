@@ -11,6 +11,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.at_once import run_at_once
 from helpers.bundles import (  # noqa: F401
     MARGINS,
     ROWS,
@@ -194,17 +195,15 @@ def test_a_server_that_is_down_is_tried_again(here: Path, capsys: pytest.Capture
 
 
 TWICE = """
-import sys
 from nbs_lib.registry.model_registry import register
 print(register("models/bundle", {"decision": "PROMOTE", "champion": "net"}))
 """
 
 
 def test_two_at_once(here: Path) -> None:
-    started = [subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = sorted(process.communicate(timeout=120)[0] for process in started)
-    assert [process.returncode for process in started] == [0, 0]
-    assert said == ["champion\n", "unchanged\n"]
+    (*said, codes), _ = run_at_once(2, TWICE)
+    assert codes == "[0, 0]"
+    assert said == ["champion", "unchanged"]
     assert len(versions()) == 1
     assert Bundle.open(champion_path()).id == Bundle.open(BUNDLE).id
 

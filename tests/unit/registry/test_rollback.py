@@ -12,6 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from conftest import ROOT
+from helpers.at_once import run_at_once
 from helpers.bundles import VERSION, blank_project, decision, make_bundle, mlflow_project, mlflow_template  # noqa: F401
 from helpers.services import PATIENT, Load, make_project, promote, service
 
@@ -225,10 +226,8 @@ def test_two_at_once_go_back_two_steps(here: Path) -> None:
     first = rollback_chain()[0]
     make_made(3)
     register(BUNDLE, decision())
-    started = [subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in started:
-        process.communicate(timeout=120)
-    assert [process.returncode for process in started] == [0, 0]
+    (*_, codes), _ = run_at_once(2, TWICE)
+    assert codes == "[0, 0]"
     assert rollback_chain() == [first]
     assert Bundle.open(champion_path()).id == first
     assert aliases() == {"champion": "1"}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.at_once import run_at_once
 from helpers.bundles import blank_project, mlflow_project, mlflow_template  # noqa: F401
 
 from nbs_lib.core.files import write_json
@@ -123,26 +124,17 @@ def test_many_parameters_and_odd_names(here: Path, monkeypatch: pytest.MonkeyPat
 
 # Created once
 
-FIRST_STARTS = """
-import multiprocessing, sys
-from nbs_lib.registry.mlflow_client import _import_mlflow, connect
+FIRST_START = """
+from nbs_lib.registry.mlflow_client import connect
 from nbs_lib.core.settings import TrackingSettings
-def start_first():
-    client, experiment = connect(TrackingSettings(), sys.argv[1])
-    run = client.create_run(experiment).info.run_id
-    client.set_terminated(run)
-_import_mlflow()  # once, so that they begin at the same moment
-started = [multiprocessing.get_context("fork").Process(target=start_first) for _ in range(3)]
-for process in started: process.start()
-for process in started: process.join()
-print([process.exitcode for process in started])
+client, experiment = connect(TrackingSettings(), "{}")
+run = client.create_run(experiment).info.run_id
+client.set_terminated(run)
 """
 
 
 def test_three_processes_at_the_first_start(blank_project: Path) -> None:  # noqa: F811
-    command = [sys.executable, "-c", FIRST_STARTS, str(blank_project)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "[0, 0, 0]\n")
+    assert run_at_once(3, FIRST_START.format(blank_project)) == (["[0, 0, 0]"], "")
     client, experiment = connect(TrackingSettings())
     assert len(client.search_runs([experiment])) == 3
     assert [each.name for each in client.search_experiments()].count("nbs") == 1
