@@ -84,43 +84,6 @@ def held(project: Project) -> str:
     return champion_path(project.root).name
 
 
-def test_a_year_in_short(project: Project) -> None:
-    """Fed, learned again and served without restart; then broken data, and then labels of other rows."""
-    before = held(project)
-    with service(project.root, SERVE_LOG="served/log") as running:
-        url = running.url
-        assert model(running) == before
-        simulate(project, url, "2020-05-02", "2020-06-10")
-        done = project.nbs("cycle")
-        assert done.returncode == 20, done.stdout + done.stderr[-3000:]
-        last = turns(project)[-1]
-        assert (last["outcome"], last["champion"]) == ("PROMOTE", before), last["sentence"]
-        assert held(project) == last["challenger"] != before
-        until(lambda: model(running) == last["challenger"], 10)
-        changed = git(project.root, "diff", "--name-only").split()
-        assert {"params.yaml", "dvc.lock"} <= set(changed)
-        assert '+  as_of: "2020-06-' in git(project.root, "diff", "params.yaml")
-        git(project.root, "commit", "-qam", "promoted by the cycle")
-
-        after, judged = held(project), (project.root / "models/cycle/challenge.json").read_bytes()
-        simulate(project, url, "2020-06-12", "2020-07-10", "--poison")
-        broken = project.nbs("cycle")
-        assert broken.returncode == 30, broken.stdout + broken.stderr[-3000:]
-        assert turns(project)[-1]["outcome"] == "contract failure"
-        assert (project.root / "models/cycle/challenge.json").read_bytes() == judged, "nothing was retrained"
-        assert held(project) == after
-
-        simulate(project, url, "2020-07-12", "2020-08-15", "--permute")
-        refused = project.nbs("cycle")
-        assert refused.returncode == 20, refused.stdout + refused.stderr[-3000:]
-        last = turns(project)[-1]
-        assert last["outcome"] == "REJECT", last["gate"]["ledger"]
-        assert held(project) == after
-        assert model(running) == after
-    page = (project.root / "reports/cycle.html").read_text()
-    assert all(word in page for word in ("PROMOTE", "contract failure", "REJECT"))
-
-
 def build_fed(place: Path) -> None:
     project = shared_project("begun", build_begun).copy(place)
     with service(project.root, SERVE_LOG="served/log") as running:
@@ -137,6 +100,42 @@ def fed() -> Project:
 def waiting(fed: Project, tmp_path: Path) -> Project:
     """A project in which there is something to learn."""
     return fed.copy(tmp_path / "project")
+
+
+def test_a_year_in_short(waiting: Project) -> None:
+    """Fed, learned again and served without restart; then broken data, and then labels of other rows."""
+    before = held(waiting)
+    with service(waiting.root, SERVE_LOG="served/log") as running:
+        url = running.url
+        assert model(running) == before
+        done = waiting.nbs("cycle")
+        assert done.returncode == 20, done.stdout + done.stderr[-3000:]
+        last = turns(waiting)[-1]
+        assert (last["outcome"], last["champion"]) == ("PROMOTE", before), last["sentence"]
+        assert held(waiting) == last["challenger"] != before
+        until(lambda: model(running) == last["challenger"], 10)
+        changed = git(waiting.root, "diff", "--name-only").split()
+        assert {"params.yaml", "dvc.lock"} <= set(changed)
+        assert '+  as_of: "2020-06-' in git(waiting.root, "diff", "params.yaml")
+        git(waiting.root, "commit", "-qam", "promoted by the cycle")
+
+        after, judged = held(waiting), (waiting.root / "models/cycle/challenge.json").read_bytes()
+        simulate(waiting, url, "2020-06-12", "2020-07-10", "--poison")
+        broken = waiting.nbs("cycle")
+        assert broken.returncode == 30, broken.stdout + broken.stderr[-3000:]
+        assert turns(waiting)[-1]["outcome"] == "contract failure"
+        assert (waiting.root / "models/cycle/challenge.json").read_bytes() == judged, "nothing was retrained"
+        assert held(waiting) == after
+
+        simulate(waiting, url, "2020-07-12", "2020-08-15", "--permute")
+        refused = waiting.nbs("cycle")
+        assert refused.returncode == 20, refused.stdout + refused.stderr[-3000:]
+        last = turns(waiting)[-1]
+        assert last["outcome"] == "REJECT", last["gate"]["ledger"]
+        assert held(waiting) == after
+        assert model(running) == after
+    page = (waiting.root / "reports/cycle.html").read_text()
+    assert all(word in page for word in ("PROMOTE", "contract failure", "REJECT"))
 
 
 def at_step(project: Project) -> str:

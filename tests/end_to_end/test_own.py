@@ -49,8 +49,8 @@ def uncomment(source: str) -> str:
     return "\n".join([first, *lines[:start], *code[start:]])
 
 
-def make_lib(project: Project) -> None:
-    assert project.call(["nbdev-export"]).returncode == 0
+def make_lib(project: Project, *arguments: str) -> None:
+    assert project.call(["nbdev-export", *arguments]).returncode == 0
     done = project.nbs("deps")
     assert done.returncode == 0, done.stderr
 
@@ -142,7 +142,7 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     project = shops.copy(tmp_path / "project")
     edit_export_cell(project.root / f"notebooks/own/{notebook}.ipynb", change)
-    make_lib(project)
+    make_lib(project, "--path", "notebooks/own")
     stage = "features" if "views" in notebook else "train"
     done = project.call([sys.executable, "-m", "nbs_lib.pipeline.runner", stage])
     assert done.returncode == 1

@@ -1,0 +1,24 @@
+"""The fork server of the tests: it has imported what `nbs` itself needs, too."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+LIBRARIES = (
+    "evidently.presets",
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "pandera",
+    "sqlglot",
+    "typer",
+)
+
+if __name__ == "__main__":
+    path = Path(__file__).resolve().parents[2] / "nbs_lib/pipeline/fork_server.py"
+    spec = importlib.util.spec_from_file_location("warm_server", path)
+    assert spec
+    assert spec.loader
+    server = importlib.util.module_from_spec(spec)  # not by its name: a fork has the project's own
+    spec.loader.exec_module(server)
+    server._LIBRARIES += LIBRARIES
+    sys.exit(server._main())
