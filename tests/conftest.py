@@ -113,9 +113,12 @@ class Project:
         return Project(to)
 
 
+CANDIDATES = "[dummy, linear, hgb_small]"  # that are quick
+
+
 def small(project: Project, source: Path | str, target: str, **more: str) -> Project:
     """Point a project at a small table, with quick candidates."""
-    quick = {"candidates": "[dummy, linear, hgb_small]", "trials": "1", "epochs": "1", "resamples": "50"}
+    quick = {"candidates": CANDIDATES, "trials": "1", "epochs": "1", "resamples": "50"}
     project.set(source=str(source), target=target, **(quick | more))
     return project
 
