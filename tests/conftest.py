@@ -18,7 +18,7 @@ from filelock import FileLock
 from helpers.chromium import CHROMIUM, Chromium
 
 from nbs_lib.pipeline.clone import clone_project
-from nbs_lib.pipeline.fork_server import fork_server
+from nbs_lib.pipeline.fork_server import fork_command, fork_server
 from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
 
 os.environ.update(
@@ -36,9 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the runs of all test processes fork from one server: the large libraries are imported once."""
+    """Let the runs of all test processes fork from one server: what they need is imported once."""
     stack = contextlib.ExitStack()
-    stack.enter_context(fork_server(PINNED_ENVIRONMENT))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("nbs_lib.pipeline.fork_server.__file__", str(ROOT / "tests/helpers/warm_server.py"))
+        stack.enter_context(fork_server(PINNED_ENVIRONMENT))
     config.add_cleanup(stack.close)
 
 
@@ -57,6 +59,11 @@ def wait_for_environment(name: str) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
 
 
+def copy_or_link(file: str, to: str) -> object:
+    """Copy a file; git never writes into an object, so those are shared."""
+    return os.link(file, to) if "/.git/objects/" in file else shutil.copy2(file, to)
+
+
 class Project:
     """A clone of the repository that a test may do anything to."""
 
@@ -72,7 +79,11 @@ class Project:
         return kept | {"PATH": path, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"} | more
 
     def nbs(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.call(self.command(*arguments), **environment)
+        """What `command` does, in a fork that need not import the large libraries."""
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(sys, "path", [str(self.root), *sys.path])
+            command = fork_command("nbs_lib.cli:main", *arguments)
+        return self.call(command or self.command(*arguments), **environment)
 
     def call(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         env = self.environment(**environment)
@@ -98,13 +109,16 @@ class Project:
         }
 
     def copy(self, to: Path) -> "Project":
-        shutil.copytree(self.root, to, symlinks=True)
+        shutil.copytree(self.root, to, symlinks=True, copy_function=copy_or_link)
         return Project(to)
+
+
+CANDIDATES = "[dummy, linear, hgb_small]"  # that are quick
 
 
 def small(project: Project, source: Path | str, target: str, **more: str) -> Project:
     """Point a project at a small table, with quick candidates."""
-    quick = {"candidates": "[dummy, linear, hgb_small]", "trials": "1", "epochs": "1", "resamples": "50"}
+    quick = {"candidates": CANDIDATES, "trials": "1", "epochs": "1", "resamples": "50"}
     project.set(source=str(source), target=target, **(quick | more))
     return project
 

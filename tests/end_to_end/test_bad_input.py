@@ -1,11 +1,13 @@
 """Bad input: one sentence, a non-zero exit, and the outputs of earlier runs as they were."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import Project
 from helpers.stage_notebooks import notebook_with
+from helpers.waiting import until
 
 
 def refused(project: Project, *sentences: str, **environment: str) -> str:
@@ -141,7 +143,7 @@ def test_a_notebook_that_raises(project: Project) -> None:
 
 def test_a_stage_that_takes_too_long(project: Project) -> None:
     notebook_with(project, "evaluate", "import time\ntime.sleep(120)")
-    refused(project, "stage evaluate failed", "`time_limit` in settings.ini", NBS_RUN_TIME_LIMIT="15")
+    refused(project, "stage evaluate failed", "`time_limit` in settings.ini", NBS_RUN_TIME_LIMIT="2")
 
 
 def test_a_parameters_cell_that_lost_its_tag(project: Project) -> None:
@@ -157,10 +159,7 @@ def test_a_parameter_that_dvc_does_not_know(project: Project) -> None:
 
 
 def test_two_runs_at_once(project: Project) -> None:
-    import subprocess
-    import time
-
-    notebook_with(project, "evaluate", "import time\ntime.sleep(20)")
+    notebook_with(project, "evaluate", "import os, time\nwhile not os.path.exists('go'):\n    time.sleep(0.1)")
     first = subprocess.Popen(
         project.command("run"),
         cwd=project.root,
@@ -169,12 +168,11 @@ def test_two_runs_at_once(project: Project) -> None:
         stdout=subprocess.PIPE,
     )
     lock = project.root / ".nbs/lock"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and (not lock.exists() or lock.read_text() != str(first.pid)):
-        time.sleep(0.1)
+    until(lambda: lock.read_text() == str(first.pid), 30)
     second = project.nbs("run")
     assert second.returncode == 1
     assert f"another run is at work here (process {first.pid})" in second.stderr
+    (project.root / "go").touch()
     assert first.wait(timeout=300) == 0
     assert project.nbs("run").returncode == 0
 
