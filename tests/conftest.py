@@ -19,7 +19,7 @@ from helpers.chromium import CHROMIUM, Chromium
 
 from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.pipeline.fork_server import fork_server
-from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
+from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT, stage_environment
 
 os.environ.update(
     PINNED_ENVIRONMENT
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Let the runs of all test processes fork from one server: the large libraries are imported once."""
     stack = contextlib.ExitStack()
-    stack.enter_context(fork_server(PINNED_ENVIRONMENT))
+    stack.enter_context(fork_server(stage_environment()))
     config.add_cleanup(stack.close)
 
 
