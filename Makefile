@@ -64,9 +64,12 @@ clean: ## Remove everything that was made, the environment and MLflow's records 
 	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json models served mlruns mlflow.db* reports/*.html site .coverage *.egg-info
 
 # The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start). uv takes a Python that is here, or brings one.
+# Of the user's settings of pip, only where packages come from counts.
 PYTHON := $(shell sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)
 UV := $(if $(shell uv --version 2>/dev/null),uv,.nbs/uv/bin/uv)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export PIP_USER := 0
+unexport PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX UV_SYSTEM_PYTHON
 NO_PYTHON = { echo "make: Python $(PYTHON) with its venv module is needed, and $$(python3 --version 2>/dev/null || echo no Python) is here: apt-get install python3 python3-venv, or go online, where uv brings one" >&2; exit 1; }
 
 $(READY): requirements.lock pyproject.toml | $(filter-out uv,$(UV))

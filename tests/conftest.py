@@ -19,7 +19,7 @@ from helpers.chromium import CHROMIUM, Chromium
 
 from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.pipeline.fork_server import fork_command, fork_server
-from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
+from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT, stage_environment
 
 os.environ.update(
     PINNED_ENVIRONMENT
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     stack = contextlib.ExitStack()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("nbs_lib.pipeline.fork_server.__file__", str(ROOT / "tests/helpers/warm_server.py"))
-        stack.enter_context(fork_server(PINNED_ENVIRONMENT))
+        stack.enter_context(fork_server(stage_environment()))
     config.add_cleanup(stack.close)
 
 

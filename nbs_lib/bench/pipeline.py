@@ -19,7 +19,7 @@ from pathlib import Path
 from ..core.errors import StageError
 from ..core.stages import load_stages
 from ..pipeline.clone import clone_project
-from ..pipeline.runner import PINNED_ENVIRONMENT
+from ..pipeline.runner import stage_environment
 
 # %% ../../notebooks/lib/bench/02_pipeline.ipynb #77d38176
 def _plain_script(
@@ -60,7 +60,7 @@ def bench(
 ) -> None:
     "Print the pipeline's cost, the script's, and their ratio."
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | PINNED_ENVIRONMENT | {"PATH": path, "PYTHONPATH": ".", "MPLBACKEND": "agg"}
+    environment = stage_environment() | {"PATH": path}
     environment = {key: value for key, value in environment.items() if key not in ("NBS_PIPELINE", "NBS_STAGING")}
     with tempfile.TemporaryDirectory() as folder:
         root = clone_project(Path(folder) / "clone")

@@ -9,6 +9,7 @@ __all__ = ['REQUIRED_FILES', 'CONTEXT_FILE', 'CASES_FILE', 'MANIFEST_FILE', 'GRA
 # %% ../../notebooks/lib/bundle/01_bundle.ipynb #c3237d78
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,7 @@ def inference_session(
     graph: bytes,  # an ONNX graph
 ) -> Any:  # of onnxruntime
     "Open a session on one thread that doesn't spin: idle threads that spin slow a service down most."
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would write an id under the user's home, and send
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -271,16 +271,18 @@ def fork_command(
 
 @contextlib.contextmanager
 def fork_server(
-    environment: Mapping[str, str],  # of the libraries that it imports
+    environment: Mapping[str, str],  # of the server, whole: of the libraries that it imports
 ) -> Iterator[None]:
     "Run a server for as long as this lasts, unless there is one already (Linux; elsewhere there is none)."
     if sys.platform != "linux" or SERVER_ENV in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="forks-") as folder:
+    from nbs_lib.core.paths import socket_folder  # not above: the server itself is a file outside of its package
+
+    with socket_folder("forks-") as folder:
         path = f"{folder}/s"
         command = [sys.executable, __file__, path]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, **environment}) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
             try:
                 os.environ[SERVER_ENV] = path  # where stages find it
                 yield

@@ -24,7 +24,7 @@ from ..core.params import check_params, load_params
 from ..core.settings import Settings, load_settings
 from ..core.stages import STUDIES_FOLDER, dvc_file, load_all_stages, load_stages, stage_parameters
 from .fork_server import end_with_parent, fork_server
-from .runner import PINNED_ENVIRONMENT
+from .runner import stage_environment
 from .ui import clean_stage_notebooks
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #fdd846d5
@@ -107,7 +107,7 @@ def run_dvc(
 ) -> int:  # its exit code
     "Run DVC in the working directory."
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = os.environ | {"PATH": path}
+    environment = stage_environment() | {"PATH": path}
     command = [sys.executable, "-m", "dvc", *arguments]
     # DVC's own news go to standard output; its errors and the stages' progress to standard error.
     with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, stdout=subprocess.DEVNULL) as process:
@@ -136,7 +136,7 @@ def reproduce(
             print(f"warning: the remote {remote} can't be reached; computing instead.", file=sys.stderr)
         else:
             arguments.append("--pull")
-    with fork_server(PINNED_ENVIRONMENT):
+    with fork_server(stage_environment()):
         failed = run_dvc(*arguments, *(["--force"] if force else []))
     if failed:
         raise StageError("the run stopped at the stage named above; the outputs of earlier runs are as they were.")

@@ -8,6 +8,7 @@ __all__ = ['serve_reports', 'strip_outputs', 'clean_stage_notebooks', 'use_nbdim
 # %% ../../notebooks/lib/pipeline/03_ui.ipynb #04635124
 import http.server
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -71,7 +72,11 @@ def serve_reports() -> None:
         "--port",
         str(settings.ui.mlflow_port),
     ]
-    with subprocess.Popen(command, preexec_fn=end_with_parent, stderr=subprocess.DEVNULL) as process, server:
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (
+        subprocess.Popen(command, preexec_fn=end_with_parent, stderr=subprocess.DEVNULL, env=environment) as process,
+        server,
+    ):
         try:
             server.serve_forever()
         finally:
@@ -134,7 +139,8 @@ def open_lab() -> None:
     config = Path(".nbs/jupyter_lab_config.py")
     config.parent.mkdir(exist_ok=True)
     config.write_text(
-        "from nbs_lib.pipeline.ui import strip_outputs\nc.FileContentsManager.pre_save_hook = strip_outputs\n",
+        "from nbs_lib.pipeline.ui import strip_outputs\nc.FileContentsManager.pre_save_hook = strip_outputs\n"
+        'c.LabApp.news_url = None\nc.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"\n',
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "jupyterlab", f"--config={config}", "--allow-root", f"--ip={settings.ui.host}"]

@@ -34,7 +34,7 @@ from ..monitor.monitoring_data import end_of_last_full_day as last_day
 from ..pipeline.clone import clone_as_of, remove_stale_clones
 from ..pipeline.fork_server import end_with_parent, fork_server
 from ..pipeline.run import check_configuration, project_lock
-from ..pipeline.runner import PINNED_ENVIRONMENT
+from ..pipeline.runner import stage_environment
 from ..registry.pointers import champion_path, rolled_back
 from ..registry.tracking import CYCLE_FOLDER_PREFIX, end_pipeline
 from nbs_lib.retrain.ledger import (
@@ -211,7 +211,7 @@ def run_cycle(
             f"{CYCLE_FOLDER_PREFIX}{uuid.uuid4().hex}", as_of, reference=reference, current=current, champion=now.id
         )
         os.environ["NBS_PIPELINE"] = turn["id"]
-        with fork_server(PINNED_ENVIRONMENT), _recorded(turn):
+        with fork_server(stage_environment()), _recorded(turn):
             if not later:
                 return _end_turn(
                     turn, NOTHING_NEW, f"The champion knows everything until {as_of} already: nothing new to learn."

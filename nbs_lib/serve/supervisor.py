@@ -13,12 +13,12 @@ import resource
 import signal
 import socket
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.paths import socket_folder
 from ..core.settings import ServeSettings, Settings, load_settings
 from .accept import NOT_ACCEPTING, ConnectionAcceptor, ConnectionCounts
 from .child_processes import ChallengerProcess, ChildProcess, ExplainProcess
@@ -236,7 +236,7 @@ def run_service(
     settings = load_settings(root / "settings.ini").serve
     _check_settings(settings, root)
     listener = _open_listener(settings)
-    with contextlib.closing(listener), tempfile.TemporaryDirectory(prefix="nbs-meters-") as folder:
+    with contextlib.closing(listener), socket_folder("nbs-meters-") as folder:
         host, port = listener.getsockname()[:2]
         print(f"http://{host}:{port} ({settings.workers} worker{'s' * (settings.workers > 1)})", flush=True)
         workers = _Supervisor(listener, settings, folder, root)
