@@ -48,7 +48,9 @@ def load_from_log(
     served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> MonitoringData:
     "Load the rows learned from and those answered since; raises `DataError`, `StoreError` or `BundleError`."
-    then, path = (read_table(reference), str(reference)) if reference else (load_reference(bundle, roles), TRAINING_SET)
+    then, path = (
+        (read_table(reference, roles), str(reference)) if reference else (load_reference(bundle, roles), TRAINING_SET)
+    )
     kinds, known = monitored_inputs(bundle), parse_as_of(champion_as_of(bundle, roles))
     rows, counts = drop_duplicate_rows(load_labeled_rows(folder, roles, bundle, served, since=known), "_id", "_label")
     counts["conflicts"] += _count_conflicts(Path(folder), set(rows["_id"]))
