@@ -57,13 +57,15 @@ def find_files(
             raise DataError(
                 f"{name} is a folder without a table: name a file, or bring one that ends in {KNOWN_ENDINGS}."
             )
+        if len({file_kind(each) for each in found}) > 1:
+            raise DataError(f"{name} holds files of several kinds: name those that are meant, such as {name}/*.csv.")
         return found
     if any(mark in path.name for mark in "*?["):
         found = sorted(each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_file())
         if found:
             return found
-    names = sorted(each.as_posix() for each in path.parent.iterdir() if each.is_file()) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.as_posix(), names, n=1)
+    names = sorted(each.name for each in path.parent.iterdir() if each.is_file()) if path.parent.is_dir() else []
+    near = [path.with_name(each).as_posix() for each in difflib.get_close_matches(path.name, names, n=1)]
     raise DataError(f"there is no file {name}{f' (did you mean {near[0]!r}?)' if near else ''}.")
 
 # %% ../../../notebooks/lib/data/reading/04_files.ipynb #af87b090

@@ -26,10 +26,10 @@ SCAN_BATCH_ROWS = 200_000  # rows that are looked at together: they fit into the
 
 
 def table_files(
-    source: str | Path,  # a file, a folder of files of one kind, or a pattern
+    source: str | Path,  # a file, a folder of Parquet files, or a pattern
 ) -> list[Path]:  # one or more, sorted
     "List the files of a source; raises `DataError` where there are none."
-    return find_files(source)
+    return find_files(f"{source}/*.parquet" if Path(source).is_dir() else source)
 
 
 def _as_arrow(source: Any) -> pa.Table:
