@@ -782,6 +782,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'nbs_lib/data/reading/delimited.py'),
                                                 'nbs_lib.data.reading.delimited._encoding': ( 'lib/data/reading/delimited.html#_encoding',
                                                                                               'nbs_lib/data/reading/delimited.py'),
+                                                'nbs_lib.data.reading.delimited._fits': ( 'lib/data/reading/delimited.html#_fits',
+                                                                                          'nbs_lib/data/reading/delimited.py'),
                                                 'nbs_lib.data.reading.delimited._read_text': ( 'lib/data/reading/delimited.html#_read_text',
                                                                                                'nbs_lib/data/reading/delimited.py'),
                                                 'nbs_lib.data.reading.delimited._records': ( 'lib/data/reading/delimited.html#_records',

@@ -376,7 +376,7 @@ def vanished_class(
     row = _first_row(pc.equal(texts, word))
     raise DataError(
         f"The target {name!r} holds {word!r} (first in row {row}) among short codes such as {sorted(codes)[0]!r}: "
-        f"write data.read: {{missing: {{{name}: []}}}} if it is a class, or {{missing: {{{name}: [{word}]}}}} if it is none."
+        f"write data.read: {{missing: {{{name}: []}}}} if it is a class, or {{missing: {{{name}: [{word}]}}}}."
     )
 
 # %% ../../../notebooks/lib/data/reading/03_columns.ipynb #033e1e18

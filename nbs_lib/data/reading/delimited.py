@@ -115,6 +115,12 @@ def _sniffed(
     return int(found[3]), {"separator": mark, "quote": quote, "escape": escape or quote}
 
 
+def _fits(text: str, dialect: Mapping[str, str]) -> bool:
+    "Tell whether the first rows have as many values as the header, and more than one."
+    counts = {len(record) for record in _records(text, dialect)[:10]}
+    return len(counts) == 1 and counts != {1}
+
+
 def _dialect(
     db: "duckdb.DuckDBPyConnection",
     file: str,  # in UTF-8
@@ -123,8 +129,9 @@ def _dialect(
     "Find the dialect of a file: as told, else as sniffed, else by a separator that DuckDB does not try."
     columns, dialect = _sniffed(db, file, told.get("separator"))
     if columns < 2 and "separator" not in told:
-        rare = [_sniffed(db, file, mark) for mark in _RARE_SEPARATORS]
-        dialect = next((found for columns, found in rare if columns > 1), dialect)
+        beginning = Path(file).read_bytes()[:100_000].decode(errors="replace")
+        rare = [_sniffed(db, file, mark)[1] for mark in _RARE_SEPARATORS if mark in beginning]
+        dialect = next((found for found in rare if _fits(beginning, found)), dialect)
     if "quote" in told:
         dialect |= {"quote": told["quote"], "escape": told["quote"]}
     return dialect

@@ -64,8 +64,9 @@ def find_files(
         found = sorted(each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_file())
         if found:
             return found
-    names = sorted(each.name for each in path.parent.iterdir() if each.is_file()) if path.parent.is_dir() else []
-    near = [path.with_name(each).as_posix() for each in difflib.get_close_matches(path.name, names, n=1)]
+    there = sorted(each for each in path.parent.iterdir() if each.is_file()) if path.parent.is_dir() else []
+    names = {each.name.lower(): each.as_posix() for each in there}
+    near = [names[each] for each in difflib.get_close_matches(path.name.lower(), names, n=1)]
     raise DataError(f"there is no file {name}{f' (did you mean {near[0]!r}?)' if near else ''}.")
 
 # %% ../../../notebooks/lib/data/reading/04_files.ipynb #af87b090

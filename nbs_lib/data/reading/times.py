@@ -120,7 +120,8 @@ def parse_times(
     readings = {ISO: {text: _in_utc(time) for text, time in iso.items()}}
     if form not in (None, ISO):  # what is in no such form may be ISO 8601
         learned = _parse_in_form(distinct, str(form))
-        return _as_series(texts, {text: learned[text] or readings[ISO][text] for text in distinct}, values), str(form)
+        known = {text: learned[text] or (readings[ISO][text] if "-" in text else None) for text in distinct}
+        return _as_series(texts, known, values), str(form)
     unread = next((text for text in distinct if readings[ISO][text] is None), None)
     if form is None and unread is not None:
         readings |= {guess: _parse_in_form(distinct, guess) for guess in _guessed_forms(unread)}
