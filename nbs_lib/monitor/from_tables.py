@@ -99,8 +99,12 @@ def read_table(
     names = raw.table.column_names
     if doubled := [name for position, name in enumerate(names) if name in names[:position]]:
         raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")
-    readings, found = roles.readings if roles else {}, infer_table(raw, str(path), {}).table
-    columns = {name: found[name] for name in names}
+    readings = roles.readings if roles else {}
+    try:
+        found = infer_table(raw, str(path), {}).table
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    columns = {name: found[name] if name in raw.untyped else raw.table[name] for name in names}
     for name in set(names) & set(readings):
         with contextlib.suppress(_OtherKindError):  # which is a finding
             columns[name] = _as_learned(raw, name, readings[name], path)

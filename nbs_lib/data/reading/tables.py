@@ -263,6 +263,7 @@ def _inferred(
     values: "pa.ChunkedArray", name: str, text: TextColumn | None, told: Mapping[str, Any], mark: str, target: bool
 ) -> tuple["pa.ChunkedArray", Reading, list[str]]:
     "Return a column with its type, its reading and what is said of it."
+    target = target or name.startswith("_")  # the pipeline's own columns are no codes either
     if text is None:
         return _inferred_numbers(values, name, told, target)
     reading = _inferred_text(text, values, told, mark, target)
