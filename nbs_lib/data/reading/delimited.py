@@ -6,11 +6,13 @@
 __all__ = ['read_delimited']
 
 # %% ../../../notebooks/lib/data/reading/02_delimited.ipynb #a18f308f
+import contextlib
 import csv
 import io
+import itertools
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +119,7 @@ def _sniffed(
 
 def _fits(text: str, dialect: Mapping[str, str]) -> bool:
     "Tell whether the first rows have as many values as the header, and more than one."
-    counts = {len(record) for record in _records(text, dialect)[:10]}
+    counts = {len(record) for record in itertools.islice(_records(text, dialect), 10)}
     return len(counts) == 1 and counts != {1}
 
 
@@ -140,8 +142,9 @@ def _dialect(
 def _records(
     text: str,  # of a file, or its beginning
     dialect: Mapping[str, str],
-) -> list[list[str]]:  # without blank lines
+) -> Iterator[list[str]]:  # without blank lines
     "Split text into records, as far as it goes."
+    csv.field_size_limit(2**31 - 1)
     quote, escape = dialect["quote"], dialect["escape"]
     doubled = escape == quote
     reader = csv.reader(
@@ -151,10 +154,8 @@ def _records(
         doublequote=doubled,
         escapechar=None if doubled else escape,
     )
-    try:
-        return [record for record in reader if record]
-    except csv.Error:
-        return []
+    with contextlib.suppress(csv.Error):
+        yield from (record for record in reader if record)
 
 
 def _describe(
@@ -169,12 +170,12 @@ def _describe(
     start = int(position) - 1
     start += len(data[start:]) - len(data[start:].lstrip(b"\r\n"))
     number = data.count(b"\n", 0, start) or data.count(b"\r", 0, start)
-    row = len(_records(data[:start].decode(errors="replace"), dialect)) - before + 1
+    row = len(list(_records(data[:start].decode(errors="replace"), dialect))) - before + 1
     where = f"row {row} (line {number + 1})"
     if kind not in ("TOO MANY COLUMNS", "MISSING COLUMNS"):
         shown = f"{str(line).strip()[:60]!r}"
         return f"{where}, {shown}: a quotation mark is opened and never closed: close it, or double it inside the text"
-    values = len(next(iter(_records(data[start:].decode(errors="replace"), dialect)), []))
+    values = len(next(_records(data[start:].decode(errors="replace"), dialect), []))
     found = f"{where} has {values} value{'s' * (values != 1)} where the header has {columns}"
     if columns == 1:
         return f"{found}: if the header comes later, write the lines above it as data.read: {{skip: {number}}}"
@@ -199,7 +200,7 @@ def read_delimited(
         file = str(Path(folder, "table.csv"))
         Path(file).write_bytes(body)
         dialect = _dialect(db, file, told)
-        names = next(iter(_records(body[:1_000_000].decode(errors="replace"), dialect)), [])
+        names = next(_records(body.decode(errors="replace"), dialect), [])
         header = bool(told.get("header", True))
         names = names if header else [f"column {position}" for position, _ in enumerate(names, 1)]
         table = _read_text(db, file, dialect, len(names), header, path)
@@ -208,7 +209,7 @@ def read_delimited(
     if rejected:
         offset = len(b"".join(lines[:above]))
         error = (int(rejected[0][0]) + offset, *rejected[0][1:])
-        before = len(_records(data[:offset].decode(), dialect)) + header
+        before = len(list(_records(data[:offset].decode(), dialect))) + header
         raise DataError(f"{path}: {_describe(error, data, dialect, len(names), before)}.")
     how = {"format": "csv", "encoding": encoding, **dialect, "skip": above, "header": header}
     return table.rename_columns(names), how

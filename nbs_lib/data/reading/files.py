@@ -7,6 +7,7 @@ __all__ = ['KNOWN_ENDINGS', 'file_kind', 'find_files', 'Raw', 'read_parquet', 'r
 
 # %% ../../../notebooks/lib/data/reading/04_files.ipynb #96d7a751
 import difflib
+import re
 import sqlite3
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from ...core.errors import DataError, ParamsError, did_you_mean
 from .delimited import _decompressed, read_delimited
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
 # %% ../../../notebooks/lib/data/reading/04_files.ipynb #1bdccf66
@@ -95,8 +97,27 @@ def read_parquet(
     return table.drop_columns([name for name in index if name.startswith("__index_level_")])
 
 
-def _read_json_lines(path: Path) -> "pa.Table":
-    "Read JSON lines; times are left as text. Raises `DataError` where a line is no object."
+_JSON = "format = 'newline_delimited', maximum_object_size = 33554432"
+
+
+def _json_columns(db: "duckdb.DuckDBPyConnection", file: str) -> tuple[dict[str, str], frozenset[str]]:
+    "Return the columns with the types they are read as, and those whose numbers are read as they are written."
+    call = f"FROM read_json($file, {_JSON}, records = true, sample_size = -1)"
+    kinds = {name: kind for name, kind, *_ in db.execute(f"DESCRIBE {call}", {"file": file}).fetchall()}
+    query = f"SELECT DISTINCT unnest(json_keys(json)) FROM read_json_objects($file, {_JSON})"
+    if any(re.search(r"_\d+$", name) for name in kinds):  # DuckDB names what differs by case so
+        names = sorted(row[0] for row in db.execute(query, {"file": file}).fetchall())
+        twins = [name for name in names if sum(name.lower() == other.lower() for other in names) > 1]
+        if twins:
+            raise DataError(f"columns {twins[0]!r} and {twins[1]!r} differ only by case")
+    kept = ("BIGINT", "BOOLEAN", "STRUCT", "MAP")
+    columns = {name: kind if kind.startswith(kept) or kind[-1] == "]" else "VARCHAR" for name, kind in kinds.items()}
+    text = ("VARCHAR", "DATE", "TIME", "UUID", "INTERVAL")
+    return columns, frozenset(name for name in kinds if columns[name] == "VARCHAR" and not kinds[name].startswith(text))
+
+
+def _read_json_lines(path: Path) -> Raw:
+    "Read JSON lines; raises `DataError` where a line is no object."
     import duckdb
 
     data = _decompressed(path)
@@ -105,18 +126,14 @@ def _read_json_lines(path: Path) -> "pa.Table":
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(config={"threads": 1}) as db:
         file = str(Path(folder, "table.jsonl"))
         Path(file).write_bytes(data)
-        call = (
-            "FROM read_json($file, format = 'newline_delimited', records = true, sample_size = -1, "
-            "maximum_object_size = 33554432"
-        )
+        call = f"FROM read_json($file, {_JSON}, columns = $kinds)"
         try:
-            kinds = {name: kind for name, kind, *_ in db.execute(f"DESCRIBE {call})", {"file": file}).fetchall()}
-            text = ("DATE", "TIME", "UUID", "INTERVAL")
-            kinds = {name: "VARCHAR" if kind.startswith(text) else kind for name, kind in kinds.items()}
-            return db.sql(f"{call}, columns = $kinds)", params={"file": file, "kinds": kinds}).to_arrow_table()
-        except duckdb.Error as error:
+            kinds, untyped = _json_columns(db, file)
+            table = db.sql(call, params={"file": file, "kinds": kinds}).to_arrow_table()
+        except (duckdb.Error, DataError) as error:
             reason = str(error).splitlines()[0].replace(file, path.name).rstrip(".")
-            raise DataError(f"{path} can't be read as JSON lines ({reason}): write one object a line.") from None
+            raise DataError(f"{path} can't be read as JSON lines ({reason}).") from None
+    return Raw(table, untyped, {"format": "jsonl"})
 
 # %% ../../../notebooks/lib/data/reading/04_files.ipynb #1e17fa84
 def _sqlite_query(db: sqlite3.Connection, name: str, told: Mapping[str, Any]) -> str:
@@ -167,7 +184,7 @@ def _read_file(name: str, path: Path, told: Mapping[str, Any], guess: bool) -> R
     if kind == "parquet":
         return Raw(read_parquet(path), how={"format": "parquet"})
     if kind == "jsonl":
-        return Raw(_read_json_lines(path), how={"format": "jsonl"})
+        return _read_json_lines(path)
     if kind is None:
         raise DataError(f"{path} ends in none of {KNOWN_ENDINGS}, alone or with .gz or .zst: save it as one of them.")
     table, how = read_delimited(path, told, guess)

@@ -6,13 +6,15 @@
 __all__ = ['time_of_day_text', 'ReadTable', 'settle_column', 'infer_table', 'read_inferred', 'read_known']
 
 # %% ../../../notebooks/lib/data/reading/05_tables.ipynb #6baeb346
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import DataError
 from nbs_lib.data.reading.columns import (
+    MAX_NAMES,
     MISSING_WORDS,
     Reading,
     TextColumn,
@@ -177,7 +179,7 @@ def _inferred_text(
     reading = told_reading(column, str(asked), mark) if asked else infer_reading(column, mark, target)
     if words is not None:
         reading = {"missing": list(words)} | reading
-    levels = [] if reading["type"] != "text" or target or asked or len(column.distinct) > 1000 else column.distinct
+    levels = [] if reading["type"] != "text" or target or asked or len(column.distinct) > MAX_NAMES else column.distinct
     if twins := spelling_twins(levels):
         said = f"{twins[0][:40]!r} and {twins[1][:40]!r} differ only by case or blanks, and are learned as two"
         column.notes.append(f"Column {column.name!r}: {said}.")
@@ -232,6 +234,32 @@ def _text_columns(raw: Raw, told: Mapping[str, Any]) -> dict[str, TextColumn]:
     return found
 
 
+def _without_counter(raw: Raw) -> tuple[Raw, list[str]]:
+    "Leave out a first column without a name that counts the rows, and a last one without a name that holds nothing."
+    table = raw.table
+    notes: list[str] = []
+    if not raw.untyped or not table.num_rows:
+        return raw, notes
+    if table.column_names[-1] == "" and table.columns[-1].null_count == table.num_rows:
+        table = table.select(range(table.num_columns - 1))
+        notes.append("The last column has neither a name nor values, and is left out.")
+    first = table.columns[0].to_pylist() if table.column_names[0] == "" else []
+    if any(first == [str(row) for row in range(start, start + len(first))] for start in (0, 1)) and first:
+        table = table.select(range(1, table.num_columns))
+        notes.append("The first column has no name, counts the rows, and is left out.")
+    return replace(raw, table=table), notes
+
+
+def _like_a_row(raw: Raw) -> list[str]:
+    "Say that the names of the columns look like values."
+    numbers = [name for name in raw.table.column_names if re.fullmatch(r"-?\d+\.\d+", name)]
+    if not raw.untyped or not numbers or not raw.how.get("header"):
+        return []
+    return [
+        f"The first line, with {numbers[0]!r} in it, is read as names (data.read: {{header: false}} where it is a row)."
+    ]
+
+
 def infer_table(
     raw: Raw,
     name: str,  # of the table, for notes
@@ -240,12 +268,13 @@ def infer_table(
     drop: Sequence[str] = (),  # columns that nobody reads: nothing is said of them
 ) -> ReadTable:
     "Find what the columns of a table mean; raises `DataError` or `ParamsError`."
+    raw, notes = _without_counter(raw)
     texts = _text_columns(raw, told)
     mark = _decimal(texts, told, raw.how)
     how = raw.how | ({"decimal": mark} if raw.how.get("format") == "csv" else {})
     columns: dict[str, pa.ChunkedArray] = {}
     readings: dict[str, Reading] = {}
-    notes = [_described(name, how)]
+    notes = [_described(name, how), *notes, *_like_a_row(raw)]
     for column, values in zip(raw.table.column_names, map(_decoded, raw.table.columns), strict=True):
         try:
             found = _inferred(values, column, texts.get(column), told, mark, column == target)

@@ -459,6 +459,57 @@ def test_data_read_wins_over_what_was_sniffed(tmp_path: Path) -> None:
     assert {key: source.read["found"][key] for key in told} == told
 
 
+SAID = {
+    "versions": (["1.1", "1.10"], "read as numbers: '1.1' and '1.10' are one"),
+    "exponents": (["1E5", "100000"], "read as numbers: '1E5' and '100000' are one"),
+    "units": (["12 kg", "7.5 kg"], "it looks like numbers of one unit, such as '12 kg'"),
+}
+
+
+@pytest.mark.parametrize(("values", "said"), SAID.values(), ids=SAID.keys())
+def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, values: list[str], said: str) -> None:
+    assert said in noted(learned(csv(tmp_path / "t.csv", {"n": values, "x": [0.5, 2], "y": YES}))[0], "n")
+
+
+@pytest.mark.parametrize("text", ["10.0.{}.1", "+49 30 {}", "Q{}", "2{:03}-01"])
+def test_what_is_no_number_is_not_said_to_be_one(tmp_path: Path, text: str) -> None:
+    values = [text.format(k) for k in range(60)]
+    source, _ = learned(csv(tmp_path / "t.csv", {"n": values, "x": [0.5, 2], "y": YES}))
+    assert source.table["n"].tolist() == values
+    assert source.notes[1:] == []
+
+
+def test_columns_without_a_name_that_only_count_or_are_empty(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    pd.DataFrame({"x": [0.5, 2] * 30, "y": YES * 20}).to_csv(path)
+    source, _ = learned(str(path))
+    assert source.table.columns.tolist() == ["x", "y"]
+    assert "The first column has no name, counts the rows, and is left out." in source.notes
+    path.write_text("x,y,\n" + "0.5,yes,\n2,no,\n" * 30)
+    assert learned(str(path))[0].table.columns.tolist() == ["x", "y"]
+    path.write_text("0.25,yes\n0.5,yes\n2,no\n")
+    assert "'0.25' in it, is read as names (data.read: {header: false}" in read_source(str(path)).notes[1]
+
+
+def test_json_lines_keep_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    lines = [
+        f'{{"n": {2**64 + k % 2}, "x": {k / 2}, "odd": {["1", chr(34) + "?" + chr(34)][k % 2]}}}' for k in range(60)
+    ]
+    path.write_text("\n".join(lines))
+    table = read_source(str(path)).table
+    assert table["n"].tolist()[:2] == [str(2**64), str(2**64 + 1)]
+    assert table["x"].tolist() == [k / 2 for k in range(60)]
+    assert table["odd"].isna().tolist()[:2] == [False, True]
+    path.write_text('{"a": 1, "A": 2}\n')
+    assert "columns 'A' and 'a' differ only by case" in refused(lambda: read_source(str(path)))
+
+
+def test_a_value_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"a,b\n{'z' * 3_000_000},1\n")
+    assert len(read_source(str(tmp_path / "t.csv")).table["a"][0]) == 3_000_000
+
+
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for name, content in {
         "t.csv.gz": gzip.compress(b"a,b\n1,2\n" * 999)[:-9],
