@@ -866,6 +866,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'nbs_lib/data/reading/tables.py')},
             'nbs_lib.data.reading.times': { 'nbs_lib.data.reading.times.MixedZonesError': ( 'lib/data/reading/times.html#mixedzoneserror',
                                                                                             'nbs_lib/data/reading/times.py'),
+                                            'nbs_lib.data.reading.times._all_of_one_kind': ( 'lib/data/reading/times.html#_all_of_one_kind',
+                                                                                             'nbs_lib/data/reading/times.py'),
                                             'nbs_lib.data.reading.times._as_series': ( 'lib/data/reading/times.html#_as_series',
                                                                                        'nbs_lib/data/reading/times.py'),
                                             'nbs_lib.data.reading.times._check_zones': ( 'lib/data/reading/times.html#_check_zones',

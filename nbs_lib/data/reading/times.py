@@ -6,6 +6,7 @@
 __all__ = ['ISO', 'parse_iso', 'MixedZonesError', 'parse_times']
 
 # %% ../../../notebooks/lib/data/reading/01_times.ipynb #294fa415
+import contextlib
 import re
 import warnings
 from collections.abc import Iterable
@@ -25,11 +26,10 @@ def parse_iso(
     text: str,  # such as 2020-02-13T08:00Z
 ) -> datetime | None:  # with the zone that the text names; None where it is no time
     "Parse one time in ISO 8601."
-    for form in (text, re.sub(r"^(\d{4}-\d{2})$", r"\1-01", re.sub(r" ?UTC$", "Z", text.strip()))):
-        try:
-            return datetime.fromisoformat(form)
-        except ValueError:
-            continue
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(text)
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(re.sub(r"^(\d{4}-\d{2})$", r"\1-01", re.sub(r" ?UTC$", "Z", text.strip())))
     return None
 
 
@@ -112,6 +112,8 @@ def parse_times(
     apart: bool = False,  # whether rows come from different callers: a time without a zone is UTC, whatever others name
 ) -> "tuple[pd.Series, str]":  # datetime64[us, UTC], NaT where a value is no time; the form
     "Parse times in ISO 8601, or all in one other form; raises `DataError` where zones, or day and month, are mixed."
+    if form in (None, ISO) and (plain := _all_of_one_kind(values)) is not None:
+        return plain, ISO
     texts = [text if isinstance(text, str) else None for text in values]
     distinct = list(dict.fromkeys(text for text in texts if text))
     iso = {text: parse_iso(text) for text in distinct}
@@ -134,6 +136,19 @@ def parse_times(
             f"{said}: write times such as 2020-02-13, or the form, such as {same[1]!r}, in data.read.columns."
         )
     return _as_series(texts, readings[best], values), best
+
+
+def _all_of_one_kind(values: "pd.Series") -> "pd.Series | None":
+    "Parse times that are all in ISO 8601 and all name a zone, or all none; None where they are not. It takes no time."
+    import pyarrow as pa
+
+    with contextlib.suppress(pa.ArrowException):
+        texts = pa.array(values, pa.string(), from_pandas=True)
+        for zone in (None, "UTC"):
+            with contextlib.suppress(pa.ArrowInvalid):
+                times = texts.cast(pa.timestamp("us", zone)).to_pandas().set_axis(values.index).rename(values.name)
+                return times if zone else times.dt.tz_localize("UTC")
+    return None
 
 
 def _as_series(
