@@ -810,6 +810,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'nbs_lib/data/reading/files.py'),
                                             'nbs_lib.data.reading.files._sqlite_query': ( 'lib/data/reading/files.html#_sqlite_query',
                                                                                           'nbs_lib/data/reading/files.py'),
+                                            'nbs_lib.data.reading.files.absolute_name': ( 'lib/data/reading/files.html#absolute_name',
+                                                                                          'nbs_lib/data/reading/files.py'),
                                             'nbs_lib.data.reading.files.file_kind': ( 'lib/data/reading/files.html#file_kind',
                                                                                       'nbs_lib/data/reading/files.py'),
                                             'nbs_lib.data.reading.files.find_files': ( 'lib/data/reading/files.html#find_files',

@@ -44,7 +44,7 @@ def load_from_log(
     roles: Roles,
     bundle: Bundle,  # the champion
     as_of: str | None = None,  # what is known; None: the end of the last ordinary day
-    reference: str | Path | None = None,  # a CSV or Parquet file; None: the champion's training set
+    reference: str | Path | None = None,  # a table; None: the champion's training set
     served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> MonitoringData:
     "Load the rows learned from and those answered since; raises `DataError`, `StoreError` or `BundleError`."

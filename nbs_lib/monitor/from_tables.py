@@ -164,7 +164,7 @@ def with_time_and_target(table: pd.DataFrame, time: str | None, zone: str, roles
 
 # %% ../../notebooks/lib/monitor/07_from_tables.ipynb #57b53d87
 def load_from_tables(
-    reference: str | Path | None,  # a CSV or Parquet file; None: the champion's training set
+    reference: str | Path | None,  # a table; None: the champion's training set
     current: str | Path,  # another one
     roles: Roles | None = None,  # None: nothing is known of the columns
     bundle: Bundle | None = None,  # the champion; None: there is none
