@@ -183,9 +183,9 @@ def _label(value: Any) -> str:
 def left_out(
     roles: Roles,  # resolved
 ) -> list[str]:  # plain sentences
-    "Say which columns are not learned from, and why."
+    "Say which columns are not learned from though nobody asked for it, and why."
     dropped = {name: about["why"] for name, about in roles.columns.items() if about["role"] == "dropped"}
-    return [f"Column {name!r} is not learned from: {why}." for name, why in dropped.items()]
+    return [f"Column {name!r} is not learned from: {why}." for name, why in dropped.items() if "data.drop" not in why]
 
 
 def roles_table(

@@ -103,9 +103,9 @@ def read_source(
         return module.read_source()
     told, target, drop = ({} if given.get(key) in (None, "auto") else given[key] for key in ("read", "target", "drop"))
     dropped = [drop] if isinstance(drop, str) else list(drop)
-    path = _source_files(name)[0] if not name.startswith("sqlite:") else Path(display_path(name))
+    files = _source_files(name)
     found = read_inferred(name, told, target or None, dropped, display_path(name))
-    table = clean_table(found.table, path if path.is_file() else name, dropped)
+    table = clean_table(found.table, files[0] if len(files) == 1 else name, dropped)
     return Source(table, {}, _about(found.readings), found.notes, read={"given": dict(told), "found": found.how})
 
 # %% ../../notebooks/lib/data/02_source.ipynb #e37fb701

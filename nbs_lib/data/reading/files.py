@@ -71,8 +71,8 @@ def find_files(
             raise DataError(f"{name} holds files of several kinds: name those that are meant, such as {name}/*.csv.")
         return found
     if any(mark in path.name for mark in "*?["):
-        found = sorted(each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_file())
-        if found:
+        every = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        if found := sorted(each for each in every if each.is_file() and each.name[0] != "."):
             return found
     there = sorted(each for each in path.parent.iterdir() if each.is_file()) if path.parent.is_dir() else []
     names = {each.name.lower(): each.as_posix() for each in there}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import DataError
+from ...core.errors import DataError, ParamsError, did_you_mean
 from nbs_lib.data.reading.columns import (
     MAX_NAMES,
     MISSING_WORDS,
@@ -64,7 +64,10 @@ def _decoded(values: "pa.ChunkedArray") -> "pa.ChunkedArray":
     return values.cast(pa.string()) if _is_text(values.type) else values
 
 
-def _whole_texts(values: "pa.ChunkedArray") -> "pa.ChunkedArray | None":
+def _whole_texts(
+    values: "pa.ChunkedArray",
+    least: int = 2**24,  # the largest of them is beyond it
+) -> "pa.ChunkedArray | None":
     "Return whole numbers as text; None where they are no whole numbers, or all small."
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -75,7 +78,7 @@ def _whole_texts(values: "pa.ChunkedArray") -> "pa.ChunkedArray | None":
         return None
     low, high = (each.as_py() for each in pc.min_max(values).values())
     largest = max(abs(low), abs(high))
-    if not 2**24 < largest < (2**53 if pa.types.is_floating(kind) else float("inf")):
+    if not least <= largest < (2**53 if pa.types.is_floating(kind) else float("inf")):
         return None
     try:
         whole = (
@@ -155,17 +158,9 @@ def settle_column(
     if _is_text(values.type):
         values = convert_text(values, reading, name, first, MISSING_WORDS if untyped else ())
     values = _masked(values, tuple(reading.get("missing", ())))
-    if reading["type"] == "text" and (texts := _any_whole_texts(values)) is not None:
+    if reading["type"] == "text" and (texts := _whole_texts(values, 0)) is not None:
         return texts
     return values
-
-
-def _any_whole_texts(values: "pa.ChunkedArray") -> "pa.ChunkedArray | None":
-    import pyarrow as pa
-
-    if pa.types.is_integer(values.type):
-        return values.cast(pa.string())
-    return _whole_texts(values)
 
 # %% ../../../notebooks/lib/data/reading/05_tables.ipynb #ce4b313f
 def _inferred_text(
@@ -193,7 +188,7 @@ def _inferred_numbers(
     words, asked = missing_words(told, name), told.get("columns", {}).get(name)
     values = _masked(values, words or ())
     kept: Reading = {"missing": list(words)} if words else {}
-    texts = _whole_texts(values) if asked is None else _any_whole_texts(values) if asked == "text" else None
+    texts = None if asked not in (None, "text") else _whole_texts(values, 0 if asked else 2**24)
     why = "" if texts is None else "data.read.columns says so" if asked else why_code(texts, target)
     if texts is not None and why:
         note = (
@@ -260,6 +255,14 @@ def _like_a_row(raw: Raw) -> list[str]:
     ]
 
 
+def _check_names(told: Mapping[str, Any], names: Sequence[str]) -> None:
+    "Refuse a column of `data.read` that the table has not; raises `ParamsError`."
+    for key in ("columns", "missing"):
+        for name in told.get(key, ()) if isinstance(told.get(key), Mapping) else ():
+            if name not in names:
+                raise ParamsError(f"data.read.{key}: the table has no column {name!r}{did_you_mean(str(name), names)}.")
+
+
 def infer_table(
     raw: Raw,
     name: str,  # of the table, for notes
@@ -269,6 +272,7 @@ def infer_table(
 ) -> ReadTable:
     "Find what the columns of a table mean; raises `DataError` or `ParamsError`."
     raw, notes = _without_counter(raw)
+    _check_names(told, raw.table.column_names)
     texts = _text_columns(raw, told)
     mark = _decimal(texts, told, raw.how)
     how = raw.how | ({"decimal": mark} if raw.how.get("format") == "csv" else {})

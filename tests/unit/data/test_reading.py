@@ -106,6 +106,10 @@ def test_codes_are_kept_apart(tmp_path: Path, values: list[str], kept: list[Any]
     assert roles.categorical == ["code"]
     (tmp_path / "later.csv").write_text("code,x\n15,1\n")
     assert read_known(tmp_path / "later.csv", roles.readings)["code"].to_pylist() == ["15"], "with no zero to be seen"
+    pq.write_table(pa.table({"code": [15.0, None]}), tmp_path / "later.parquet")
+    assert read_known(tmp_path / "later.parquet", roles.readings)["code"].to_pylist() == ["15", None], (
+        "as pandas has it"
+    )
     source, _ = learned(path, read={"columns": {"code": "number"}, "missing": ["?"]})
     assert source.table["code"].dtype.kind in "if"
 
@@ -271,6 +275,8 @@ def test_a_form_that_data_read_names_is_taken(tmp_path: Path) -> None:
         ("separator", ";;", "one character each"),
         ("decimal", "x", "data.read.decimal"),
         ("columns", {"x": "numbr"}, "did you mean 'number'?"),
+        ("columns", {"yy": "text"}, "the table has no column 'yy' (did you mean 'y'?)"),
+        ("missing", {"why": ["?"]}, "data.read.missing: the table has no column 'why'"),
         ("header", "no", "data.read.header can't be 'no'"),
     ],
 )
