@@ -29,6 +29,8 @@ def _padded_range(
     "Return a range with room on either side."
     low, high = float(values.min()), float(values.max())
     room = (high - low) / 2 or abs(high) / 2 or 1.0
+    if not room < 1e300:  # of a column that is dropped: it marks missing values by the largest number there is
+        return low, high
     step = 10.0 ** (math.floor(math.log10(room)) - 1)
     whole = bool((values.dropna() % 1 == 0).all())
     step = max(step, 1.0) if whole else step

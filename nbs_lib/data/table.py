@@ -111,18 +111,18 @@ def clean_table(
     columns = {}
     for name in names:
         values = clean_column(table[name])
-        if values is None and name in drop:
-            values = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
+        infinite = pa.types.is_floating(values.type) and pc.index(pc.is_inf(values), True).as_py() + 1 if values else 0
+        if name in drop and (values is None or infinite):
+            values, infinite = pa.chunked_array([pa.nulls(table.num_rows, pa.string())]), 0
         if values is None:
             kind = str(table[name].type)[:60]
             raise DataError(
                 f"{path}: column {name!r} is of type {kind}: bring text, numbers, times or booleans, "
                 "or list it in data.drop."
             )
+        if infinite:
+            raise DataError(f"{path}: row {infinite} of column {name!r} is infinite: correct it or leave it empty.")
         columns[name] = values
-        row = pc.index(pc.is_inf(values), True).as_py() if pa.types.is_floating(values.type) else -1
-        if row >= 0:
-            raise DataError(f"{path}: row {row + 1} of column {name!r} is infinite: correct it or leave it empty.")
     return pa.table(columns).to_pandas()
 
 # %% ../../notebooks/lib/data/01_table.ipynb #54b7fb3d
