@@ -60,13 +60,14 @@ def run_verb(
 
 @app.command("predict")
 def predict_verb(
-    table: Annotated[Path, typer.Argument(help="A CSV or Parquet file with the columns of the training table.")],
+    table: Annotated[str, typer.Argument(help="A file, folder, pattern or sqlite:///file.db, read like data.source.")],
     out: Annotated[Path | None, typer.Option(help="Output file, .csv or .parquet; standard output by default.")] = None,
 ) -> None:
     "Score a file with the champion."
+    from nbs_lib.data.reading.files import absolute_name
     from nbs_lib.serve.clients.batch_predict import predict_table
 
-    table, out = table.resolve(), out.resolve() if out else None
+    table, out = absolute_name(table), out.resolve() if out else None
     chdir_root()
     predict_table(table, out)
 
@@ -299,14 +300,15 @@ def monitor_verb(
         str | None, typer.Option(metavar="DAY", help="Point in time; the end of the last ordinary day by default.")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Reference table; the champion's training data by default.")
+        str | None, typer.Option(help="Reference table; the champion's training data by default.")
     ] = None,
-    current: Annotated[Path | None, typer.Option(help="Current table; the prediction log by default.")] = None,
+    current: Annotated[str | None, typer.Option(help="Current table; the prediction log by default.")] = None,
 ) -> None:
     "Compare recent data with the training data. Exit codes: 0 ok, 10 watch, 20 drift, 30 broken data."
+    from nbs_lib.data.reading.files import absolute_name
     from nbs_lib.retrain.cycle import run_monitor_only
 
-    tables = [str(each.resolve()) if each else None for each in (reference, current)]
+    tables = [absolute_name(each) if each else None for each in (reference, current)]
     chdir_root()
     raise typer.Exit(run_monitor_only(as_of, *tables))
 
@@ -320,14 +322,15 @@ def cycle_verb(
         ),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Reference table; the champion's training data by default.")
+        str | None, typer.Option(help="Reference table; the champion's training data by default.")
     ] = None,
-    current: Annotated[Path | None, typer.Option(help="Current table; the prediction log by default.")] = None,
+    current: Annotated[str | None, typer.Option(help="Current table; the prediction log by default.")] = None,
 ) -> None:
     "Run one cycle: monitor, decide, retrain, judge. Exit codes: 0 nothing to do, 10 watch, 20 judged, 30 broken data."
+    from nbs_lib.data.reading.files import absolute_name
     from nbs_lib.retrain.cycle import run_cycle
 
-    tables = [str(each.resolve()) if each else None for each in (reference, current)]
+    tables = [absolute_name(each) if each else None for each in (reference, current)]
     chdir_root()
     raise typer.Exit(run_cycle(as_of, *tables))
 

@@ -161,6 +161,8 @@ def build_schema(
         key: told for key, told in roles.columns.get(roles.target, {}).items() if key in _DESCRIPTION_KEYS and told
     }:
         found["target_about"] = about
+    if roles.read:
+        found["read"] = roles.read
     return found if context is None else found | {"context": {"inputs": listed(context), "takes_over": takes_over}}
 
 
@@ -173,7 +175,7 @@ def _input_source(roles: Roles, snapshot: pd.DataFrame, name: str, group: str) -
     told = roles.columns[name]
     view = told.get("from")
     sent = {"numeric": "number", "categorical": "text"}[group] if view else column_kind(snapshot[name])
-    about = {key: told[key] for key in (*_DESCRIPTION_KEYS, "format") if told.get(key)}
+    about = {key: told[key] for key in (*_DESCRIPTION_KEYS, "format", "read") if told.get(key)}
     return {"from": view or "request", "type": sent, **about}
 
 # %% ../../notebooks/lib/bundle/03_metadata.ipynb #c369d17e

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import DataError, did_you_mean
+from .reading.times import parse_iso
 
 # %% ../../notebooks/lib/data/07_arrays.ipynb #81e1fe2b
 Array = npt.NDArray[Any]
@@ -132,10 +133,9 @@ def epoch_seconds(
     if isinstance(value, np.datetime64):
         return int(value.astype("datetime64[s]").astype(np.int64))
     if isinstance(value, str):
-        try:
-            value = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            raise _bad_value(column, row, value, _TIME_FORMS) from None
+        text, value = value, parse_iso(value)
+        if value is None:
+            raise _bad_value(column, row, text, _TIME_FORMS)
     elif type(value) is datetime.date:
         value = datetime.datetime(value.year, value.month, value.day)
     if isinstance(value, datetime.datetime):

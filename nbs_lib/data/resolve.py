@@ -15,6 +15,8 @@ import pandas as pd
 
 from ..core.errors import DataError, ParamsError, did_you_mean
 from ..core.format import format_count
+from .reading.columns import spelling_twins
+from .reading.limits import check_limits
 from .roles import Roles, class_labels, column_kind
 from .table import Companion, Source, parse_duration, parse_timestamps, time_format
 
@@ -233,6 +235,7 @@ def _task_and_classes(
     target: pd.Series,  # the target, with missing values
     task: str | None,  # `data.task`, None to infer it
     notes: list[str],  # gets a sentence for each kind of row that is left out
+    as_written: bool = False,  # whether classes that differ only by case or blanks are two
 ) -> tuple[str, str, list[str]]:  # the task, why, and the classes
     "Task and classes; raises `DataError` where the target has nothing to learn."
     values = target.dropna()
@@ -253,6 +256,11 @@ def _task_and_classes(
     _check_task(task, values)
     if task == "regression":
         return task, f"regression: {why}", []
+    if not as_written and (twins := spelling_twins(class_labels(values).unique())):
+        raise DataError(
+            f"The target {target.name!r} has the classes {twins[0][:40]!r} and {twins[1][:40]!r}, which differ only by "
+            f"case or blanks: correct them, or write data.read: {{columns: {{{target.name}: text}}}} if they are two."
+        )
     classes, rare = _class_names(values)
     task = "binary" if len(classes) == 2 else task
     for name, count in rare.items():
@@ -297,9 +305,11 @@ def resolve_roles(
     names = _columns_by_key(source.table, given, source)
     table, as_of = _select_rows(source, names, given, notes)
     target = table[names["target"][0]]
-    task, why, classes = _task_and_classes(target, _configured_value("task", given, source), notes)
+    as_written = source.read.get("given", {}).get("columns", {}).get(str(target.name)) == "text"
+    task, why, classes = _task_and_classes(target, _configured_value("task", given, source), notes, as_written)
+    timestamp = next(iter(names["timestamp"]), None)
     roles = Roles(
-        given["source"], str(target.name), task, classes, next(iter(names["timestamp"]), None), as_of=as_of, notes=notes
+        given["source"], str(target.name), task, classes, timestamp, as_of=as_of, notes=notes, read=source.read
     )
     roles.entity, roles.key = names["entity"], names["key"]
     roles.horizon, roles.label_delay = (
@@ -313,10 +323,22 @@ def resolve_roles(
             {"role": "target", "why": why} if name == target.name else _column_role(table[name], target, names, about)
         )
         roles.columns[name] = role | {
-            k: about[k] for k in ("unit", "description", "phrase", "actionable") if k in about
+            k: about[k] for k in ("unit", "description", "phrase", "actionable", "format", "read") if k in about
         }
     if roles.timestamp and (form := time_format(source.table[roles.timestamp])):
         roles.columns[roles.timestamp]["format"] = form
     if not roles.numeric + roles.categorical + roles.time:
         raise DataError("No column is left to learn from: each is the target, dropped, or known only later.")
+    _check_learned(table, roles)
     return table, roles
+
+
+def _check_learned(
+    table: pd.DataFrame,  # the known rows; the index counts the source's
+    roles: Roles,  # as resolved
+) -> None:
+    "Refuse what nothing can be learned from; raises `DataError`."
+    amounts = [*roles.numeric, *([roles.target] if roles.task == "regression" else [])]
+    check_limits(table, amounts, dict.fromkeys([*roles.time, *([roles.timestamp] if roles.timestamp else [])]))
+    if roles.timestamp and roles.entity and (twins := spelling_twins(table.columns)):
+        raise DataError(f"Two columns, {twins[0]!r} and {twins[1]!r}, differ only by case or blanks: rename one.")

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from ..core.errors import ParamsError, SchemaError, did_you_mean
-from .roles import Roles, column_kind, read_yaml
+from .roles import Roles, column_kind, dump_yaml, read_yaml
 from .table import parse_duration
 
 # %% ../../notebooks/lib/data/05_schema.ipynb #82e1c108
@@ -30,6 +29,8 @@ def _padded_range(
     "Return a range with room on either side."
     low, high = float(values.min()), float(values.max())
     room = (high - low) / 2 or abs(high) / 2 or 1.0
+    if not room < 1e300:  # of a column that is dropped: it marks missing values by the largest number there is
+        return low, high
     step = 10.0 ** (math.floor(math.log10(room)) - 1)
     whole = bool((values.dropna() % 1 == 0).all())
     step = max(step, 1.0) if whole else step
@@ -85,7 +86,7 @@ def _schema_yaml(
 ) -> str:  # YAML, a line per column
     "Return the schema as people read it."
     head = "# What the table promises. Correct it under data.schema in params.yaml, or delete it to infer it anew.\n"
-    return head + yaml.safe_dump(dict(schema), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return head + dump_yaml(dict(schema), flow=None)
 
 # %% ../../notebooks/lib/data/05_schema.ipynb #37d43881
 _PROPERTY_TYPES: dict[str, tuple[type, ...]] = {

@@ -9,15 +9,21 @@ __all__ = ['LOADED_BY_NAME', 'source_module', 'display_path', 'file_digests', 'r
 import difflib
 import importlib
 import importlib.util
+import os
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..core.errors import DataError, UserError
 from ..core.files import sha256, write_json
 from ..core.params import load_params
 from ..core.paths import chdir_root, output_path
-from .table import Source, clean_table, mixed_column_notes, read_csv, read_parquet
+from .reading.columns import Reading
+from .reading.files import find_files
+from .reading.tables import read_inferred
+from .table import Source, clean_table
 
 # %% ../../notebooks/lib/data/02_source.ipynb #75de8528
 LOADED_BY_NAME = ("nbs_lib.demos.*.source",)  # what is imported below, so that a stage depends on it
@@ -32,27 +38,27 @@ def source_module(
     return importlib.import_module(f"nbs_lib.demos.{name}.source")
 
 # %% ../../notebooks/lib/data/02_source.ipynb #47266c89
-def _source_file(
-    name: str,  # a path, relative to the project's root
-) -> Path:  # of a file that is there
-    "Return the file of a source; raises `DataError` where there is none."
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise DataError(f"data.source: {name} is a folder: name a CSV or Parquet file in it.")
-    demos = importlib.import_module("nbs_lib.demos").__path__
-    names = [module.name for module in pkgutil.iter_modules(demos)] if name.isidentifier() else []
-    names += sorted(p.as_posix() for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.as_posix(), names, n=1)
-    raise DataError(f"data.source: there is no file {name}{f' (did you mean {near[0]!r}?)' if near else ''}.")
+def _source_files(
+    name: str,  # a path, relative to the project's root, a folder, a pattern or a database
+) -> list[Path]:  # one or more, all there
+    "Return the files of a source; raises `DataError` where there are none."
+    try:
+        return find_files(name)
+    except DataError as error:
+        demos = importlib.import_module("nbs_lib.demos").__path__
+        names = [module.name for module in pkgutil.iter_modules(demos)] if name.isidentifier() else []
+        near = difflib.get_close_matches(name, names, n=1)
+        raise DataError(
+            f"data.source: {f'there is no file {name} (did you mean {near[0]!r}?).' if near else error}"
+        ) from None
 
 
 def display_path(
     name: str,  # a value of `data.source`
 ) -> str:  # the same, but of an absolute path only the file's name
     "Return how a source is named in what is committed: where it lies on one machine is no one else's matter."
-    return Path(name).name if Path(name).is_absolute() else name
+    lies_elsewhere = Path(name).is_absolute() or name.startswith(("~", "sqlite:////"))
+    return Path(name).name if lies_elsewhere else name
 
 
 def file_digests(
@@ -61,7 +67,11 @@ def file_digests(
     "Return the digests of a source's files; raises `DataError` where one is missing or is not the pinned one."
     module = source_module(name)
     if module is None:
-        return {name: sha256(_source_file(name))}
+        files = _source_files(name)
+        folder = os.path.commonpath([file.parent for file in files])
+        if len(files) == 1:
+            return {name: sha256(files[0])}
+        return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
     digests = {}
     for file, (path, pinned) in module.pinned_files().items():
         digests[file] = sha256(path)
@@ -71,20 +81,32 @@ def file_digests(
     return digests
 
 # %% ../../notebooks/lib/data/02_source.ipynb #3587f937
+def _about(
+    readings: Mapping[str, Reading],  # by column
+) -> dict[str, dict[str, Any]]:  # what later stages have to know of a column's text
+    "Return the form of times, and the marks that stand beside numbers or for what is missing."
+    found = {}
+    for name, reading in readings.items():
+        read = {key: value for key, value in reading.items() if key not in ("type", "format")}
+        form = {"format": reading["format"]} if "format" in reading else {}
+        found[name] = form | ({"read": read} if read else {})
+    return {name: about for name, about in found.items() if about}
+
+
 def read_source(
     name: str,  # a value of `data.source`
+    given: Mapping[str, Any] = {},  # the values of `data` in `params.yaml`: read, target and drop count
 ) -> Source:  # the table and what is said about it
     "Read a table; raises `DataError` where it can't be trusted."
     module = source_module(name)
     if module is not None:
         return module.read_source()
-    path = _source_file(name)
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"data.source: {name} ends in neither .csv nor .parquet: save it as one of them.")
-    if path.suffix.lower() == ".parquet":
-        return Source(clean_table(read_parquet(path), path))
-    table = read_csv(path)
-    return Source(clean_table(table, path), notes=mixed_column_notes(table))
+    told, target, drop = ({} if given.get(key) in (None, "auto") else given[key] for key in ("read", "target", "drop"))
+    dropped = [drop] if isinstance(drop, str) else list(drop)
+    files = _source_files(name)
+    found = read_inferred(name, told, target or None, dropped, display_path(name))
+    table = clean_table(found.table, files[0] if len(files) == 1 else name, dropped)
+    return Source(table, {}, _about(found.readings), found.notes, read={"given": dict(told), "found": found.how})
 
 # %% ../../notebooks/lib/data/02_source.ipynb #e37fb701
 def main() -> None:

@@ -44,11 +44,13 @@ def load_from_log(
     roles: Roles,
     bundle: Bundle,  # the champion
     as_of: str | None = None,  # what is known; None: the end of the last ordinary day
-    reference: str | Path | None = None,  # a CSV or Parquet file; None: the champion's training set
+    reference: str | Path | None = None,  # a table; None: the champion's training set
     served: str | Path = SERVED_FOLDER,  # where the bundles are
 ) -> MonitoringData:
     "Load the rows learned from and those answered since; raises `DataError`, `StoreError` or `BundleError`."
-    then, path = (read_table(reference), str(reference)) if reference else (load_reference(bundle, roles), TRAINING_SET)
+    then, path = (
+        (read_table(reference, roles), str(reference)) if reference else (load_reference(bundle, roles), TRAINING_SET)
+    )
     kinds, known = monitored_inputs(bundle), parse_as_of(champion_as_of(bundle, roles))
     rows, counts = drop_duplicate_rows(load_labeled_rows(folder, roles, bundle, served, since=known), "_id", "_label")
     counts["conflicts"] += _count_conflicts(Path(folder), set(rows["_id"]))

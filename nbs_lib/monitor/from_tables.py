@@ -7,21 +7,27 @@ __all__ = ['TRAINING_SET', 'load_reference', 'read_table', 'time_columns', 'requ
            'load_from_tables']
 
 # %% ../../notebooks/lib/monitor/07_from_tables.ipynb #6c93ceeb
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from ..bundle import metadata as contents
 from ..bundle.bundle import Bundle
 from ..core.errors import DataError, did_you_mean
 from ..core.files import read_table as read_training_set
 from ..core.files import sha256
+from ..data.reading.columns import Reading
+from ..data.reading.files import Raw, read_raw
+from ..data.reading.tables import infer_table, settle_column
+from ..data.reading.times import MixedZonesError
 from ..data.roles import Roles
 from ..data.split import local_days, target_ids
-from ..data.table import parse_timestamps, read_csv, read_parquet
+from ..data.table import parse_timestamps
 from .counts.histogram import CATEGORICAL, NUMERIC
 from .counts.profile import MAX_TIME_S, MIN_TIME_S
 from nbs_lib.monitor.monitoring_data import (
@@ -85,20 +91,39 @@ def _champion_rows(table: pd.DataFrame, seen: dict[str, Any], roles: Roles) -> p
 
 # %% ../../notebooks/lib/monitor/07_from_tables.ipynb #3231b7dd
 def read_table(
-    path: str | Path,  # a `.csv` or `.parquet` file
+    path: str | Path,  # a file, a folder, a pattern, or sqlite:///file.db
+    roles: Roles | None = None,  # how training read its table
 ) -> pd.DataFrame:
-    "Read a CSV or Parquet table; raises `DataError` where it is missing, empty, damaged or neither."
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} is missing: name a CSV or Parquet file.")
-    readers = {".csv": read_csv, ".parquet": read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path} is no table: name a CSV or Parquet file.")
-    table = readers[path.suffix](path).to_pandas()
-    if table.columns.has_duplicates:
-        raise DataError(f"{path}: two columns are named {table.columns[table.columns.duplicated()][0]!r}: rename one.")
+    "Read a table as training read its own; raises `DataError` where it is missing, empty or damaged."
+    raw = read_raw(path, roles.read.get("given", {}) if roles else {})
+    names = raw.table.column_names
+    if doubled := [name for position, name in enumerate(names) if name in names[:position]]:
+        raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")
+    readings = roles.readings if roles else {}
+    try:
+        found = infer_table(raw, str(path), {}).table
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    columns = {name: found[name] if name in raw.untyped else raw.table[name] for name in names}
+    for name in set(names) & set(readings):
+        with contextlib.suppress(_OtherKindError):  # which is a finding
+            columns[name] = _as_learned(raw, name, readings[name], path)
+    table = pa.table(columns).to_pandas()
     naive = table.select_dtypes("datetime").columns  # times that name no zone are in UTC
     return table.assign(**{str(name): table[name].dt.tz_localize("UTC") for name in naive})
+
+
+class _OtherKindError(DataError):
+    "A column holds what training would not have read."
+
+
+def _as_learned(raw: Raw, name: str, reading: Reading, path: str | Path) -> pa.ChunkedArray:
+    try:
+        return settle_column(raw.table[name], reading, name, 1, name in raw.untyped)
+    except MixedZonesError as error:
+        raise DataError(f"{path}: {error}") from None
+    except DataError as error:
+        raise _OtherKindError(str(error)) from None
 
 
 def time_columns(
@@ -139,7 +164,7 @@ def with_time_and_target(table: pd.DataFrame, time: str | None, zone: str, roles
 
 # %% ../../notebooks/lib/monitor/07_from_tables.ipynb #57b53d87
 def load_from_tables(
-    reference: str | Path | None,  # a CSV or Parquet file; None: the champion's training set
+    reference: str | Path | None,  # a table; None: the champion's training set
     current: str | Path,  # another one
     roles: Roles | None = None,  # None: nothing is known of the columns
     bundle: Bundle | None = None,  # the champion; None: there is none
@@ -147,9 +172,11 @@ def load_from_tables(
 ) -> MonitoringData:
     "Load two tables; raises `DataError`."
     before = (
-        load_reference(bundle, roles) if not reference and bundle and roles else read_table(reference or TRAINING_SET)
+        load_reference(bundle, roles)
+        if not reference and bundle and roles
+        else read_table(reference or TRAINING_SET, roles)
     )
-    after, reference = read_table(current), reference or TRAINING_SET
+    after, reference = read_table(current, roles), reference or TRAINING_SET
     kinds = _common_inputs(bundle, before, after)
     own = {str(name) for name in before if str(name).startswith("_")} | _excluded_columns(roles)
     kinds = kinds or {str(name): kind for name in before if name not in own and (kind := _kind(before[name]))}

@@ -120,11 +120,15 @@ def _dvc_config(root: Path) -> str:
 
 
 def _link_source(root: Path, to: Path) -> None:
-    name = Path(str(load_params(to / "params.yaml")["data.source"]))
-    theirs, ours = root / name, to / name
-    if not name.is_absolute() and theirs.is_file() and not ours.exists():
-        ours.parent.mkdir(parents=True, exist_ok=True)
-        ours.symlink_to(theirs.resolve())
+    name = str(load_params(to / "params.yaml")["data.source"])
+    name = name.removeprefix("sqlite:///").partition("?")[0] if name.startswith("sqlite:///") else name
+    if Path(name).is_absolute() or name.startswith("~"):
+        return
+    for theirs in [root / name] if (root / name).exists() else root.glob(name):
+        ours = to / theirs.relative_to(root)
+        if not ours.exists():
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            ours.symlink_to(theirs.resolve())
 
 # %% ../../notebooks/lib/pipeline/02_clone.ipynb #ecd145c3
 def remove_stale_clones(

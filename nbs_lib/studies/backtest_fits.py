@@ -45,9 +45,8 @@ def _data_params(roles: Roles, source: str) -> dict[str, Any]:
     own = roles.without_views().columns
     listed = {key: [name for name, about in own.items() if about["role"] == role] for key, role in _LISTS.items()}
     values = {key: getattr(roles, key) for key in ("target", "task", "timestamp", "entity", "key", "timezone")}
-    return (
-        values | listed | {"source": source, "horizon": roles.horizon, "label_delay": roles.label_delay, "as_of": None}
-    )
+    delays = {"horizon": roles.horizon, "label_delay": roles.label_delay, "as_of": None}
+    return values | listed | delays | {"source": source, "read": roles.read.get("given", {})}
 
 
 def full_training_set(
@@ -57,8 +56,9 @@ def full_training_set(
     seed: int = 0,  # of the draw
 ) -> tuple[pd.DataFrame, Roles]:  # a training set by time, all of it; the roles with the views that it was joined to
     "Build the training set of all rows of the source, those after `data.as_of` too; raises `DataError`."
-    loaded = read_source(source)
-    rows, own = resolve_roles(loaded, _data_params(roles, source))
+    given = _data_params(roles, source)
+    loaded = read_source(source, given)
+    rows, own = resolve_roles(loaded, given)
     own = replace(own, classes=roles.classes)  # a class keeps its number
     rows = draw_sample(rows, share, seed).reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from ...core.errors import DataError
 from ...core.sql import quote_identifier
-from ...data.table import read_csv
+from ...data.reading.files import file_kind, find_files
+from ...data.reading.tables import read_inferred
 
 # %% ../../../notebooks/lib/monitor/counts/02_scan.ipynb #47ff7864
 _DUCKDB_MEMORY = "512MB"
@@ -28,14 +29,7 @@ def table_files(
     source: str | Path,  # a file, a folder of Parquet files, or a pattern
 ) -> list[Path]:  # one or more, sorted
     "List the files of a source; raises `DataError` where there are none."
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    found = path.glob("*.parquet") if path.is_dir() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-    whole = sorted(each for each in found if each.is_file() and not each.name.startswith("."))
-    if not whole:
-        raise DataError(f"{source}: there is no such table; name a CSV or Parquet file, a folder or a pattern.")
-    return whole
+    return find_files(f"{source}/*.parquet" if Path(source).is_dir() else source)
 
 
 def _as_arrow(source: Any) -> pa.Table:
@@ -54,10 +48,12 @@ def open_scan(
     with duckdb.connect(config={"threads": 1, "memory_limit": _DUCKDB_MEMORY}) as db:
         db.execute("SET TimeZone = 'UTC'")
         try:
-            if isinstance(source, str | Path) and (paths := table_files(source))[0].suffix != ".csv":
-                db.from_parquet([str(path) for path in paths], union_by_name=True).create_view("source")
+            if isinstance(source, str | Path) and all(file_kind(path) == "parquet" for path in table_files(source)):
+                paths = [str(path) for path in table_files(source)]
+                db.from_parquet(paths, union_by_name=True).create_view("source")
             else:
-                db.register("source", read_csv(paths[0]) if isinstance(source, str | Path) else _as_arrow(source))
+                found = read_inferred(source).table if isinstance(source, str | Path) else _as_arrow(source)
+                db.register("source", found)
             types = {name: kind for name, kind, *_ in db.execute("DESCRIBE source").fetchall()}
             yield db, types
         except duckdb.Error as error:

@@ -27,6 +27,7 @@ from ...core.paths import CONTRACT_FILE
 from ...core.settings import load_settings
 from ...data import source
 from ...data.arrays import missing_columns
+from ...data.reading.times import parse_times
 from ...data.roles import Roles, class_labels
 from ...data.table import parse_duration, parse_timestamps
 from ...features.materialize import FEATURES_FOLDER, fill_store
@@ -91,7 +92,7 @@ def _values(values: pd.Series, field: RequestField) -> list[Any]:
     gone = values.isna().tolist()
     if field.kind == "time":
         form = field.about.get("format") if values.dtype == object else None
-        values = pd.to_datetime(values, utc=True, format=form or ("ISO8601" if values.dtype == object else None))
+        values = parse_times(values, form)[0] if values.dtype == object else pd.to_datetime(values, utc=True)
         converted: list[Any] = values.dt.strftime("%Y-%m-%dT%H:%M:%SZ").tolist()
     else:
         kinds = {"number": float, "bool": bool, "text": str, "whole": int}
@@ -225,8 +226,8 @@ def simulate_traffic(
     root: str | Path = ".",  # the project, which is the working directory
 ) -> TrafficResult:
     "Send past rows to the service as traffic and print what became of them; raises `UserError` where none answers."
-    roles, bundle = Roles.load(_ROLES_FILE), Bundle.open(champion_path(root))
-    table = load_unseen_rows(source.read_source(str(load_params()["data.source"])).table, roles)
+    roles, bundle, data = Roles.load(_ROLES_FILE), Bundle.open(champion_path(root)), load_params().tree["data"]
+    table = load_unseen_rows(source.read_source(data["source"], data).table, roles)
     rows_sent = select_days(table, roles.timestamp, start, end).iloc[:rows]
     if poison:
         rows_sent = _corrupt_rows(rows_sent, bundle)

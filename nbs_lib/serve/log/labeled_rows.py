@@ -16,6 +16,7 @@ import pandas as pd
 from ...bundle.bundle import Bundle
 from ...core.paths import SERVED_FOLDER
 from ...data.arrays import MISSING_TIME
+from ...data.reading.times import parse_times
 from ...data.roles import Roles
 from ...data.split import local_days
 from .reader import log_column, logged_days, read_day
@@ -35,14 +36,14 @@ def event_times(
     written = roles.columns.get(name, {}).get("format") or "ISO8601"
     if log_column(name) in rows:
         sent = rows[log_column(name)]
-        form = None if sent.dtype.kind == "M" else written
-        times = pd.to_datetime(sent, utc=True, errors="coerce", format=form)
+        is_time = sent.dtype.kind == "M" or getattr(sent.dtype, "tz", None) is not None
+        times = pd.to_datetime(sent, utc=True) if is_time else parse_times(sent, written, apart=True)[0]
     else:
         row_type = msgspec.defstruct("Row", [("at", Any, None)], rename={"at": name})
         decoder: Any = msgspec.json.Decoder(row_type)
         sent = pd.Series([decoder.decode(text).at if text else None for text in rows["_request"]], rows.index, object)
         is_text = sent.map(lambda value: isinstance(value, str))
-        times = pd.to_datetime(sent.where(is_text), utc=True, errors="coerce", format=written)
+        times, _ = parse_times(sent.where(is_text), written, apart=True)
         is_number = sent.map(lambda value: isinstance(value, (int, float)) and not isinstance(value, bool))
         seconds = sent.where(is_number).astype(float)
         seconds = seconds.where(seconds.abs() < _MAX_SECONDS)  # beyond it no timestamp can be held

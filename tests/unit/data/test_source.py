@@ -41,11 +41,11 @@ def said(path: Path | str) -> str:
         (b"a,b,a\n1,2,3\n", "two columns are named 'a'"),
         (b"a,\n1,2\n", "column 2 has no name"),
         (b"a,_split\n1,2\n", "begins with an underscore"),
-        (b"a;b\n1;2\n", "single column, 'a;b'"),
+        (b"ab\n12\n", "single column, 'ab': write what separates them"),
         (b"a,b\n1,inf\n", "row 1 of column 'b' is infinite"),
         (b"a,b\n1,2\n3,1e999\n", "row 2 of column 'b' is infinite"),
-        (b"a,b\n1,\xe9\n", "line 2 is not UTF-8"),
-        ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
+        ("a,b\n1,значение\n".encode("cp1251"), "line 2 is not UTF-8"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "UTF-16"),
         (b"a,b\n1,x\0\n", "zero bytes"),
     ],
 )
@@ -61,10 +61,11 @@ def test_a_file_that_is_not_there_gets_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "prices.csv").write_text("a,b\n1,2\n")
     assert f"did you mean '{tmp_path}/prices.csv'?" in said(tmp_path / "prizes.csv")
     assert "did you mean 'flights'?" in said("flihgts")
-    assert "is a folder" in said(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without a table" in said(tmp_path / "empty")
     assert "there is no file" in said(tmp_path / "none" / "x.csv")
     (tmp_path / "prices.xlsx").write_text("x")
-    assert "neither .csv nor .parquet" in said(tmp_path / "prices.xlsx")
+    assert "ends in none of .csv, .tsv" in said(tmp_path / "prices.xlsx")
 
 
 def test_a_damaged_parquet_is_refused(tmp_path: Path) -> None:
@@ -124,7 +125,8 @@ def test_a_few_letters_among_codes_make_text_and_a_note(tmp_path: Path) -> None:
     path.write_text("code,y\n" + "".join(f"{i},1\n" for i in range(499)) + "V45,2\n")
     source = read_source(str(path))
     assert source.table["code"].tolist()[-2:] == ["498", "V45"]
-    (note,) = source.notes
+    how, note = source.notes
+    assert how.startswith("t.csv is read as text: separator ',', quotation mark '\"', encoding utf-8, decimal mark '.'")
     assert note.startswith("Column 'code' is taken as text: row 500 holds 'V45'")
 
 

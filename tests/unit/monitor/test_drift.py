@@ -215,7 +215,7 @@ def test_a_profile_is_kept_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: profile_table("nowhere.parquet", COLUMNS), "nowhere.parquet: there is no such table"),
+        (lambda: profile_table("nowhere.parquet", COLUMNS), "there is no file nowhere.parquet"),
         (lambda: profile_table(WEEK, COLUMNS, "when"), "the table has no column 'when'"),
         (lambda: profile_table(WEEK, COLUMNS, "at", "Mars/Olympus"), "there is no time zone 'Mars/Olympus'"),
         (lambda: fit_bins(WEEK, {"xx": "numeric"}), "the reference has no column 'xx'"),

@@ -277,7 +277,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         bad.write_bytes(content)
         with pytest.raises(DataError, match=r"bad\.parquet is damaged or no Parquet file"):
             load_from_tables(good, bad, KNOWN)
-    for name, sentence in [("none.csv", "is missing"), ("learned.txt", "is missing")]:
+    for name, sentence in [("none.csv", "there is no file"), ("learned.txt", "there is no file")]:
         with pytest.raises(DataError, match=sentence):
             load_from_tables(good, tmp_path / name, KNOWN)
     since().rename(columns={"_time": "_at"}).to_parquet(bad)
