@@ -46,6 +46,10 @@ class _BenchTarget(StrEnum):
     alarms = "alarms"
 
 
+_BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
+_BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_tables"}
+
+
 @app.command("run")
 def run_verb(
     sample: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the rows, for this run only.")] = None,
@@ -116,10 +120,9 @@ def bench_verb(
     "Measure costs: pipeline, feature join, store, drift, explanations, serving beside peers, load, tables, alarms."
     from importlib import import_module
 
-    in_load = what in (_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak)
     chdir_root()
     try:
-        module = import_module(f"nbs_lib.bench.{'load' if in_load else what}")
+        module = import_module(f"nbs_lib.{_BENCH_MODULES.get(what, f'bench.{what}')}")
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("nbs_lib"):
             raise
