@@ -207,6 +207,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'nbs_lib/bench/tables.py'),
                                       'nbs_lib.bench.tables.count_differences': ( 'lib/bench/tables.html#count_differences',
                                                                                   'nbs_lib/bench/tables.py'),
+                                      'nbs_lib.bench.tables.other_forms': ('lib/bench/tables.html#other_forms', 'nbs_lib/bench/tables.py'),
                                       'nbs_lib.bench.tables.run_table': ('lib/bench/tables.html#run_table', 'nbs_lib/bench/tables.py')},
             'nbs_lib.bench.timing': { 'nbs_lib.bench.timing.EngineCost': ('lib/bench/timing.html#enginecost', 'nbs_lib/bench/timing.py'),
                                       'nbs_lib.bench.timing._print_cost': ('lib/bench/timing.html#_print_cost', 'nbs_lib/bench/timing.py'),

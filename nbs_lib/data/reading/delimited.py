@@ -72,6 +72,10 @@ def _decodes(data: bytes, encoding: str) -> bool:
     return True
 
 # %% ../../../notebooks/lib/data/reading/02_delimited.ipynb #8609dee6
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # in a text: where lines end otherwise, it is a character like others
+_RETURN = "\ue00d"  # stands for it while DuckDB reads, which ends a line there
+
+
 def _utf8(
     data: bytes,  # of a text file
     path: Path,  # named in the messages
@@ -90,6 +94,8 @@ def _utf8(
     data = data.removeprefix(b"\xef\xbb\xbf")
     if 0 < data.count(b"\r\n") < data.count(b"\n"):
         data = data.replace(b"\r\n", b"\n")
+    if 0 < len(_LONE_RETURN.findall(data)) < data.count(b"\n"):
+        data = _LONE_RETURN.sub(_RETURN.encode(), data)
     return data, encoding
 
 # %% ../../../notebooks/lib/data/reading/02_delimited.ipynb #340858e7
@@ -189,6 +195,8 @@ def read_delimited(
 ) -> tuple["pa.Table", dict[str, Any]]:  # text as it stands in the file, None where there is nothing; how it was read
     "Read a text file of rows; raises `DataError` that names the row that is wrong."
     import duckdb
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     data, encoding = _utf8(_decompressed(path), path, told.get("encoding"), guess)
     lines = data.splitlines(keepends=True)
@@ -211,6 +219,8 @@ def read_delimited(
         error = (int(rejected[0][0]) + offset, *rejected[0][1:])
         before = len(list(_records(data[:offset].decode(), dialect))) + header
         raise DataError(f"{path}: {_describe(error, data, dialect, len(names), before)}.")
+    if _RETURN.encode() in body:
+        table = pa.table([pc.replace_substring(column, _RETURN, "\r") for column in table.columns], names=names)
     how = {"format": "csv", "encoding": encoding, **dialect, "skip": above, "header": header}
     return table.rename_columns(names), how
 

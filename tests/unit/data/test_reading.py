@@ -564,3 +564,12 @@ def test_the_bundle_holds_what_training_read(tmp_path: Path) -> None:
         "n": {"type": "number", "group": ",", "symbol": "$"},
         "x": {"type": "number", "missing": ["?"]},
     }
+
+
+def test_a_return_within_a_line_is_a_character(tmp_path: Path) -> None:
+    """Where lines end by a line feed, quoted or not; where they end by it, it ends them."""
+    lines = ["name,y", *(f"row {k},{k % 3}" for k in range(60)), "a\rb,1", '"c\rd",2', '"e\nf",0']
+    (tmp_path / "a.csv").write_bytes("\n".join(lines).encode())
+    assert read_source(str(tmp_path / "a.csv")).table["name"].tolist()[-3:] == ["a\rb", "c\rd", "e\nf"]
+    (tmp_path / "b.csv").write_bytes("\r".join(lines[:61]).encode())
+    assert read_source(str(tmp_path / "b.csv")).table["name"].tolist() == [f"row {k}" for k in range(60)]
