@@ -21,6 +21,8 @@ from nbs_lib.models.encoding import MISSING_TIME, FeatureLayout
 from nbs_lib.models.onnx_export import exact_tree_conversion, export_graph, graph_feeds
 from nbs_lib.models.search import FittedCandidate, tune_candidate
 
+pytestmark = pytest.mark.xdist_group("graphs")  # each candidate is fitted once
+
 
 def toy(rows: int = 600, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
