@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -43,6 +44,7 @@ def warm(import_libraries: Callable[[], None]) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the debugger would warn of what it is not used for
     server = load_server()
     server._LIBRARIES += LIBRARIES
     server._import_libraries = warm(server._import_libraries)
