@@ -9,6 +9,7 @@ __all__ = ['PIPELINE_FOLDER', 'STUDIES_FOLDER', 'CYCLE_FOLDER', 'STAGE_FOLDERS',
 
 # %% ../../notebooks/lib/core/06_stages.ipynb #4445e999
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -109,10 +110,16 @@ def _module_file(name: str, root: Path) -> Path | None:
     return next((file for file in files if (root / file).is_file()), None)
 
 
+@functools.cache
+def _parsed(source: str) -> list[ast.stmt]:
+    "Parse a source once: nearly every stage imports the same modules."
+    return ast.parse(source).body
+
+
 def _imports(source: str, file: Path, root: Path) -> set[Path]:
     "List the files of `nbs_lib` that a source imports at its top level; raises `StageError` where one is missing."
     names: list[tuple[str, list[str]]] = []
-    for node in ast.parse(source).body:
+    for node in _parsed(source):
         if isinstance(node, ast.ImportFrom):
             package = file.parent.parts[: len(file.parent.parts) - node.level + 1] if node.level else ()
             names.append((".".join([*package, *filter(None, [node.module])]), [alias.name for alias in node.names]))

@@ -37,6 +37,7 @@ SERVER_ENV = "FORK_SERVER_SOCKET"  # the path of the server's socket
 _LIBRARIES = (
     "IPython.display",
     "duckdb",
+    "ipykernel.debugger",
     "ipykernel.ipkernel",
     "ipykernel.kernelapp",
     "jupyter_client.manager",
@@ -52,17 +53,30 @@ _LIBRARIES = (
     "sklearn.ensemble",
     "sklearn.linear_model",
     "sklearn.pipeline",
+    "sqlglot",
     "torch",
 )
 _MAX_MESSAGE = 1 << 20  # bytes
 _HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # while a fork still has the handlers of the server
 
 
+def _render_page() -> None:
+    "Render a notebook: what it is checked, shown and highlighted by is compiled once."
+    nbformat: Any = importlib.import_module("nbformat")
+    exporters: Any = importlib.import_module("nbconvert.exporters")
+    cells = [nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("two = 2  # three")]
+    node = nbformat.reads(nbformat.writes(nbformat.v4.new_notebook(cells=cells)), 4)
+    exporters.HTMLExporter().from_notebook_node(node)
+
+
 def _import_libraries() -> None:
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # of the debugger of kernels, which warns
     with warnings.catch_warnings(action="ignore"):
         for name in _LIBRARIES:
             with contextlib.suppress(ImportError):  # an extra that is not installed
                 importlib.import_module(name)
+        with contextlib.suppress(ImportError):
+            _render_page()
     gc.freeze()  # a fork need not look through what was there before it
 
 

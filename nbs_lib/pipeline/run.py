@@ -195,7 +195,9 @@ def _fill_store(
 ) -> None:
     "Let the local store of features follow the run; one that machines share is filled by `nbs materialize` alone."
     views, store = Path("data/features/views.json"), Path("served/features.sqlite")
-    if not settings.store.url and (not store.exists() or store.stat().st_mtime < views.stat().st_mtime):
+    if settings.store.url or not read_json(views):
+        return
+    if not store.exists() or store.stat().st_mtime < views.stat().st_mtime:
         from nbs_lib.features.materialize import materialize_views
 
         materialize_views(quiet=True)
