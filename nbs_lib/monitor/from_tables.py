@@ -21,8 +21,8 @@ from ..bundle.bundle import Bundle
 from ..core.errors import DataError, did_you_mean
 from ..core.files import read_table as read_training_set
 from ..core.files import sha256
-from ..data.reading.columns import Reading
 from ..data.reading.files import Raw, read_raw
+from ..data.reading.numbers import Reading
 from ..data.reading.tables import infer_table, settle_column
 from ..data.reading.times import MixedZonesError
 from ..data.roles import Roles

@@ -26,8 +26,8 @@ from ...bundle.layout import RowReader
 from ...core.errors import BundleError, DataError, UserError
 from ...core.files import atomic_write
 from ...data.arrays import missing_columns
-from ...data.reading.columns import Reading
 from ...data.reading.files import file_kind, find_files, read_raw
+from ...data.reading.numbers import Reading
 from ...data.reading.tables import settle_column
 from ...data.table import clean_column
 from ...features.online.lookup import open_lookup

@@ -36,7 +36,7 @@ def event_times(
     written = roles.columns.get(name, {}).get("format") or "ISO8601"
     if log_column(name) in rows:
         sent = rows[log_column(name)]
-        is_time = sent.dtype.kind == "M" or getattr(sent.dtype, "tz", None) is not None
+        is_time = sent.dtype.kind == "M"
         times = pd.to_datetime(sent, utc=True) if is_time else parse_times(sent, written, apart=True)[0]
     else:
         row_type = msgspec.defstruct("Row", [("at", Any, None)], rename={"at": name})
