@@ -144,6 +144,19 @@ def _values(column: pa.Array, form: str | None = None) -> Any:
     return np.where(times.notna(), times.astype(object), values)  # what is no such time may be ISO, or is refused
 
 
+def _free_name(name: str, taken: set[str]) -> str:
+    "Name a column of the answers otherwise."
+    while name in taken:
+        name = f"predicted_{name}"
+    return name
+
+
+def _say_once(sentence: str, warned: set[str]) -> None:
+    if sentence not in warned:
+        tqdm.write(f"nbs: {sentence}", file=sys.stderr)
+    warned.add(sentence)
+
+
 _LOOKUP_BATCH_ROWS = 1024  # rows that ask the store at once
 
 
@@ -151,6 +164,7 @@ def _predict_batch(
     ladder: FallbackLadder,  # on a bundle
     batch: pa.RecordBatch,  # key columns and inputs
     first: int,  # the number of its first row, counted from 1
+    warned: set[str],  # what was said already
 ) -> pa.RecordBatch:  # key, or row number, the answer, and where there is more than one rung, which one it came from
     "Answer one batch; raises `DataError` with column and row."
     bundle, names = ladder.bundle, batch.schema.names
@@ -163,7 +177,11 @@ def _predict_batch(
     flags = ["rung", "history"] if bundle.views else ["rung"] if bundle.schema.get("context") else []
     keys = {name: batch[name] for name in bundle.schema["key"] if name in names}
     number = {} if keys else {"row": np.arange(first, first + batch.num_rows)}
-    return pa.record_batch({**keys, **number, **bundle.to_columns(answer), **{name: answer[name] for name in flags}})
+    told = {**bundle.to_columns(answer), **{name: answer[name] for name in flags}}
+    renamed = {name: _free_name(name, {*keys, *told}) for name in told if name in keys}  # answers are joined by the key
+    for name, other in renamed.items():
+        _say_once(f"the key of the table has a column {name!r}, so that of the answers is named {other!r}.", warned)
+    return pa.record_batch({**keys, **number, **{renamed.get(name, name): told[name] for name in told}})
 
 # %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #39aedf46
 @contextlib.contextmanager
@@ -204,9 +222,7 @@ def predict_table(
 def _warn(ladder: FallbackLadder, warned: set[str]) -> None:
     "Say once why rows are answered on a lower rung."
     for reason in ladder.reasons.values():
-        if reason not in warned:
-            tqdm.write(f"nbs: {reason} Such rows are answered on a lower rung.", file=sys.stderr)
-        warned.add(reason)
+        _say_once(f"{reason} Such rows are answered on a lower rung.", warned)
 
 # %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #14de0aa4
 def _score_file(ladder: FallbackLadder, path: Path, out: Path | None) -> int:
@@ -217,7 +233,7 @@ def _score_file(ladder: FallbackLadder, path: Path, out: Path | None) -> int:
         progress = stack.enter_context(tqdm(desc=path.name, unit=" rows", disable=None))
         try:
             for batch in read_batches(ladder.bundle, path):
-                answered = _predict_batch(ladder, batch, rows + 1)
+                answered = _predict_batch(ladder, batch, rows + 1, warned)
                 _warn(ladder, warned)
                 writer = writer or stack.enter_context(_writer(place, out, answered.schema))
                 writer.write(answered)
