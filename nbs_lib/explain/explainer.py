@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ADDITIVITY_GAP', 'TREE_SHAP', 'PERMUTATION_SHAP', 'NO_MODEL', 'InputGroup', 'permutation_shap', 'gap',
-           'Explanation', 'Explainer', 'base_output', 'output_contributions']
+           'Explanation', 'spread_rows', 'Explainer', 'base_output', 'output_contributions']
 
 # %% ../../notebooks/lib/explain/03_explainer.ipynb #75e860f7
 import warnings
@@ -48,6 +48,9 @@ def _group_inputs(
 _N_PERMUTATIONS = 1  # random orders of the groups, each there and back: SHAP values are off by 2 % of their size then
 
 _Engine = Callable[[Mapping[str, Array]], tuple[Array, Array]]  # rows by kind: base [K], values [N, inputs, K]
+_MAX_CALL_VISITS = (
+    5e8  # visits of a node by a row and a row of the background, in one call: a longer one draws its progress
+)
 
 
 def _tree_shap(trees: TreeEnsemble, background: Mapping[str, Array], inputs: int) -> _Engine:
@@ -56,19 +59,28 @@ def _tree_shap(trees: TreeEnsemble, background: Mapping[str, Array], inputs: int
         warnings.simplefilter("ignore")  # it asks for widgets to draw its progress by
         import shap
 
-        explainer = shap.TreeExplainer({"trees": trees.trees}, data=trees.encoded(background))
+        usual = trees.encoded(background)
+        outputs = [shap.TreeExplainer({"trees": own}, data=usual) for own in trees.by_output()]
     place = np.zeros((len(trees.input_positions), inputs))
     place[np.arange(len(trees.input_positions)), trees.input_positions] = trees.slope
-    base = (np.atleast_1d(explainer.expected_value) + trees.offset) * trees.slope + trees.shift
+    expected = np.concatenate([np.atleast_1d(each.expected_value) for each in outputs])
+    base = (expected + trees.offset) * trees.slope + trees.shift
+    most = max(1, int(_MAX_CALL_VISITS / (trees.nodes * len(usual))))
 
     def explained(arrays: Mapping[str, Array]) -> tuple[Array, Array]:
-        seen = trees.encoded(arrays)
-        found = np.asarray(explainer.shap_values(seen, check_additivity=False)).reshape(len(seen), seen.shape[1], -1)
-        return base, np.einsum("nfk,fi->nik", found, place)
+        seen, found = trees.encoded(arrays), []
+        for start in range(0, len(seen), most):
+            some = seen[start : start + most]
+            each = [output.shap_values(some, check_additivity=False).reshape(some.shape) for output in outputs]
+            found.append(np.einsum("nfk,fi->nik", np.stack(each, axis=2), place))
+        return base, np.concatenate(found)
 
     return explained
 
 # %% ../../notebooks/lib/explain/03_explainer.ipynb #fb89279c
+_MAX_MIXED_CELLS = 2**24  # cells of the rows that a graph is asked at a time
+
+
 def permutation_shap(
     margin: Callable[[dict[str, Array]], Array],  # asks the graph: rows by kind to [N, 1 or K]
     background: Mapping[str, Array],  # rows by kind, shape [B, number of columns]
@@ -94,12 +106,18 @@ def permutation_shap(
     ends = np.cumsum([part.shape[1] for part in background.values()])[:-1]
     taken = dict(zip(background, np.split(lines, ends, axis=1), strict=True))
 
-    def one(row: Mapping[str, Array]) -> tuple[Array, Array]:
+    most = max(1, int(_MAX_MIXED_CELLS / (count * width)))
+
+    def some(row: Mapping[str, Array], part: slice) -> Array:
         mixed = {
-            kind: np.where(taken[kind][:, None], row[kind], part).reshape(-1, part.shape[1])
-            for kind, part in background.items()
+            kind: np.where(taken[kind][part, None], row[kind], usual).reshape(-1, usual.shape[1])
+            for kind, usual in background.items()
         }
-        value = margin(mixed).astype(np.float64).reshape(*known.shape[:2], count, -1).mean(axis=2)
+        return margin(mixed)
+
+    def one(row: Mapping[str, Array]) -> tuple[Array, Array]:
+        parts = [some(row, slice(start, start + most)) for start in range(0, len(lines), most)]
+        value = np.concatenate(parts).astype(np.float64).reshape(*known.shape[:2], count, -1).mean(axis=2)
         added, summed = np.diff(value, axis=1), np.zeros((width, value.shape[-1]))
         np.add.at(summed, steps, added)
         return value[0, 0], summed / len(steps)
@@ -145,6 +163,29 @@ def _max_gap(found: Explanation) -> float:
     return float(found.gap[np.isfinite(found.margin).all(axis=1)].max(initial=0.0))
 
 
+# By these counts of one core, and not by a clock, so that each machine explains the same rows.
+_VISITS_PER_S = 2e8  # of the nodes of trees, by a row and a row of the background
+_CELLS_PER_S, _BYTES_PER_CELL = (
+    2e8,
+    80,
+)  # cells of the rows that a graph is asked, and bytes of it that take as long as one
+_CHECK_S, _MIN_ROWS = 2.0, 8  # seconds that an explainer is tried for, and rows that are explained at least
+_MAX_ROW_S, _MIN_USUAL_ROWS = (
+    0.5,
+    10,
+)  # seconds of one row, from which on fewer rows of the background count, and how few
+
+
+def spread_rows(
+    arrays: Mapping[str, Array],  # rows by kind
+    most: int,  # rows
+) -> dict[str, Array]:
+    "Return all rows, or some that are spread evenly over them."
+    count = len(next(iter(arrays.values())))
+    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)) if count else np.zeros(0, int)
+    return {kind: part[chosen] for kind, part in arrays.items()}
+
+
 def _first_known(values: Array) -> int:
     "Return the first row that has a value; of texts, one with the most frequent value."
     if values.dtype == object:
@@ -171,18 +212,26 @@ class _GraphExplainer:
         seen = {kind: np.concatenate([part, past[kind][known]]) for kind, part in tried.items()}
         content = bundle.content(CONTEXT_GRAPH if context else REQUIRED_FILES[0]) or b""
         found = extract_tree_ensemble(content, seen, own)
-        self.method = TREE_SHAP
+        self.method, usual = TREE_SHAP, len(next(iter(background.values())))
         if found:
+            self.row_s = found.nodes * usual / _VISITS_PER_S
             self.engine = _tree_shap(found, background, len(self.places))
-            if _max_gap(self.explain(tried)) <= MAX_ADDITIVITY_GAP:
+            if _max_gap(self.explain(spread_rows(tried, self.affordable_rows(_CHECK_S)))) <= MAX_ADDITIVITY_GAP:
                 return
-        self.method = PERMUTATION_SHAP
+        asked = 2 * _N_PERMUTATIONS * len(self.places)  # rows, for each of the background
+        self.method, cells = PERMUTATION_SHAP, asked * (len(self.places) + len(content) / _BYTES_PER_CELL)
+        usual = max(min(usual, int(_MAX_ROW_S * _CELLS_PER_S / cells)), min(usual, _MIN_USUAL_ROWS))
+        self.row_s, background = cells * usual / _CELLS_PER_S, spread_rows(background, usual)
         where = {place: k for k, place in enumerate(self.places)}
         together = [[where[k] for k in group.inputs if k in where] for group in _group_inputs(layout)]
         self.engine = permutation_shap(lambda rows: self.ask(rows)[1], background, [each for each in together if each])
         few = {kind: part[-2:] for kind, part in tried.items()}
         if (worst := _max_gap(self.explain(few))) > MAX_ADDITIVITY_GAP:
             raise BundleError(f"bundle {bundle.id[:12]} can't be explained: its answers are missed by {worst:.1e}.")
+
+    def affordable_rows(self, seconds: float) -> int:
+        "Count the rows that are explained in so many seconds, by what one costs."
+        return max(_MIN_ROWS, int(seconds / self.row_s))
 
     def of(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         "Return the arrays that this graph takes."
@@ -214,6 +263,14 @@ class Explainer:
         if context not in self._graphs:
             self._graphs[context] = _GraphExplainer(self.bundle, self.cases, context)
         return self._graphs[context]
+
+    def affordable_rows(
+        self,
+        seconds: float,  # of one core
+        rung: str = "model",  # that answered them
+    ) -> int:
+        "Count the rows that can be explained in a time, by the size of the graph and of the background: 8 at least."
+        return self._of(rung == CONTEXT_RUNG).affordable_rows(seconds)
 
     def explain(
         self,

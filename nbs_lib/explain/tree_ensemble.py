@@ -31,6 +31,20 @@ class TreeEnsemble:
     _session: Any
     _encoded: str
 
+    @property
+    def nodes(self) -> int:
+        "The nodes of all trees."
+        return sum(len(tree["features"]) for tree in self.trees)
+
+    def by_output(self) -> list[list[dict[str, Array]]]:  # one list per class; one of two classes, and of a value
+        "Split the trees by the output that they score: TreeSHAP would walk each of them for every output."
+        split: list[list[dict[str, Array]]] = [[] for _ in self.offset]
+        for tree in self.trees:
+            for k in np.flatnonzero(tree["values"].any(axis=0)):
+                split[k].append(tree | {"values": tree["values"][:, [k]]})
+        nothing = self.trees[0] | {"values": np.zeros((len(self.trees[0]["values"]), 1))}
+        return [own or [nothing] for own in split]
+
     def encoded(
         self,
         arrays: Mapping[str, Array],  # what the graph takes, by kind
@@ -57,6 +71,7 @@ def extract_tree_ensemble(
         return None
     encoded = found[0].input[0]
     split = np.array(about["nodes_featureids"])[np.array(about["nodes_modes"]) != b"LEAF"]
+    del model.graph.output[:]  # else each encoding asks the trees too
     model.graph.output.append(onnx.helper.make_tensor_value_info(encoded, onnx.TensorProto.FLOAT, None))
     opened = inference_session(model.SerializeToString())
     input_positions = _encoded_input_positions(lambda arrays: opened.run([encoded], arrays)[0], rows, names)
@@ -66,6 +81,13 @@ def extract_tree_ensemble(
     return TreeEnsemble(*_read_trees(about), slope, shift, input_positions, opened, encoded)
 
 # %% ../../notebooks/lib/explain/02_tree_ensemble.ipynb #4ed94805
+def _places_by_id(ids: Array) -> dict[int, Array]:  # in the order of the ids
+    "Find where each id stands."
+    order = np.argsort(ids, kind="stable")
+    ends = np.flatnonzero(np.diff(ids[order])) + 1
+    return {int(ids[places[0]]): places for places in np.split(order, ends)}
+
+
 def _read_trees(about: Mapping[str, Any]) -> tuple[list[dict[str, Array]], Array]:
     "All trees, and the offset of the scores."
     kind = "class" if "class_ids" in about else "target"
@@ -73,14 +95,14 @@ def _read_trees(about: Mapping[str, Any]) -> tuple[list[dict[str, Array]], Array
     offset = np.array(about.get("base_values", [0.0]), dtype=np.float64)
     width = len(np.unique(of))
     of, offset = np.searchsorted(np.unique(of), of), (offset if len(offset) == width else np.zeros(width))
-    trees = np.array(about["nodes_treeids"])
+    nodes_of, scores_of = _places_by_id(np.array(about["nodes_treeids"])), _places_by_id(tree)
     parts = {name: np.array(about[name]) for name in about if name.startswith("nodes_") and name != "nodes_modes"}
     leaf = np.array([mode == b"LEAF" for mode in about["nodes_modes"]])
     found = []
-    for id in np.unique(trees):
-        own, scores = trees == id, tree == id
+    for id, own in nodes_of.items():
+        scores = scores_of[id]
         one = {name: values[own] for name, values in parts.items()}
-        values = np.zeros((int(own.sum()), width))
+        values = np.zeros((len(own), width))
         np.add.at(values, (np.searchsorted(one["nodes_nodeids"], node[scores]), of[scores]), score[scores])
         missing = np.where(one["nodes_missing_value_tracks_true"] == 1, one[_TRUE], one[_FALSE])
         branches = {"children_left": one[_TRUE], "children_right": one[_FALSE], "children_default": missing}
@@ -92,21 +114,36 @@ def _read_trees(about: Mapping[str, Any]) -> tuple[list[dict[str, Array]], Array
     return found, offset
 
 
+_NOTHING = {"numeric": np.float32(np.nan), "categorical": "", "time": MISSING_TIME}
+
+
+def _moved_columns(
+    encode: Any, rows: Mapping[str, Array], names: Mapping[str, Sequence[str]], changed: Array
+) -> Array:  # of bool
+    "Which encoded columns move when some inputs change: to nothing, to what other rows have, to 0."
+    usual, ends = encode(rows), np.cumsum([len(each) for each in names.values()])[:-1]
+    own, moved = dict(zip(names, np.split(changed, ends), strict=True)), np.zeros(0, dtype=bool)
+    values: list[dict[str, Any]] = [
+        _NOTHING,
+        {kind: part[::-1, own[kind]] for kind, part in rows.items()},
+        {"numeric": np.float32(0)},
+    ]
+    for value in values:
+        other = {kind: part.copy() for kind, part in rows.items()}
+        for kind in value.keys() & other.keys():
+            other[kind][:, own[kind]] = value[kind]
+        found = ~np.isclose(encode(other), usual, rtol=0, atol=0, equal_nan=True).all(axis=0)
+        moved = moved | found if len(moved) else found
+    return moved
+
+
 def _encoded_input_positions(encode: Any, rows: Mapping[str, Array], names: Mapping[str, Sequence[str]]) -> Array:
-    "Which input each encoded column is of: the one that moves it."
+    "Which input each encoded column is of, found by the bits of its number: half of all inputs change at a time."
     rows = {kind: part for kind, part in rows.items() if part.shape[1]}
-    usual = encode(rows)
-    input_positions, place = np.full(usual.shape[1], -1), 0
-    nothing = {"numeric": np.float32(np.nan), "categorical": "", "time": MISSING_TIME}
-    for kind, wanted in names.items():
-        for k in range(len(wanted)):
-            for value in (nothing[kind], rows[kind][::-1, k], np.float32(0) if kind == "numeric" else None):
-                if value is not None:
-                    other = rows[kind].copy()
-                    other[:, k] = value
-                    moved = ~np.isclose(encode({**rows, kind: other}), usual, rtol=0, atol=0, equal_nan=True).all(
-                        axis=0
-                    )
-                    input_positions[moved] = place
-            place += 1
-    return input_positions
+    places = np.arange(sum(len(each) for each in names.values()))
+    width = max(1, int(places[-1]).bit_length())
+    bits = [
+        sum(_moved_columns(encode, rows, names, (places >> k) % 2 == side) * (1 << k) for k in range(width))
+        for side in (0, 1)
+    ]
+    return np.where(bits[0] ^ bits[1] == (1 << width) - 1, bits[1], -1)  # both sides move it: it is of several inputs

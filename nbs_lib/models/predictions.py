@@ -49,11 +49,11 @@ def predictions_table(
     table: pd.DataFrame,  # the rows of the training set that were answered
 ) -> pd.DataFrame:  # _row, _split, _target, _block, then float64 columns for each candidate
     "Collect what each candidate answered, row by row."
-    found = table[["_row", "_split", "_target", "_block"]].reset_index(drop=True)
+    parts = [table[["_row", "_split", "_target", "_block"]].reset_index(drop=True)]
     for name, answer in answers.items():
         for key, values in {name: answer["output"], f"{name}@margin": answer["margin"]}.items():
-            found[prediction_columns(key, values.shape[1])] = values
-    return found
+            parts.append(pd.DataFrame(values, columns=prediction_columns(key, values.shape[1])))
+    return pd.concat(parts, axis=1)
 
 
 def candidate_names(

@@ -114,15 +114,24 @@ REGISTERED_FILE = Path(
 )  # what was registered last, relative to the root; it goes with the database
 
 # %% ../../notebooks/lib/registry/01_mlflow_client.ipynb #2726f1e8
-def _move_foreign_database(database: Path, experiment: str, artifacts: Path) -> None:
-    "Take a database away whose experiment writes its files to another project."
-    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-        rows = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", (experiment,)).fetchall()
-    if rows and rows[0][0] != artifacts.as_uri():
-        aside = database.with_name(f"{database.name}.moved")
-        warn(f"{database} was made for a project at another place: it is now {aside.name}, and a new one begins")
-        database.replace(aside)
-        (artifacts.parent / REGISTERED_FILE).unlink(missing_ok=True)
+_LOCATIONS = {  # the column of each table that says where files are
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+
+
+def _follow_project(database: Path, experiment: str, artifacts: Path) -> None:
+    "Let a database name its files where they are now, if the project lay elsewhere when it was last used."
+    place = artifacts.as_uri()
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        found = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", (experiment,)).fetchone()
+        if not found or found[0] == place:
+            return
+        for table, column in _LOCATIONS.items():
+            change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?"
+            connection.execute(change, (place, len(found[0]) + 1, len(found[0]) + 1, f"{found[0]}/"))
 
 
 def connect(
@@ -139,7 +148,7 @@ def connect(
     database, artifacts = Path(uri.removeprefix("sqlite:///")), root / "mlruns"
     with file_lock(root / ".nbs/mlflow.lock"):
         if database.exists() and not tracking.uri:
-            _move_foreign_database(database, tracking.experiment, artifacts)
+            _follow_project(database, tracking.experiment, artifacts)
         if not database.exists():
             _create_database(database)
         client = mlflow.MlflowClient(uri, uri)

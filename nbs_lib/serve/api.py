@@ -32,6 +32,7 @@ class ServiceState(Protocol):
     "What the routes need of the service: `nbs_lib.serve.asgi`."
 
     settings: ServeSettings
+    log_failure: str  # why answers are not logged; empty: they are
 
     @property
     def bundle(self) -> Bundle | None: ...  # None: nothing is served
@@ -233,7 +234,9 @@ def _add_monitoring_routes(app: FastAPI, state: ServiceState) -> None:
         "/readyz", tags=_MONITORING_TAGS, summary="Whether it can answer", response_class=Response, responses=either
     )
     async def readyz() -> Response:
-        return _error_response(503, why) if (why := state.ready) else _json({"ready": True})
+        if why := state.ready:
+            return _error_response(503, why)
+        return _json({"ready": True} | ({"log": state.log_failure} if state.log_failure else {}))
 
     text = _responses(text="text/plain", schema={"type": "string"})
 
@@ -318,7 +321,7 @@ def _add_page_routes(app: FastAPI, state: ServiceState, example_of: Callable[[Bu
     @app.get("/form", include_in_schema=False)
     async def form() -> Response:
         bundle = state.bundle
-        return _json(form_data(bundle, example_of(bundle), state.ready))
+        return _json(form_data(bundle, example_of(bundle), state.ready, state.log_failure))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

@@ -8,6 +8,7 @@ __all__ = ['WorkerState']
 # %% ../../notebooks/lib/serve/06_worker_state.ipynb #c5310f45
 import asyncio
 import secrets
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,22 @@ class WorkerState:
         self.draining = False
         self.failure = ""  # why the last champion could not be loaded
         self._failed: tuple[str, float, str] = ("", 0.0, "")  # its id, when, and why
-        add, log = self.worker_metrics.add, self.settings.log
-        self.log = (
-            PredictionLog(self.root / log, self.worker, told=lambda r, n: add("nbs_log_rows", r, by=n)) if log else None
-        )
+        self.log_failure = ""  # why the last rows could not be logged
+        log = self.settings.log
+        self.log = PredictionLog(self.root / log, self.worker, told=self._logged) if log else None
         self.records = AnswerRecorder(self.worker_metrics, self.worker, self.log)
         self.batcher = RequestBatcher(
             self.settings, self.worker_metrics, self.records, lambda: self.served, self._prior()
         )
+
+    def _logged(self, result: str, rows: int) -> None:
+        "Count rows that the log has written or lost; where it begins to lose them, say so once."
+        self.worker_metrics.add("nbs_log_rows", result, by=rows)
+        before, self.log_failure = self.log_failure, ""
+        if result == "lost" and self.log:
+            self.log_failure = f"answers are not logged: {self.log.folder} can't be written ({self.log.reason})."
+            if not before:
+                print(f"nbs: {self.log_failure}", file=sys.stderr, flush=True)
 
     def _prior(self) -> PriorResponseWriter | None:
         "Load the prior that answers while there is no champion, where the settings allow it."

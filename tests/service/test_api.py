@@ -157,3 +157,22 @@ def test_a_token_is_asked_for(tmp_path: Path) -> None:
         assert running.call("/predict", ROW)[0] == running.call("/feedback", ROW)[0] == 401
         page = running.call("/")[1]
         assert "Token" in page  # the page asks for it
+
+
+def test_a_log_that_can_not_be_written_is_said_once(tmp_path: Path) -> None:
+    """On standard error, by `/readyz` and to the page, until rows are written again; answers come all the same."""
+    root = make_project(tmp_path / "a project", TOLD)
+    log = root / "served/log"
+    log.write_text("a file stands where the folder should")
+    with serve(root) as running:
+        assert "log" not in running.call("/readyz")[1]
+        for lost in (1, 2, 3):
+            assert running.call("/predict", ROW)[0] == 200
+            until(lambda lost=lost: running.metric("nbs_log_rows_total", result="lost") == lost)
+        said = running.call("/readyz")[1]["log"]
+        assert said.startswith("answers are not logged: served/log can't be written (FileExistsError")
+        assert running.call("/form")[1]["log"] == said
+        assert running.said().count("answers are not logged") == 1
+        log.unlink()
+        assert running.call("/predict", ROW)[0] == 200
+        until(lambda: running.call("/readyz")[1] == {"ready": True})

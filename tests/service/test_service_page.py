@@ -9,6 +9,7 @@ from helpers.bundles import ladder_cases
 from helpers.chromium import Chromium
 from helpers.services import ROW, SCRIPT, TOLD, Running, make_empty, make_project, promote
 from helpers.services import service as serve
+from helpers.waiting import until
 
 from nbs_lib.pages.theme import COLORS
 
@@ -101,6 +102,19 @@ def test_another_model_that_explains_is_named(tmp_path: Path, browser: Chromium)
         told = browser.see(WHY)
     assert f"The answer above came from the model {before}." in told
     assert f"This is what {now} says." in told
+
+
+def test_answers_that_are_not_logged_are_said(tmp_path: Path, browser: Chromium) -> None:
+    root = make_project(tmp_path / "a project", TOLD)
+    (root / "served/log").touch()  # a file where the folder should be
+    with serve(root) as running:
+        running.call("/predict", ROW)
+        until(lambda: running.call("/form")[1]["log"])
+        browser.open(running.url)
+        browser.wait("document.querySelector('#answer .badge')")
+        told = browser.see("document.querySelector('#answer').innerText")
+    assert "NOT LOGGED" in told
+    assert "served/log can't be written" in told
 
 
 def test_less_than_the_best_answer_is_said(service: Running, browser: Chromium) -> None:

@@ -38,6 +38,7 @@ class ExplainReport:
     checks: Sequence[Mapping[str, Any]]  # of the explanations
     cost: MistakeCosts | None
     threshold: float | None = None  # of two classes: from where on a row counts
+    left_out: str = ""  # of the drivers, for time
 
 
 def _target_phrase(story: ExplainReport) -> str:
@@ -211,10 +212,9 @@ def drivers_table(
     longest = max((each.points for each in some), default=0.0) or 1.0
     lines = [[_driver_words(each, each.points / longest), format_number(each.points, exact)] for each in some]
     listed = blocks.table_block(["what, and which way", _points_unit(story)], lines)
-    if not rest:
-        return listed
-    more = f"{len(rest)} more, each with {format_number(rest[0].points, exact)} at most."
-    return Block(listed.code + small_note(more).code)
+    more = f"{len(rest)} more, each with {format_number(rest[0].points, exact)} at most." if rest else ""
+    notes = [small_note(note).code for note in (more, story.left_out) if note]
+    return Block("".join([listed.code, *notes]))
 
 
 def _driver_words(driver: Driver, share: float) -> tuple[object, ...]:

@@ -30,11 +30,15 @@ from ...models.onnx_export import export_graph
 from ...models.search import FittedCandidate, Trial, refit
 
 # %% ../../../notebooks/lib/explain/report/04_sanity_checks.ipynb #d103536c
+_MAX_S = 3.0  # seconds that a check may explain for
+
+
 def check_additivity(
     explainer: Explainer,
     rows: int = 200,  # past cases, at most
 ) -> Check:
     "Whether explanations add up to the answers, on rows that training did not see."
+    rows = min(rows, explainer.affordable_rows(_MAX_S))
     arrays = {kind: part[:rows] for kind, part in explainer.cases.past.items()}
     found = explainer.explain(arrays, strict=False)
     answered = np.isfinite(found.margin).all(axis=1)  # a graph may give no number where something is missing
@@ -111,6 +115,7 @@ def group_importance(
     rows: int = _EXPLAINED_ROWS,  # past cases, at most
 ) -> dict[str, float]:  # by the code of each group, the largest first: the mean size, in units of the margin
     "How much each group moves the answers."
+    rows = min(rows, explainer.affordable_rows(_MAX_S))
     found = explainer.explain({kind: part[:rows] for kind, part in explainer.cases.past.items()})
     mean = np.abs(explainer.grouped(found.values)).mean(axis=(0, 2))
     order = np.argsort(-mean, kind="stable")
@@ -122,6 +127,18 @@ def _with_planted_column(roles: Roles, name: str) -> Roles:
 
 # %% ../../../notebooks/lib/explain/report/04_sanity_checks.ipynb #56c40441
 _MIN_SHARE_ABOVE_NOISE = 0.9  # share of all movement that has to lie above the noise
+_MAX_CLASSES = 8  # that are tried: each is learned and explained by trees of its own
+
+
+def _most_frequent_classes(roles: Roles, table: pd.DataFrame) -> tuple[Roles, pd.DataFrame]:
+    "Keep the rows of a few classes where there are many."
+    if len(roles.classes) <= _MAX_CLASSES:
+        return roles, table
+    counts = np.bincount(table.loc[table["_split"] == "train", "_target"], minlength=len(roles.classes))
+    kept = np.sort(np.argsort(-counts, kind="stable")[:_MAX_CLASSES])
+    some = table[table["_target"].isin(kept)]
+    renumbered = some.assign(_target=np.searchsorted(kept, some["_target"]))
+    return dataclasses.replace(roles, classes=[roles.classes[k] for k in kept]), renumbered
 
 
 def check_planted_columns(
@@ -133,6 +150,7 @@ def check_planted_columns(
 ) -> list[Check]:  # two; that of the noise names the groups `below` it
     "Whether noise comes last, and whether a leak is found and named."
     rng = np.random.default_rng([seed, *b"planted"])  # a column that was made up from the same seed would be the noise
+    many, (roles, table) = len(roles.classes), _most_frequent_classes(roles, table)
     target = table["_target"].to_numpy(np.float64)
     noise = rng.normal(size=len(table)).astype(np.float32)
     leak = (target + _LEAK_NOISE_STD * target.std() * rng.normal(size=len(table))).astype(np.float32)
@@ -146,7 +164,8 @@ def check_planted_columns(
             candidate, params, _with_planted_column(roles, PLANTED_LEAK), table.assign(**{PLANTED_LEAK: leak}), seed
         )
     )
-    return [_noise_check(blind), _leak_check(told)]
+    few = f" Tried on the {len(roles.classes)} most frequent of {many} classes." if len(roles.classes) < many else ""
+    return [each | {"sentence": each["sentence"] + few} for each in (_noise_check(blind), _leak_check(told))]
 
 
 def _noise_check(found: Mapping[str, float]) -> Check:

@@ -111,6 +111,19 @@ def _values(column: pa.Array) -> Any:
     return known.to_numpy(zero_copy_only=False)
 
 
+def _free_name(name: str, taken: set[str]) -> str:
+    "Name a column of the answers otherwise."
+    while name in taken:
+        name = f"predicted_{name}"
+    return name
+
+
+def _say_once(sentence: str, warned: set[str]) -> None:
+    if sentence not in warned:
+        tqdm.write(f"nbs: {sentence}", file=sys.stderr)
+    warned.add(sentence)
+
+
 _LOOKUP_BATCH_ROWS = 1024  # rows that ask the store at once
 
 
@@ -118,6 +131,7 @@ def _predict_batch(
     ladder: FallbackLadder,  # on a bundle
     batch: pa.RecordBatch,  # key columns and inputs
     first: int,  # the number of its first row, counted from 1
+    warned: set[str],  # what was said already
 ) -> pa.RecordBatch:  # key, or row number, the answer, and where there is more than one rung, which one it came from
     "Answer one batch; raises `DataError` with column and row."
     bundle, names = ladder.bundle, batch.schema.names
@@ -130,7 +144,11 @@ def _predict_batch(
     flags = ["rung", "history"] if bundle.views else ["rung"] if bundle.schema.get("context") else []
     keys = {name: batch[name] for name in bundle.schema["key"] if name in names}
     number = {} if keys else {"row": np.arange(first, first + batch.num_rows)}
-    return pa.record_batch({**keys, **number, **bundle.to_columns(answer), **{name: answer[name] for name in flags}})
+    told = {**bundle.to_columns(answer), **{name: answer[name] for name in flags}}
+    renamed = {name: _free_name(name, {*keys, *told}) for name in told if name in keys}  # answers are joined by the key
+    for name, other in renamed.items():
+        _say_once(f"the key of the table has a column {name!r}, so that of the answers is named {other!r}.", warned)
+    return pa.record_batch({**keys, **number, **{renamed.get(name, name): told[name] for name in told}})
 
 # %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #39aedf46
 @contextlib.contextmanager
@@ -171,9 +189,7 @@ def predict_table(
 def _warn(ladder: FallbackLadder, warned: set[str]) -> None:
     "Say once why rows are answered on a lower rung."
     for reason in ladder.reasons.values():
-        if reason not in warned:
-            tqdm.write(f"nbs: {reason} Such rows are answered on a lower rung.", file=sys.stderr)
-        warned.add(reason)
+        _say_once(f"{reason} Such rows are answered on a lower rung.", warned)
 
 # %% ../../../notebooks/lib/serve/clients/01_batch_predict.ipynb #14de0aa4
 def _score_file(ladder: FallbackLadder, name: str, out: Path | None) -> int:
@@ -184,7 +200,7 @@ def _score_file(ladder: FallbackLadder, name: str, out: Path | None) -> int:
         progress = stack.enter_context(tqdm(desc=Path(name).name, unit=" rows", disable=None))
         try:
             for batch in read_batches(ladder.bundle, name):
-                answered = _predict_batch(ladder, batch, rows + 1)
+                answered = _predict_batch(ladder, batch, rows + 1, warned)
                 _warn(ladder, warned)
                 writer = writer or stack.enter_context(_writer(place, out, answered.schema))
                 writer.write(answered)

@@ -23,6 +23,7 @@ def form_data(
     bundle: Bundle | None,  # None: nothing is served
     usual: Mapping[str, Any],  # the row that the fields hold at first
     ready: str = "",  # why the service isn't ready; empty: it is
+    log: str = "",  # why answers are not logged; empty: they are
 ) -> dict[str, Any]:  # what JSON can hold
     "Collect what the page needs to know of the served model."
     if bundle is None:
@@ -52,7 +53,7 @@ def form_data(
         "rungs": RUNG_DESCRIPTIONS,
         "history": "".join(units) if len(units) == 1 else "",
     }
-    return {"ready": ready, "fields": fields, "views": views, **rest}
+    return {"ready": ready, "log": log, "fields": fields, "views": views, **rest}
 
 # %% ../../../notebooks/lib/serve/web/04_form.ipynb #4ae8b546
 _STYLE = STYLE_SHEET + static("form.css")

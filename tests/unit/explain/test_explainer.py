@@ -16,7 +16,7 @@ from nbs_lib.explain.explainer import (
     base_output,
     output_contributions,
 )
-from nbs_lib.explain.report.drivers import find_drivers
+from nbs_lib.explain.report.drivers import find_drivers, left_out_note
 from nbs_lib.explain.report.sanity_checks import (
     PLANTED_LEAK,
     PLANTED_NOISE,
@@ -26,6 +26,7 @@ from nbs_lib.explain.report.sanity_checks import (
     fit_explainer,
     group_importance,
 )
+from nbs_lib.explain.tree_ensemble import _encoded_input_positions, extract_tree_ensemble
 
 TASKS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"], "regression": []}
 MODELS = {
@@ -145,3 +146,75 @@ def test_drivers_say_which_way() -> None:
     assert re.fullmatch(
         r"more probable: in the (evening|afternoon).*; less probable: (at night|in the morning).*", told["at"].way
     )
+
+
+def many_classes(classes: int) -> tuple[Roles, pd.DataFrame]:
+    """The made-up table, with its score cut into so many classes."""
+    table = made_up("regression")
+    table["_target"] = np.digitize(table["_target"], np.quantile(table["_target"], np.arange(1, classes) / classes))
+    told = Roles("made up", "y", "multiclass", [f"c{k}" for k in range(classes)], columns=roles("binary").columns)
+    return told, table
+
+
+def test_of_many_classes_each_tree_is_walked_once_and_the_checks_try_a_few() -> None:
+    import shap
+
+    told, table = many_classes(12)
+    explainer = fit_explainer(*candidate("hgb_small"), told, table)
+    arrays = {kind: part[:5] for kind, part in explainer.cases.past.items()}
+    trees = extract_tree_ensemble(explainer.bundle.content("model.onnx") or b"", arrays, explainer.bundle.names)
+    assert trees
+    assert sum(len(own) for own in trees.by_output()) == len(trees.trees)
+    background = trees.encoded(explainer.cases.background)
+    whole = shap.TreeExplainer({"trees": trees.trees}, data=background).shap_values(
+        trees.encoded(arrays), check_additivity=False
+    )
+    parts = [
+        shap.TreeExplainer({"trees": own}, data=background).shap_values(trees.encoded(arrays), check_additivity=False)
+        for own in trees.by_output()
+    ]
+    assert np.array_equal(np.stack(parts, axis=2), whole)
+    assert explainer.explain(arrays).gap.max() <= MAX_ADDITIVITY_GAP
+    noise, leak = check_planted_columns(*candidate("hgb_small"), told, table)
+    assert leak["passed"]
+    assert noise["sentence"].endswith(" Tried on the 8 most frequent of 12 classes.")
+
+
+def test_what_is_explained_is_bounded_by_what_it_costs() -> None:
+    """By counts, not by a clock: the same rows on each machine; and the page says how many."""
+    told = roles("binary")
+    explainer = fit_explainer(*candidate("hgb_small"), told, made_up("binary"))
+    assert left_out_note(explainer) == ""
+    graph = explainer._graphs[False]
+    graph.row_s = 0.5
+    assert explainer.affordable_rows(10) == 20
+    assert explainer.affordable_rows(1) == 8
+    assert left_out_note(explainer) == "Told from 20 rows, not from 100: a model of this size takes long to explain."
+    assert len(find_drivers(explainer, told)) == len(KINDS)
+    assert "on 8 rows" in check_additivity(explainer)["sentence"]
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(200, 20), (2000, 10)])
+def test_of_a_wide_table_fewer_rows_of_the_background_count(columns: int, rows: int) -> None:
+    kinds = dict.fromkeys([f"c{k}" for k in range(columns)], "numeric")
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(120, columns)).astype(np.float32), columns=list(kinds))
+    table = table.assign(_target=(table["c0"] > 0).astype(int), _split=np.where(np.arange(120) < 90, "train", "valid"))
+    explainer = fit_explainer(*candidate("linear"), roles("binary", kinds), table)
+    asked: list[int] = []
+    ask = explainer.bundle.ask
+    graph = explainer._graphs[False]
+    graph.ask = lambda given, *more: asked.append(len(given["numeric"])) or ask(given, *more)
+    explainer.explain({kind: part[:1] for kind, part in explainer.cases.past.items()})
+    assert sum(asked) - 1 == 2 * (columns + 1) * rows
+    assert max(asked) * columns <= 2**24 + 2 * columns * rows
+
+
+def test_a_column_of_several_inputs_has_no_place() -> None:
+    rows = {"numeric": np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)}
+    found = _encoded_input_positions(
+        lambda given: np.stack([*given["numeric"].T, given["numeric"].sum(axis=1), np.ones(9)], axis=1),
+        rows,
+        {"numeric": ["a", "b", "c"], "categorical": []},
+    )
+    assert found.tolist() == [0, 1, 2, -1, -1]

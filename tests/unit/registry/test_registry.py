@@ -1,11 +1,13 @@
 """A bundle is registered once, the champion is served whole, and both survive whatever happens in between."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import numpy as np
@@ -208,15 +210,21 @@ def test_two_at_once(here: Path) -> None:
     assert Bundle.open(champion_path()).id == Bundle.open(BUNDLE).id
 
 
-def test_a_moved_project_registers_in_its_new_database(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_at_two_paths_in_turn_loses_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a host and a container see it, also where one path begins as the other does."""
     register(BUNDLE, decision())
-    moved = here.parent / "moved"
-    here.rename(moved)
-    monkeypatch.chdir(moved)
-    assert register(BUNDLE, decision()) == "unchanged"
-    connect(TrackingSettings())  # a run is logged: the old database is put aside
-    assert register(BUNDLE, decision()) == "champion"
-    assert len(versions()) == 1
+    first = versions()
+    for place in (here.parent / f"{here.name}_moved", here):
+        Path.cwd().rename(place)
+        monkeypatch.chdir(place)
+        client, _ = connect(TrackingSettings())  # a run is logged
+        assert register(BUNDLE, decision()) == "unchanged"
+        assert [each.version for each in versions()] == [each.version for each in first]
+        assert client.get_model_version_by_alias("nbs", "champion").version == first[0].version
+        with sqlite3.connect("mlflow.db") as database:
+            ((location,),) = database.execute("SELECT storage_location FROM model_versions").fetchall()
+        (manifest,) = Path(unquote(urlsplit(location).path)).rglob("manifest.json")
+        assert manifest.is_relative_to(place / "mlruns")
 
 
 def test_a_database_that_was_deleted_is_filled_again(here: Path) -> None:

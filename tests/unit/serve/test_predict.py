@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,39 @@ def test_a_csv_file(here: Path) -> None:
     assert scored["number"].tolist() == ["1", "2", "3"]
     assert scored["class"].tolist() == ["yes", "no", "yes"]
     np.testing.assert_allclose(scored["probability"], PROBABILITIES, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("key", "task"), [(["class", "margin"], "binary"), (["value"], "regression"), (["rung"], "ladder")]
+)
+def test_a_key_named_as_a_column_of_the_answers(
+    blank_project: Path,
+    capsys: pytest.CaptureFixture[str],
+    key: list[str],
+    task: str,
+    suffix: str,
+) -> None:
+    """The key keeps its name and its values: they are what answers are joined by."""
+    if task == "ladder":
+        make_ladder_bundle(Path("models/bundle"))
+        schema = json.loads(Path("models/bundle/schema.json").read_text())
+        make_ladder_bundle(Path("models/bundle"), schema=schema | {"key": key})
+        store_of(blank_project)
+        row = {"width": 1, "maker": "m1", "place": 7, "made": "1971-01-01"}
+        rows = [row | dict.fromkeys(key, f"k{n}") for n in range(3)]
+    else:
+        make_bundle(Path("models/bundle"), schema=SCHEMA | {"task": task, "key": key})
+        rows = [row | dict.fromkeys(key, f"k{n}") for n, row in enumerate(ROWS)]
+    deploy_bundle("models/bundle")
+    out = OUT.with_suffix(suffix)
+    predict_table(write_rows(blank_project / "t.csv", rows), out)
+    scored = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    for name in key:
+        assert scored[name].tolist() == ["k0", "k1", "k2"]
+        assert f"predicted_{name}" in scored
+    said = capsys.readouterr().err
+    assert said.count("so that of the answers is named") == len(key)
 
 
 @pytest.mark.parametrize("form", ["plain", "zones", "category", "decimal"])

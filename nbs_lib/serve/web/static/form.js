@@ -304,6 +304,7 @@ async function start() {
     if (!served) $("answer").replaceChildren();
     draw(said);
     if (said.ready) note("warn", "\u25B2 NOT READY", "The service is not ready.", sentence(said.ready));
+    else if (said.log) note("warn", "\u25B2 NOT LOGGED", "No answer can be found again, or learned from.", sentence(said.log));
     return;
   }
   const next = make("p", { class: "next" }, "This page looks again by itself, and shows the form once there is one.");
