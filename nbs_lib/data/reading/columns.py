@@ -164,7 +164,8 @@ def _said_missing(column: TextColumn, gone: list[str], reading: Reading) -> Read
     if not gone or reading["type"] == "text":
         return reading
     rows = round(column.share(gone) * (len(column.texts) - column.texts.null_count))
-    said = f"{gone[0]!r} (row {column.row(gone)}; {format_count(rows, 'such row')}) is read as missing"
+    marks = ", ".join(map(repr, gone[:5]))
+    said = f"{marks} ({format_count(rows, 'row')}, first in row {column.row(gone)}) is read as missing"
     column.say(f"read as {_PLURALS[reading['type']]}: {said}", "text")
     return reading | {"missing": [*column.words, *gone]}
 
