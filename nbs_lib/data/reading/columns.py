@@ -10,11 +10,13 @@ __all__ = ['MISSING_WORDS', 'MISSING_MARKS', 'TYPES', 'missing_words', 'without_
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import DataError, ParamsError, did_you_mean
 from ...core.format import format_count
 from nbs_lib.data.reading.numbers import (
+    MAX_NAMES,
     PLAIN_NUMBER,
     Reading,
     first_row,
@@ -76,13 +78,20 @@ class TextColumn:
     texts: "pa.ChunkedArray"  # None where missing
     words: tuple[str, ...]  # that mean missing
     typed: bool  # text by its type, not because the file has nothing else
-    distinct: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:  # also of a copy with other texts
+    @cached_property
+    def distinct(self) -> list[str]:
+        "The different texts, in their order; of many numbers they take room."
         import pyarrow.compute as pc
 
-        self.distinct = [text for text in pc.unique(self.texts).to_pylist() if text is not None]
+        return [text for text in pc.unique(self.texts).to_pylist() if text is not None]
+
+    def first_texts(self) -> list[str]:  # 200 at most
+        "Return some of the different texts."
+        import pyarrow.compute as pc
+
+        return [text for text in pc.unique(self.texts[:10_000]).to_pylist() if text is not None][:200]
 
     def share(self, fitting: Iterable[str]) -> float:  # of the rows that are not missing
         "Return the share of the rows that hold one of some texts."
@@ -109,7 +118,7 @@ def _plain_reading(column: TextColumn, target: bool, mark: str) -> Reading | Non
     "Read plain numbers, and words for true and false; None where there are others."
     import pyarrow.compute as pc
 
-    if not column.distinct:
+    if column.texts.null_count == len(column.texts):
         return {"type": "text" if column.typed else "number"}
     trimmed = pc.utf8_trim_whitespace(column.texts)
     if pc.all(pc.match_substring_regex(trimmed, PLAIN_NUMBER)).as_py():
@@ -119,7 +128,7 @@ def _plain_reading(column: TextColumn, target: bool, mark: str) -> Reading | Non
             if why := why_code(trimmed, target):
                 column.say(f"taken as text: {why}", "number")
                 return {"type": "text"}
-        elif twins := number_twins(column.distinct):
+        elif pc.count_distinct(trimmed).as_py() <= MAX_NAMES and (twins := number_twins(column.distinct)):
             column.say(f"read as numbers: {twins[0]!r} and {twins[1]!r} are one", "text")
         elif mark == "," and (reading := number_reading(column.distinct, mark)) and "group" in reading:
             return _said_number(column, reading)
@@ -164,7 +173,8 @@ def _said_missing(column: TextColumn, gone: list[str], reading: Reading) -> Read
     if not gone or reading["type"] == "text":
         return reading
     rows = round(column.share(gone) * (len(column.texts) - column.texts.null_count))
-    said = f"{gone[0]!r} (row {column.row(gone)}; {format_count(rows, 'such row')}) is read as missing"
+    marks = ", ".join(map(repr, gone[:5]))
+    said = f"{marks} ({format_count(rows, 'row')}, first in row {column.row(gone)}) is read as missing"
     column.say(f"read as {_PLURALS[reading['type']]}: {said}", "text")
     return reading | {"missing": [*column.words, *gone]}
 
@@ -211,7 +221,11 @@ def _text_reading(column: TextColumn) -> Reading:
 
 def _without_marks(column: TextColumn) -> tuple[TextColumn, list[str]]:
     "Take the marks of missing values out, where they are few enough; the rest, and the marks."
-    gone = [text for text in column.distinct if text.strip() in _GONE]
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    marked = pc.is_in(pc.utf8_trim_whitespace(column.texts), pa.array(sorted(_GONE)))
+    gone = pc.unique(column.texts.filter(marked)).to_pylist()
     if not gone or column.share(gone) > 1 - _FITTING:
         return column, []
     return replace(column, texts=without_missing(column.texts, gone)), gone

@@ -188,6 +188,24 @@ def _describe(
     return f"{found}: correct that row"
 
 # %% ../../../notebooks/lib/data/reading/02_delimited.ipynb #a6f49ea3
+def _offset_of_line(data: bytes, number: int) -> int:
+    "Return where the line after some lines begins."
+    return sum(len(line) for line in itertools.islice(io.BytesIO(data), number))
+
+
+def _header_offset(data: bytes) -> int:
+    "Return where the header begins: below blank lines and comments; a line with as many separators as the next is one."
+    offset, comment, above = 0, 0, b""
+    for line in io.BytesIO(data):
+        if line[:1] == b"#":
+            comment, above = offset, line
+        elif line.strip():
+            separators = [mark for mark in b",;\t|" if 0 < line.count(mark) == above.count(mark)]
+            return comment if separators else offset
+        offset += len(line)
+    return 0
+
+
 def read_delimited(
     path: Path,  # a text file of rows, compressed or not
     told: Mapping[str, Any],  # `data.read`: separator, quote, encoding, header, skip
@@ -199,29 +217,26 @@ def read_delimited(
     import pyarrow.compute as pc
 
     data, encoding = _utf8(_decompressed(path), path, told.get("encoding"), guess)
-    lines = data.splitlines(keepends=True)
-    above = int(told.get("skip", 0)) or next(
-        (n for n, line in enumerate(lines) if line.strip(b"\r\n \t") and line[:1] != b"#"), 0
-    )
-    body = b"".join(lines[above:])
+    offset = _offset_of_line(data, told["skip"]) if told.get("skip") else _header_offset(data)
+    body = data[offset:]
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(config={"threads": 1}) as db:
         file = str(Path(folder, "table.csv"))
         Path(file).write_bytes(body)
         dialect = _dialect(db, file, told)
-        names = next(_records(body.decode(errors="replace"), dialect), [])
+        beginning = body if len(body) < 2**20 or body.count(b"\n", 0, 2**20) < 2 else body[: 2**20]
+        names = next(_records(beginning.decode(errors="replace"), dialect), [])
         header = bool(told.get("header", True))
         names = names if header else [f"column {position}" for position, _ in enumerate(names, 1)]
         table = _read_text(db, file, dialect, len(names), header, path)
         query = "SELECT line_byte_position, error_type, csv_line FROM reject_errors ORDER BY line_byte_position"
         rejected = db.execute(query).fetchall()
     if rejected:
-        offset = len(b"".join(lines[:above]))
         error = (int(rejected[0][0]) + offset, *rejected[0][1:])
         before = len(list(_records(data[:offset].decode(), dialect))) + header
         raise DataError(f"{path}: {_describe(error, data, dialect, len(names), before)}.")
     if _RETURN.encode() in body:
         table = pa.table([pc.replace_substring(column, _RETURN, "\r") for column in table.columns], names=names)
-    how = {"format": "csv", "encoding": encoding, **dialect, "skip": above, "header": header}
+    how = {"format": "csv", "encoding": encoding, **dialect, "skip": data.count(b"\n", 0, offset), "header": header}
     return table.rename_columns(names), how
 
 

@@ -171,7 +171,8 @@ def _inferred_text(
     reading = told_reading(column, str(asked), mark) if asked else infer_reading(column, mark, target)
     if words is not None:
         reading = {"missing": list(words)} | reading
-    levels = [] if reading["type"] != "text" or target or asked or len(column.distinct) > MAX_NAMES else column.distinct
+    names = reading["type"] == "text" and not target and not asked and len(column.distinct) <= MAX_NAMES
+    levels = column.distinct if names else []
     if twins := spelling_twins(levels):
         said = f"{twins[0][:40]!r} and {twins[1][:40]!r} differ only by case or blanks, and are learned as two"
         column.notes.append(f"Column {column.name!r}: {said}.")
@@ -212,7 +213,7 @@ def _decimal(columns: Mapping[str, TextColumn], told: Mapping[str, Any], how: Ma
     if "decimal" in told:
         return str(told["decimal"])
     default = "," if how.get("separator") == ";" else "."
-    return decimal_mark([column.distinct[:200] for column in columns.values() if not column.typed], default)
+    return decimal_mark([column.first_texts() for column in columns.values() if not column.typed], default)
 
 # %% ../../../notebooks/lib/data/reading/06_tables.ipynb #ce8fad29
 def _text_columns(raw: Raw, told: Mapping[str, Any]) -> dict[str, TextColumn]:

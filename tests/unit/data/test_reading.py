@@ -451,6 +451,7 @@ def test_the_row_and_the_line_that_are_wrong_are_named(tmp_path: Path, content: 
     [
         (b'a,b\n1,5" pipe\n2,x\n', {"a": [1, 2], "b": ['5" pipe', "x"]}),
         (b"# made by hand\na,b\n1,x\n", {"a": [1], "b": ["x"]}),
+        (b"# made, by hand\n\n#a,b\n1,x\n", {"#a": [1], "b": ["x"]}),
         (b"a,b\r\n1,x\n2,y\r\n", {"a": [1, 2], "b": ["x", "y"]}),
         (b'a,b\n1,"say \\"x\\""\n', {"a": [1], "b": ['say "x"']}),
         ("a,b\n1,Müller\n".encode("cp1252"), {"a": [1], "b": ["Müller"]}),
