@@ -47,7 +47,7 @@ class _BenchTarget(StrEnum):
 
 
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
-_BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_tables"}
+_BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates"}
 
 
 @app.command("run")

@@ -95,22 +95,30 @@ def read_table(
     roles: Roles | None = None,  # how training read its table
 ) -> pd.DataFrame:
     "Read a table as training read its own; raises `DataError` where it is missing, empty or damaged."
-    raw = read_raw(path, roles.read.get("given", {}) if roles else {})
+    given = roles.read.get("given", {}) if roles else {}
+    raw = read_raw(path, given)
     names = raw.table.column_names
     if doubled := [name for position, name in enumerate(names) if name in names[:position]]:
         raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")
-    readings = roles.readings if roles else {}
+    readings, target = (roles.readings, roles.target) if roles else ({}, None)
+    by_column = {key: {n: v for n, v in told.items() if n in names} for key, told in given.items() if _is_mapping(told)}
+    unread = [name for name in names if name not in readings and name != target]
     try:
-        found = infer_table(raw, str(path), {}).table
+        found = infer_table(raw, str(path), given | by_column, target, unread).table
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    columns = {name: found[name] if name in raw.untyped else raw.table[name] for name in names}
+    names = found.column_names  # without what only counts the rows
+    columns = {name: found[name] if name in raw.untyped or name == target else raw.table[name] for name in names}
     for name in set(names) & set(readings):
         with contextlib.suppress(_OtherKindError):  # which is a finding
             columns[name] = _as_learned(raw, name, readings[name], path)
     table = pa.table(columns).to_pandas()
     naive = table.select_dtypes("datetime").columns  # times that name no zone are in UTC
     return table.assign(**{str(name): table[name].dt.tz_localize("UTC") for name in naive})
+
+
+def _is_mapping(told: object) -> bool:  # a part of `data.read` that names columns
+    return isinstance(told, dict)
 
 
 class _OtherKindError(DataError):

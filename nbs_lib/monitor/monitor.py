@@ -127,7 +127,7 @@ def _excuse_harmless_drift(
         return verdict
     used = [name for name in over if name in _input_names(bundle)]
     shift = drift_shift(bundle, rows, reference, used) if used else 0.0
-    if shift >= _MIN_SHIFT or verdict["status"] == INSUFFICIENT:
+    if not shift < _MIN_SHIFT or verdict["status"] == INSUFFICIENT:
         return verdict | {"shift": shift}
     told = f"That moved the answers by {shift:.3f} of their standard deviation: nothing to act on."
     return verdict | {"shift": shift, "status": OK, "sentence": f"{verdict['sentence']} {told}"}

@@ -14,6 +14,7 @@ from typing import Any
 from ..core.checks import Check
 from ..core.format import format_count, format_interval, format_number, format_with_interval
 from ..evaluation.run_results import metric_label
+from .data_quality import STORE_CHECKS
 from nbs_lib.monitor.monitor import (
     CONTRACT_FAILURE,
     DRIFT,
@@ -82,11 +83,9 @@ _TODO: dict[str, tuple[object, ...]] = {
     ),
 }
 
-_STORE_CHECKS = ("store", "stuck", "spread", "missing", "jump")  # as warnings: features that are not refreshed
-
 
 def _is_stale(entry: Check) -> bool:
-    return not entry["passed"] and entry["severity"] == "warn" and entry["check"] in _STORE_CHECKS
+    return not entry["passed"] and entry["severity"] == "warn" and entry["check"] in STORE_CHECKS
 
 
 def monitor_headline(

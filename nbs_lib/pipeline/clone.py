@@ -124,7 +124,9 @@ def _link_source(root: Path, to: Path) -> None:
     name = name.removeprefix("sqlite:///").partition("?")[0] if name.startswith("sqlite:///") else name
     if Path(name).is_absolute() or name.startswith("~"):
         return
-    for theirs in [root / name] if (root / name).exists() else root.glob(name):
+    found = [root / name] if (root / name).exists() else list(root.glob(name))
+    files = [file for each in found for file in (each.rglob("*") if each.is_dir() else [each]) if file.is_file()]
+    for theirs in files:  # one by one: some of a folder may be committed
         ours = to / theirs.relative_to(root)
         if not ours.exists():
             ours.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ def _import_libraries() -> None:
         for name in _LIBRARIES:
             with contextlib.suppress(ImportError):  # an extra that is not installed
                 importlib.import_module(name)
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # it only warms up: where it fails, the stage says why
             _render_page()
     gc.freeze()  # a fork need not look through what was there before it
 

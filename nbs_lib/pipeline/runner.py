@@ -48,6 +48,7 @@ PINNED_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 _FOREIGN = ("PYTHON", "IPYTHON", "JUPYTER", "MPL", "MATPLOTLIB", "SKLEARN_")  # beginnings of what changes libraries
+_IS_PINNED = "STAGE_ENVIRONMENT"  # set in a stage that was started anew
 _KEPT = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")  # of them: where byte-code goes changes nothing
 
 
@@ -244,8 +245,10 @@ def run_named_stage() -> None:
 def main() -> None:
     "`python -m nbs_lib.pipeline.runner NAME`: run a stage, in a fork of the server where there is one."
     end_with_parent()
-    if os.environ != (environment := stage_environment()):  # `dvc repro` was typed
-        os.execve(sys.executable, [sys.executable, "-m", "nbs_lib.pipeline.runner", *sys.argv[1:]], environment)
+    environment = stage_environment()
+    if os.environ != environment and _IS_PINNED not in os.environ:  # `dvc repro` was typed; never a second time
+        again = [sys.executable, "-m", "nbs_lib.pipeline.runner", *sys.argv[1:]]
+        os.execve(sys.executable, again, environment | {_IS_PINNED: "1"})
     if command := fork_command("nbs_lib.pipeline.runner:run_named_stage", *sys.argv[1:]):
         os.execv(command[0], command)
     run_named_stage()

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['LEARNED_LIMITS', 'HitRate', 'AlarmTrial', 'draw_trials', 'false_alarm_rates', 'ShiftResult', 'apply_shifts',
-           'ShiftPower', 'detection_power', 'run_trials', 'chronological_results', 'check_enough_days']
+           'ShiftPower', 'detection_power', 'run_trials', 'chronological_results', 'check_enough_days', 'AlarmRates',
+           'measure_alarms', 'bench_alarms']
 
 # %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #eeedd411
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,13 @@ import pandas as pd
 from scipy import stats
 
 from ..core.checks import Check
+from ..data.split import local_days
 from ..monitor import data_quality as contract
 from ..monitor.counts.binning import fit_bins
 from ..monitor.counts.histogram import CATEGORICAL, NUMERIC, ColumnBins, Counts, Profile
 from ..monitor.counts.profile import profile_table
 from ..monitor.drift import MIN_REFERENCE_WINDOWS, DriftLimit, column_distances, drift_limits, drift_verdict
+from ..testing.installed_tables import TABLES, TableCase, export_tables
 
 # %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #5e85bded
 @dataclass(frozen=True)
@@ -316,3 +321,71 @@ def check_enough_days(
     if days < needed:
         return f"The table has {days} days; trials of windows of {window} need {needed}."
     return None
+
+# %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #c828fc4c
+_MAX_LEVELS = 1000  # a text with more is no category
+_SHOWN_SHIFTS = ("all values 0.5 sd up", "all values 1 sd up", "all values 2 sd up", "all are missing")
+
+
+@dataclass(frozen=True)
+class AlarmRates:
+    "What the monitor did on one table."
+
+    table: str
+    days: int
+    columns: int
+    false: HitRate  # windows without a change that raised an alarm
+    found: dict[str, HitRate]  # by shift: windows in which it was found, by drift or contract
+
+
+def _monitored(table: pd.DataFrame) -> dict[str, str]:  # kind by column
+    "Select the columns that vary and are numbers or categories."
+    levels = table.nunique()
+    varying = [str(name) for name, count in levels.items() if count > 1]
+    numbers = {name: NUMERIC for name in varying if table[name].dtype.kind in "if"}
+    texts = [name for name in varying if table[name].dtype == object and table[name].nunique() <= _MAX_LEVELS]
+    return numbers | dict.fromkeys(texts, CATEGORICAL)
+
+
+def measure_alarms(
+    table: pd.DataFrame,
+    times: pd.Series,  # of its rows, UTC
+    name: str = "",  # of the table
+    window: int = 7,  # days
+    trials: int = 60,
+    alarms: float = 0.05,  # the rate that the limits are made for
+    seed: int = 0,
+) -> AlarmRates | None:  # None: too few days
+    "Measure how often windows alarm, with and without a change."
+    kinds, day = _monitored(table), np.asarray(local_days(times, "UTC"))
+    if check_enough_days(len(np.unique(day)), window) is not None:
+        return None
+    table = table[list(kinds)].reset_index(drop=True)
+    texts = [column for column, kind in kinds.items() if kind == CATEGORICAL]
+    table = table.assign(**{column: table[column].fillna("").astype(str) for column in texts})
+    whole = profile_table(table.assign(_at=day * 86400), fit_bins(table, kinds), "_at")
+    false, power = run_trials(table, day, whole, window, trials, alarms, seed)
+    found = {each.shift: each.either for each in power if each.shift in _SHOWN_SHIFTS}
+    return AlarmRates(name, len(whole.days), len(kinds), false[LEARNED_LIMITS], found)
+
+# %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #d5e05b35
+def _read(case: TableCase, folder: Path) -> tuple[pd.DataFrame, pd.Series]:
+    "Read a table without what names its rows, and the times of its rows."
+    table = pd.read_csv(folder / f"{case.file}.csv", lineterminator="\n").drop(columns="rownames")
+    return table.drop(columns=case.more["timestamp"]), pd.to_datetime(table[case.more["timestamp"]], utc=True)
+
+
+def bench_alarms() -> None:
+    "Print the rate of false alarms on each table with times, and what is found; raises `UserError`."
+    cases = tuple(case for case in TABLES if "timestamp" in case.more)
+    print(f"{'table':26}{'days':>6}{'columns':>9}  {'false alarms, nominally 5%':28}", *_SHOWN_SHIFTS, sep="  ")
+    rates = []
+    with tempfile.TemporaryDirectory() as folder:
+        export_tables(Path(folder), cases)
+        for case in cases:
+            if (told := measure_alarms(*_read(case, Path(folder)), case.name)) is None:
+                continue
+            rates.append(told.false.value)
+            shares = [f"{rate.value:>{len(shift)}.0%}" for shift, rate in told.found.items()]
+            print(f"{told.table:26}{told.days:6}{told.columns:9}  {told.false!s:28}", *shares, sep="  ", flush=True)
+    print(f"{len(rates)} tables; at most twice the nominal rate on {sum(rate <= 0.1 for rate in rates)} of them")

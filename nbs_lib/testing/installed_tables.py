@@ -38,7 +38,7 @@ TABLES = (
     TableCase("openintro/loans_full_schema", "homeownership"),
     TableCase("modeldata/hotel_rates", "avg_price_per_room", {"timestamp": "arrival_date"}),
     TableCase("dslabs/trump_tweets", "retweet_count", {"timestamp": "created_at"}),
-    TableCase("nycflights13/weather", "temp", {"timestamp": "time_hour", "entity": "origin"}),
+    TableCase("nycflights13/weather", "temp", {"timestamp": "time_hour"}),
     TableCase("carData/MplsStops", "problem", {"timestamp": "date"}),
     TableCase("ggplot2movies/movies", "rating"),
     TableCase("mosaicData/Birthdays", "births", {"timestamp": "date", "entity": "state"}),

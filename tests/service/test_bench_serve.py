@@ -11,7 +11,6 @@ from helpers.services import ROW, make_project
 from test_serve import lone_worker
 
 from nbs_lib.bench.load import ResourceUsage, describe_growth, heavy_bodies, run_overload, soak
-from nbs_lib.bench.peers import PEERS, Peer, write_peer_files
 from nbs_lib.bench.serve import (
     ServerMetrics,
     compare_with_echo,
@@ -20,7 +19,8 @@ from nbs_lib.bench.serve import (
     server_environment,
     write_bodies,
 )
-from nbs_lib.bench.wrk import run_wrk
+from nbs_lib.bench.servers.peers import PEERS, Peer, write_peer_files
+from nbs_lib.bench.servers.wrk import run_wrk
 
 pytestmark = pytest.mark.xdist_group("deploy")
 

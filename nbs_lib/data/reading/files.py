@@ -146,9 +146,10 @@ def _read_json_lines(path: Path) -> Raw:
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #1e17fa84
 def _sqlite_query(db: sqlite3.Connection, name: str, told: Mapping[str, Any]) -> str:
     "Return the query for a table of a database; raises `DataError` where it is not plain which."
-    if "query" in told:
+    named = next(iter(parse_qs(name.partition("?")[2]).get("table", [])), None)  # the address comes first
+    if named is None and "query" in told:
         return str(told["query"])
-    asked = told.get("table") or next(iter(parse_qs(name.partition("?")[2]).get("table", [])), None)
+    asked = named or told.get("table")
     tables = [
         row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
     ]
@@ -177,10 +178,13 @@ def _read_sqlite(name: str, path: Path, told: Mapping[str, Any]) -> Raw:
     for position, each in enumerate(names):
         values = [row[position] for row in rows]
         kinds = {type(value) for value in values} - {type(None)}
-        if str in kinds and len(kinds) > 1:
+        large = kinds == {int, float} and any(isinstance(value, int) and abs(value) > 2**53 for value in values)
+        if bytes in kinds and len(kinds) > 1:
+            raise DataError(f"{name}: column {each!r} holds bytes beside other values: select it otherwise in a query.")
+        if (str in kinds and len(kinds) > 1) or large:
             untyped.add(each)
             values = [None if value is None else str(value) for value in values]
-        columns.append(pa.array(values, pa.float64() if kinds == {int, float} else None))
+        columns.append(pa.array(values, pa.float64() if kinds == {int, float} and not large else None))
     return Raw(pa.table(columns, names=names), frozenset(untyped), {"format": "sqlite"})
 
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #5ba6e96c

@@ -137,11 +137,12 @@ def why_code(
     import numpy as np
     import pyarrow.compute as pc
 
-    for pattern, why in ((r"^[-+]?0\d", "begins with a zero"), (r"^[-+]?\d{16}", "")):
-        if row := first_row(pc.match_substring_regex(texts, pattern)):
-            value = texts[row - 1].as_py()
-            if why or abs(int(value)) > _EXACT:
-                return f"row {row} holds {value[:40]!r}, which {why or 'has more digits than a number keeps'}"
+    if row := first_row(pc.match_substring_regex(texts, r"^[-+]?0\d")):
+        return f"row {row} holds {texts[row - 1].as_py()[:40]!r}, which begins with a zero"
+    long = pc.if_else(pc.match_substring_regex(texts, r"^[-+]?\d{16}"), texts, None).to_pylist()
+    for row, value in enumerate(long, 1):
+        if value is not None and abs(int(value)) > _EXACT:
+            return f"row {row} holds {value[:40]!r}, which has more digits than a number keeps"
     distinct = np.array([int(text) for text in pc.unique(texts).to_pylist() if text is not None])
     present = len(texts) - texts.null_count
     if target or len(distinct) > present / 2 or not len(distinct) or abs(distinct).max() <= 2**24:

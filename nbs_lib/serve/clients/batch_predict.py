@@ -69,7 +69,8 @@ def _settled(
     "Convert the columns of a table by the readings of training; raises `DataError` with column and row."
     readings, columns = column_readings(bundle.schema), {}
     for name, values in zip(table.column_names, table.columns, strict=True):
-        reading = readings.get(name) or ({"type": "text"} if name in untyped else None)
+        key: Reading = {"type": "text", "missing": []}  # of what is no input; it is handed on as it is
+        reading = readings.get(name) or (key if name in untyped else None)
         columns[name] = settle_column(values, reading, name, first, name in untyped) if reading else values
     return pa.table(columns)
 

@@ -295,7 +295,7 @@ class PredictionLog:
         while not self._end:
             self._wake.wait(self.flush_s)
             self._flush()
-            self._wake.clear()  # not before: what waits stays above the limit until it is written
+            self._wake.clear()  # a wake-up while it wrote is dropped: those rows wait for the next, or `flush_s`
         self._flush()
         self._shut()
 

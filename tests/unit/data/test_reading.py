@@ -574,3 +574,44 @@ def test_a_return_within_a_line_is_a_character(tmp_path: Path) -> None:
     assert read_source(str(tmp_path / "a.csv")).table["name"].tolist()[-3:] == ["a\rb", "c\rd", "e\nf"]
     (tmp_path / "b.csv").write_bytes("\r".join(lines[:61]).encode())
     assert read_source(str(tmp_path / "b.csv")).table["name"].tolist() == [f"row {k}" for k in range(60)]
+
+
+def test_one_long_code_among_long_numbers_is_seen_wherever_it_stands(tmp_path: Path) -> None:
+    cards = ["4111111111111111", "90071992547409931234", "90071992547409931235"]
+    for name, order in (("first", cards), ("last", cards[::-1])):
+        table = read_source(csv(tmp_path / f"{name}.csv", {"card": order, "y": YES}), {"target": "y"}).table
+        assert sorted(table["card"].unique()) == cards
+
+
+def test_the_monitor_reads_by_what_training_wrote_down(tmp_path: Path) -> None:
+    """Labels too; what counts the rows is left out, and what is dropped refuses nothing."""
+    given = {"read": {"separator": ";", "decimal": ",", "missing": {"y": ["-999"]}}, "drop": ["at"]}
+    times = ["2020-01-01T00:00Z", "2020-01-01T00:00", "2020-01-02T00:00Z"]
+    values = {"x": ["1,5", "2,5", "3,5"], "y": ["1,234", "-999", "2,5"], "at": times}
+    name = csv(tmp_path / "a.csv", values, sep=";")
+    _, roles = learned(name, **given)
+    seen = read_table(name, roles)
+    assert seen["y"].dropna().unique().tolist() == [1.234, 2.5]
+    counted = pd.DataFrame({"x": range(60), "y": YES * 20})
+    counted.to_csv(tmp_path / "b.csv")
+    assert list(read_table(tmp_path / "b.csv")) == ["x", "y"]
+
+
+def test_an_address_names_its_own_table(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "e.db") as db:
+        for name in ("sales", "new_sales"):
+            pd.DataFrame({"x": range(60), "y": [name] * 60}).to_sql(name, db, index=False)
+    address = f"sqlite:///{tmp_path}/e.db?table=new_sales"
+    for told in ({"table": "sales"}, {"query": "SELECT * FROM sales"}):
+        assert set(read_raw(address, told).table["y"].to_pylist()) == {"new_sales"}
+
+
+def test_a_database_with_numbers_of_two_kinds(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "e.db") as db:
+        db.execute("CREATE TABLE t (x, y)")
+        db.executemany("INSERT INTO t VALUES (?, ?)", [(2**60 + k, k % 2) for k in range(60)] + [(0.5, 1)])
+    table = read_source(f"sqlite:///{tmp_path}/e.db", {"target": "y"}).table
+    assert (len(table), table["x"].iloc[-1]) == (61, 0.5)
+    with sqlite3.connect(tmp_path / "e.db") as db:
+        db.execute("INSERT INTO t VALUES (x'00', 1)")
+    assert "column 'x' holds bytes" in refused(lambda: read_source(f"sqlite:///{tmp_path}/e.db", {"target": "y"}))

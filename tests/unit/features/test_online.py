@@ -131,7 +131,7 @@ def test_a_run_fills_the_store_before_it_promotes(here: Path, monkeypatch: pytes
     Path("models").mkdir()
     Path("models/gate.json").write_text(json.dumps({"decision": decision}))
     Path("models/metrics.json").write_text("{}")
-    FEATURES_FOLDER.joinpath("views.json").write_text("[]")
+    FEATURES_FOLDER.joinpath("views.json").write_text('[{"name": "shop"}]')  # there are views
     held = []
     for part in ("clean_stage_notebooks", "reproduce", "_end_pipeline"):  # the stages have run
         monkeypatch.setattr(run, part, lambda *_, **__: None)
