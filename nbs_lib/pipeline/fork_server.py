@@ -116,20 +116,20 @@ def _become(message: bytes, streams: list[int]) -> NoReturn:
     "Run a command in this process, a fork of the server, which ends with it."
     code = 1
     try:
-        request = json.loads(message)
-        _settle(request, streams)
-        getattr(importlib.import_module(request["module"]), request["function"])()
-        code = 0
-    except SystemExit as ended:
-        code = _exit_code(ended)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    try:
+        try:
+            request = json.loads(message)
+            _settle(request, streams)
+            getattr(importlib.import_module(request["module"]), request["function"])()
+            code = 0
+        except SystemExit as ended:
+            code = _exit_code(ended)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
         threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: it waits for threads
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
+    finally:  # also where nobody reads what it prints: it must not go on as the server
         os._exit(code)
 
 # %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #5b754cb6

@@ -126,6 +126,7 @@ def _execute_notebook(
             record_timing=False,
             timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
             kernel_manager_class=_kernel_manager(place.name),
+            shutdown_kernel="immediate",  # its cells have ended; ipykernel waits 2.5 s for its own threads at times
             on_cell_start=on_cell_start,
         )
     except pm.PapermillExecutionError as error:
