@@ -102,9 +102,9 @@ def read_table(
         raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")
     readings, target = (roles.readings, roles.target) if roles else ({}, None)
     by_column = {key: {n: v for n, v in told.items() if n in names} for key, told in given.items() if _is_mapping(told)}
-    unread = [name for name in names if name not in readings and name != target]
+    left_out = [name for name in names if roles and name in roles.columns and name not in {*readings, target}]
     try:
-        found = infer_table(raw, str(path), given | by_column, target, unread).table
+        found = infer_table(raw, str(path), given | by_column, target, left_out).table
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     names = found.column_names  # without what only counts the rows
