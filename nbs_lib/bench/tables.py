@@ -91,6 +91,13 @@ def champion_score(
 _ASKED_ROWS = 100  # in a request
 
 
+def _run(root: Path, *arguments: str) -> None:
+    command, environment = [sys.executable, "-m", "nbs_lib.cli", *arguments], server_environment() | {"PYTHONPATH": "."}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise StageError(f"nbs {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
+
+
 def _ask(url: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     request = urllib.request.Request(f"{url}/predict", json.dumps(rows).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
@@ -105,8 +112,7 @@ def count_differences(
     "Count the rows that the service answers otherwise than `nbs predict`."
     asked, _ = holdout_rows(InputLayout(Bundle.open(root / "models/bundle")), root, rows)
     pd.DataFrame(asked).to_csv(root / "asked.csv", index=False)
-    command = [sys.executable, "-m", "nbs_lib.cli", "predict", "asked.csv", "--out", "answers.csv"]
-    subprocess.run(command, cwd=root, check=True, capture_output=True, env=server_environment() | {"PYTHONPATH": "."})
+    _run(root, "predict", "asked.csv", "--out", "answers.csv")
     batch = pd.read_csv(root / "answers.csv", float_precision="round_trip")
     with our_server(root=root) as server:
         parts = [_ask(server.url, asked[k : k + _ASKED_ROWS]) for k in range(0, len(asked), _ASKED_ROWS)]
@@ -138,7 +144,7 @@ SCORE_MARGIN = 0.02  # by how much the champion may lie below scikit-learn's def
 
 @dataclass(frozen=True)
 class TableResult:
-    "What became of a table."
+    "Hold what became of a table."
 
     table: str
     lines: int  # that its user wrote
@@ -150,13 +156,6 @@ class TableResult:
     differences: int | None  # of 200 rows, served and in a batch; None: nothing is served
     leaks: list[str]  # inputs that the gate takes for leaks
     forms: list[str]  # of Parquet and SQLite: those that are read otherwise than CSV
-
-
-def _run(root: Path, *arguments: str) -> None:
-    command, environment = [sys.executable, "-m", "nbs_lib.cli", *arguments], server_environment() | {"PYTHONPATH": "."}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise StageError(f"nbs {' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
 
 
 def run_table(

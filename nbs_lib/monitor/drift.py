@@ -134,14 +134,13 @@ def _next_limit(logs: _Floats, alpha: float) -> float:
 
 def _prediction_limit(values: _Floats, bounded: bool, floor: float, alpha: float) -> float:
     "Return what the next of such values exceeds with probability `alpha`, but at least the floor."
-    values = np.maximum(values[~np.isnan(values)], floor / 10)
+    values = np.sort(np.maximum(values[~np.isnan(values)], floor / 10))
     if len(values) < 2:
         return floor
-    kept = np.sort(np.minimum(values, 1 - _LOGIT_EPSILON))
-    logs = np.log(kept / (1 - kept)) if bounded else np.log(np.sort(values))
+    kept = np.minimum(values, 1 - _LOGIT_EPSILON)
+    logs = np.log(kept / (1 - kept)) if bounded else np.log(values)
     tail = logs[-max(_MIN_TAIL_WINDOWS, int(_TAIL * len(logs))) :]
-    limits = [_next_limit(logs, alpha), _next_limit(tail, min(alpha * len(logs) / len(tail), 0.5))]
-    top = max(limits)
+    top = max(_next_limit(logs, alpha), _next_limit(tail, min(alpha * len(logs) / len(tail), 0.5)))
     return max(floor, 1 / (1 + float(np.exp(-top))) if bounded else float(np.exp(top)))
 
 

@@ -101,7 +101,8 @@ def read_table(
     if doubled := [name for position, name in enumerate(names) if name in names[:position]]:
         raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")
     readings, target = (roles.readings, roles.target) if roles else ({}, None)
-    by_column = {key: {n: v for n, v in told.items() if n in names} for key, told in given.items() if _is_mapping(told)}
+    listed = {key: told for key, told in given.items() if isinstance(told, dict)}  # by column
+    by_column = {key: {name: told[name] for name in told if name in names} for key, told in listed.items()}
     left_out = [name for name in names if roles and name in roles.columns and name not in {*readings, target}]
     try:
         found = infer_table(raw, str(path), given | by_column, target, left_out).table
@@ -115,10 +116,6 @@ def read_table(
     table = pa.table(columns).to_pandas()
     naive = table.select_dtypes("datetime").columns  # times that name no zone are in UTC
     return table.assign(**{str(name): table[name].dt.tz_localize("UTC") for name in naive})
-
-
-def _is_mapping(told: object) -> bool:  # a part of `data.read` that names columns
-    return isinstance(told, dict)
 
 
 class _OtherKindError(DataError):

@@ -33,6 +33,7 @@ from .counts.binning import fit_bins
 from .counts.histogram import NUMERIC, ColumnBins, Profile
 from .counts.profile import profile_table
 from .monitoring_data import MonitoringData, champion_as_of, format_day, rows_in_window, split_windows
+from .performance import is_worse
 from .performance_report import champion_predictions, report_performance
 from .service_metrics import read_service_metrics, service_url
 from ..serve.log.shadow_pairs import load_shadow_pairs
@@ -303,11 +304,10 @@ def _quality_loss(
     drop: float,
 ) -> str:  # a sentence; empty: none is known
     "Say where the answers are worse than promised, beyond noise."
-    worse = performance["worse"] if performance else None
-    if not worse or worse["lo"] is None or worse["diff"] <= drop or worse["lo"] <= 0:
+    if performance is None or not is_worse(performance["worse"], drop):
         return ""
-    name = metric_label(performance["metric"]) if performance else ""
-    return f"The answers are worse than on the test rows: {name} by {format_with_interval(worse)}."
+    found = f"{metric_label(performance['metric'])} by {format_with_interval(performance['worse'])}"
+    return f"The answers are worse than on the test rows: {found}."
 
 
 def _sentence(broken: Sequence[Mapping[str, Any]], lost: str, verdict: Mapping[str, Any]) -> str:

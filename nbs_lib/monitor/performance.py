@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TargetsAndOutputs', 'ESTIMATE_WINDOWS', 'estimate_metrics', 'backtest_estimates', 'merge_windows', 'estimate_errors',
            'realized_metrics', 'metric_unit', 'realized_by_slice', 'prediction_errors', 'calibration_summary',
-           'drop_duplicate_rows', 'label_coverage']
+           'drop_duplicate_rows', 'label_coverage', 'is_worse']
 
 # %% ../../notebooks/lib/monitor/03_performance.ipynb #9ea4ee94
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -258,3 +258,13 @@ def label_coverage(
         "late": late,
         "pending": int((~due & ~labeled).sum()),
     }
+
+# %% ../../notebooks/lib/monitor/03_performance.ipynb #7a1c0b02
+def is_worse(
+    worse: Mapping[str, Any] | None,  # diff, lo, hi: how far the metric lies below what was promised
+    drop: float,  # below it a difference is of no matter
+) -> bool | None:  # None: it can't be told
+    "Tell whether the answers are worse than promised, beyond noise."
+    if not worse or worse["lo"] is None or worse["hi"] is None:
+        return None
+    return bool(worse["diff"] > drop and worse["lo"] > 0)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core.errors import ParamsError, did_you_mean
 from ..core.format import format_count, format_with_interval
+from ..monitor.performance import is_worse
 from .ledger import CONTRACT_FAILURE, NOTHING_NEW, WAIT
 
 # %% ../../notebooks/lib/retrain/02_decision.ipynb #6488e6dc
@@ -68,9 +69,9 @@ def _drift(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | None, str
 
 def _performance(state: RetrainState, policy: RetrainPolicy) -> tuple[bool | None, str, str]:
     found, needed = state.performance, f"worse by {policy.drop:g} beyond noise"
-    if found is None or not _has_interval(found):
+    fired = is_worse(found, policy.drop)
+    if found is None or fired is None:
         return None, "no realized figure with an interval yet", needed
-    fired = found["diff"] > policy.drop and found["lo"] > 0
     return fired, f"worse than promised by {format_with_interval(found, sign=True)}", needed
 
 

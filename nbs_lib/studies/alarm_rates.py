@@ -329,7 +329,7 @@ _SHOWN_SHIFTS = ("all values 0.5 sd up", "all values 1 sd up", "all values 2 sd 
 
 @dataclass(frozen=True)
 class AlarmRates:
-    "What the monitor did on one table."
+    "Hold what the monitor did on one table."
 
     table: str
     days: int
@@ -340,10 +340,10 @@ class AlarmRates:
 
 def _monitored(table: pd.DataFrame) -> dict[str, str]:  # kind by column
     "Select the columns that vary and are numbers or categories."
-    levels = table.nunique()
-    varying = [str(name) for name, count in levels.items() if count > 1]
+    levels = {str(name): int(count) for name, count in table.nunique().items()}
+    varying = [name for name, count in levels.items() if count > 1]
     numbers = {name: NUMERIC for name in varying if table[name].dtype.kind in "if"}
-    texts = [name for name in varying if table[name].dtype == object and table[name].nunique() <= _MAX_LEVELS]
+    texts = [name for name in varying if table[name].dtype == object and levels[name] <= _MAX_LEVELS]
     return numbers | dict.fromkeys(texts, CATEGORICAL)
 
 
