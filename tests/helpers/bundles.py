@@ -18,6 +18,7 @@ from nbs_lib.core.settings import TrackingSettings
 from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import open_store
 from nbs_lib.registry.mlflow_client import connect
+from nbs_lib.testing.example_project import toy_graph
 
 INPUTS = [
     {"name": "width", "input": "numeric", "position": 0, "from": "request", "type": "number"},
@@ -52,18 +53,9 @@ def graph() -> bytes:
         helper.make_node("Cast", ["time"], ["seconds"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["seconds", "day"], ["days"]),
         helper.make_node("Sum", ["sum", "known", "days"], ["margin"]),
-        helper.make_node("Sigmoid", ["margin"], ["output"]),
     ]
-    inputs = [("numeric", TensorProto.FLOAT, 2), ("categorical", TensorProto.STRING, 1), ("time", TensorProto.INT64, 1)]
-    outputs = [(name, TensorProto.FLOAT, 1) for name in ("margin", "output")]
-    infos = [[helper.make_tensor_value_info(name, kind, [None, n]) for name, kind, n in s] for s in (inputs, outputs)]
-    constants = [
-        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("day", TensorProto.FLOAT, [1], [86400.0]),
-    ]
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    made = helper.make_model(helper.make_graph(nodes, "example", *infos, constants), opset_imports=opsets, ir_version=9)
-    return bytes(made.SerializeToString(deterministic=True))
+    inputs = {"numeric": (TensorProto.FLOAT, 2), "categorical": (TensorProto.STRING, 1), "time": (TensorProto.INT64, 1)}
+    return toy_graph(nodes, inputs, {"axes": np.array([1]), "day": np.array([86400], np.float32)})
 
 
 def make_bundle(folder: Path, **changes: Any) -> str:
@@ -86,21 +78,6 @@ NUMBERS = ["width", "maker_sold", "maker_days", "spot_age", "spot_rain", "market
 WORDS = ["maker", "maker_best"]
 
 
-def _ladder_graph(nodes: list[Any], inputs: list[tuple[str, int, int]], width: int) -> bytes:
-    last = helper.make_node("Softmax" if width > 1 else "Sigmoid", ["margin"], ["output"])
-    nodes = [*nodes, helper.make_node("MatMul", ["sum", "turn"], ["margin"]), last]
-    outputs = [(name, TensorProto.FLOAT, width) for name in ("margin", "output")]
-    infos = [[helper.make_tensor_value_info(name, kind, [None, n]) for name, kind, n in s] for s in (inputs, outputs)]
-    constants = [
-        helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("zero", TensorProto.FLOAT, [1, 1], [0.0]),
-        helper.make_tensor("turn", TensorProto.FLOAT, [1, width], [1.0 + k for k in range(width)]),
-    ]
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    made = helper.make_model(helper.make_graph(nodes, "g", *infos, constants), opset_imports=opsets, ir_version=9)
-    return bytes(made.SerializeToString(deterministic=True))
-
-
 def make_ladder_bundle(
     folder: Path, takes_over: bool = False, classes: list[str] | None = None, **changes: Any
 ) -> None:
@@ -113,15 +90,19 @@ def make_ladder_bundle(
         helper.make_node("LabelEncoder", ["categorical"], ["levels"], domain="ai.onnx.ml", **levels),
         helper.make_node("ReduceSum", ["levels", "axes"], ["of words"], keepdims=1),
         helper.make_node("Add", ["of numbers", "of words"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "turn"], ["margin"]),
     ]
     of_context = [
         helper.make_node("Cast", ["time"], ["seconds"], to=TensorProto.FLOAT),
-        helper.make_node("Sqrt", ["seconds"], ["sum"]),
+        helper.make_node("Sqrt", ["seconds"], ["root"]),
+        helper.make_node("MatMul", ["root", "turn"], ["margin"]),
     ]
     width = len(classes) if classes else 1
-    inputs = [("numeric", TensorProto.FLOAT, len(NUMBERS)), ("categorical", TensorProto.STRING, len(WORDS))]
-    model = _ladder_graph(nodes, inputs, width)
-    context = _ladder_graph(of_context, [("time", TensorProto.INT64, 1)], width)
+    turn = {"turn": np.array([[1.0 + k for k in range(width)]], np.float32)}
+    constants = turn | {"axes": np.array([1]), "zero": np.zeros((1, 1), np.float32)}
+    inputs = {"numeric": (TensorProto.FLOAT, len(NUMBERS)), "categorical": (TensorProto.STRING, len(WORDS))}
+    model = toy_graph(nodes, inputs, constants, width)
+    context = toy_graph(of_context, {"time": (TensorProto.INT64, 1)}, turn, width)
     columns = {f"{view['name']}_{column}" for view in VIEWS for column in ["age", *view["columns"]]}
     described = [
         {"name": name, "input": kind, "position": position, "type": "number" if kind == "numeric" else "text"}
