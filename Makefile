@@ -74,10 +74,13 @@ NO_PYTHON = { echo "make: Python $(PYTHON) with its venv module is needed, and $
 
 $(READY): requirements.lock pyproject.toml | $(filter-out uv,$(UV))
 	@echo "setting up .venv (once; a minute)"
-	@rm -rf .venv
-	@$(UV) venv --quiet --python "$(PYTHON)" .venv 2>/dev/null || $(NO_PYTHON)
-	@$(UV) pip install --quiet --python .venv --compile-bytecode pip -r requirements.lock
-	@$(UV) pip install --quiet --python .venv --no-deps -e .
+	@said=$$($(UV) venv --quiet --clear --python "$(PYTHON)" .nbs/venv 2>&1) || { echo "$$said" | sed '/^$$/d;s/^/uv: /' >&2; $(NO_PYTHON); }
+	@rm -rf .nbs/venv; [ ! -d .venv ] || mv .venv .nbs/venv # which stays until the new one is whole
+	@$(UV) venv --quiet --python "$(PYTHON)" .venv && \
+	$(UV) pip install --quiet --python .venv --compile-bytecode -r requirements.lock && \
+	$(UV) pip install --quiet --python .venv --no-deps -e . || \
+	{ rm -rf .venv; [ ! -d .nbs/venv ] || mv .nbs/venv .venv; echo "make: .venv can't be set up, for the reason above" >&2; exit 1; }
+	@rm -rf .nbs/venv
 	@touch $(READY)
 
 .nbs/uv/bin/uv:

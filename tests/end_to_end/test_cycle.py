@@ -16,6 +16,8 @@ from helpers.waiting import until
 from nbs_lib.core.server_process import free_port
 from nbs_lib.registry.pointers import champion_path
 
+pytestmark = pytest.mark.xdist_group("cycle")  # one process: a second would wait for what the first builds
+
 
 @pytest.fixture(scope="session")
 def begun() -> Project:

@@ -177,3 +177,21 @@ def test_the_set_up_heeds_no_settings_of_pip(tmp_path: Path) -> None:
     target = ".nbs/uv/bin/uv"
     done = subprocess.run(["make", target], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (tmp_path / target).exists(), done.stderr
+
+
+def test_an_environment_that_can_not_be_made_leaves_the_one_before(tmp_path: Path) -> None:
+    """The lock file names what is not to be had: the reason is said, and `.venv` is as it was."""
+    for each in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / each, tmp_path)
+    (tmp_path / "requirements.lock").write_text("nothing-of-this-name==1.0\n")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/mine").write_text("as it was")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/uv").symlink_to(Path(sys.executable).with_name("uv"))
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "UV_OFFLINE": "1"}
+    done = subprocess.run(["make", ".venv/.ready"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "nothing-of-this-name" in done.stderr
+    assert "make: .venv can't be set up, for the reason above" in done.stderr
+    assert [path.name for path in (tmp_path / ".venv").iterdir()] == ["mine"]
+    assert (tmp_path / ".venv/mine").read_text() == "as it was"
