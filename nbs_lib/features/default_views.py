@@ -35,9 +35,9 @@ def _moments_sql(roles: Roles, sums: str, where: str = "TRUE") -> str:
     keys, at = quote_identifiers(roles.entity), quote_identifiers([str(roles.timestamp)])
     whole = " AND ".join(f"{quote_identifiers([name])} IS NOT NULL" for name in roles.entity)
     first = f"row_number() OVER (PARTITION BY {keys}, date_trunc('day', {at}) ORDER BY {at}) = 1"
-    rows = f"SELECT *, ({first})::INT AS first_of_day FROM snapshot WHERE {whole} AND {where}"
+    rows = f"SELECT *, ({first})::INT AS _first_of_day FROM snapshot WHERE {whole} AND {where}"
     return (
-        f"SELECT {keys}, {at}, count(*) AS rows, sum(first_of_day) AS days, {sums} FROM ({rows}) GROUP BY {keys}, {at}"
+        f"SELECT {keys}, {at}, count(*) AS rows, sum(_first_of_day) AS days, {sums} FROM ({rows}) GROUP BY {keys}, {at}"
     )
 
 

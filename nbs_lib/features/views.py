@@ -239,8 +239,8 @@ def rolling_features(
     )
     if days is not None:
         first = f"row_number() OVER (PARTITION BY {lead}date_trunc('day', {at}) ORDER BY {at}) = 1"
-        source = f"(SELECT *, {first} AS first_of_day FROM {source})"
-        selected.append(f"sum(first_of_day::INT) OVER {over[days]} AS days")
+        source = f"(SELECT *, {first} AS _first_of_day FROM {source})"
+        selected.append(f"sum(_first_of_day::INT) OVER {over[days]} AS days")
         columns["days"] = {"description": f"days with events, last {windows[days]}", "unit": "d"}
     frames = ", ".join(
         f"{over[suffix]} AS ({part}ORDER BY {at} RANGE BETWEEN INTERVAL {length} PRECEDING AND CURRENT ROW)"

@@ -100,7 +100,9 @@ def _numeric(db: duckdb.DuckDBPyConnection, types: Mapping[str, str], names: Seq
 
 
 def _categorical(db: duckdb.DuckDBPyConnection, name: str) -> ColumnBins:
-    levels = f"SELECT {text_sql(name)} AS level, count(*) AS n FROM source GROUP BY 1 HAVING level IS NOT NULL"
+    levels = (
+        f"SELECT {text_sql(name)} AS level, count(*) AS n FROM source WHERE {text_sql(name)} IS NOT NULL GROUP BY 1"
+    )
     query = f"SELECT level, n, sum(n) OVER () FROM ({levels}) ORDER BY n DESC, level LIMIT {_MAX_KNOWN_LEVELS + 1}"
     found = db.execute(query).fetchall()
     kept = [level for level, n, rows in found[:_MAX_LEVELS] if n >= _MIN_LEVEL_SHARE * rows]

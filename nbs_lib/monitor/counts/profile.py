@@ -103,10 +103,10 @@ def _day_sql(seconds: str, offsets: Sequence[tuple[int, int]]) -> str:
 
 # %% ../../../notebooks/lib/monitor/counts/04_profile.ipynb #75ef8b60
 def _create_level_table(db: duckdb.DuckDBPyConnection, n: int, column: ColumnBins) -> None:
-    "Create a table of the known levels and their cells."
+    "Create a table of the known levels and their cells; no table of a person has columns of these names."
     names = [*column.levels, *column.rare]
     cells = [min(k, len(column.levels)) for k in range(len(names))]
-    pairs = "SELECT unnest(?::VARCHAR[]) AS level, unnest(?::INTEGER[]) AS cell"
+    pairs = "SELECT unnest(?::VARCHAR[]) AS _level, unnest(?::INTEGER[]) AS _cell"
     db.execute(f"CREATE TABLE levels_{n} AS {pairs}", [names, cells])
 
 
@@ -120,8 +120,8 @@ def _cells_sql(db: duckdb.DuckDBPyConnection, there: Sequence[ColumnBins], types
         _create_level_table(db, n, column)
         value, other = text_sql(column.name), column.new - (1 if column.open else 0)
         missing = f"CASE WHEN {value} IS NULL THEN {column.missing} ELSE {other} END"
-        selected.append(f"coalesce(levels_{n}.cell, {missing})::INTEGER AS c{n}")
-        joins.append(f"LEFT JOIN levels_{n} ON {value} = levels_{n}.level")
+        selected.append(f"coalesce(levels_{n}._cell, {missing})::INTEGER AS c{n}")
+        joins.append(f"LEFT JOIN levels_{n} ON {value} = levels_{n}._level")
     return f"SELECT {', '.join(selected)} FROM source {' '.join(joins)}"
 
 
@@ -152,7 +152,7 @@ def _count_cells(
 def _new_levels(db: duckdb.DuckDBPyConnection, n: int, column: ColumnBins, day: str) -> list[tuple[int, str, int]]:
     "Return the most frequent new levels of each day."
     value = text_sql(column.name)
-    unknown = f"{value} IS NOT NULL AND {value} NOT IN (SELECT level FROM levels_{n})"
+    unknown = f"{value} IS NOT NULL AND {value} NOT IN (SELECT _level FROM levels_{n})"
     rows = f"SELECT {day} AS day, {value} AS level, count(*) AS n FROM source WHERE {unknown} GROUP BY ALL"
     kept = f"QUALIFY row_number() OVER (PARTITION BY day ORDER BY n DESC, level) <= {MAX_NEW_LEVELS}"
     return db.execute(f"FROM ({rows}) WHERE day IS NOT NULL {kept} ORDER BY day, n DESC, level").fetchall()
@@ -174,7 +174,7 @@ def profile_table(
         day = _day_sql(seconds, _utc_offsets(zone if time else "UTC", first, last))
         twice = f"count(*) - count(DISTINCT {quote_identifier(id)})" if id else "0"
         per_day = f"SELECT {day} AS day, count(*), min({seconds}), max({seconds}), {twice} FROM source"
-        found = db.execute(f"{per_day} GROUP BY day ORDER BY day").fetchall()
+        found = db.execute(f"{per_day} GROUP BY 1 ORDER BY 1").fetchall()
         timed = [row for row in found if row[0] is not None]
         days, rows, firsts, lasts, again = (np.array([row[k] for row in timed], np.int64) for k in range(5))
         there = [column for name, column in columns.items() if name in types]

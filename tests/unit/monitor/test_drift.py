@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 
 from nbs_lib.core.errors import DataError
 from nbs_lib.data.split import local_days
-from nbs_lib.monitor.counts.binning import fit_bins
+from nbs_lib.monitor.counts.binning import CATEGORICAL, NUMERIC, fit_bins
 from nbs_lib.monitor.counts.histogram import Profile, add_profiles
 from nbs_lib.monitor.counts.profile import profile_files, profile_table
 from nbs_lib.monitor.data_quality import SEVERITY_FAIL, SEVERITY_WARN, blocking_checks, check_data_quality
@@ -344,3 +344,21 @@ def test_a_new_column_is_a_warning() -> None:
 
 def test_an_empty_text_column_has_no_other_type() -> None:
     assert ("schema", "k") not in failures(WEEK.assign(k=None))
+
+
+@pytest.mark.parametrize("order", [(CATEGORICAL, NUMERIC), (NUMERIC, CATEGORICAL)])
+def test_columns_may_have_the_names_that_the_queries_use(order: tuple[str, str]) -> None:
+    """As the table of an airport's weather, with a column `day`."""
+    names = ["day", "level", "n", "cell", "source", "value", "rows", "levels_1", "c0", "count", "select", "low"]
+    rng, kinds = np.random.default_rng(0), {name: order[k % 2] for k, name in enumerate(names)}
+    drawn = {NUMERIC: lambda: rng.normal(size=300), CATEGORICAL: lambda: rng.choice(["a", "b", None], 300)}
+    table = pd.DataFrame({name: drawn[kind]() for name, kind in kinds.items()}).assign(at=np.arange(300) * 3600)
+    new = next(name for name, kind in kinds.items() if kind == CATEGORICAL)
+    later = table.assign(**{new: "never seen"})
+    plain = {name: f"x{k}" for k, name in enumerate(names)}
+    found = profile_table(later, fit_bins(table, kinds), "at")
+    bins = fit_bins(table.rename(columns=plain), {plain[name]: kind for name, kind in kinds.items()})
+    other = profile_table(later.rename(columns=plain), bins, "at")
+    for name in names:
+        np.testing.assert_array_equal(found.counts[name], other.counts[plain[name]])
+    assert found.new == {new: other.new[plain[new]]}
