@@ -124,7 +124,7 @@ def _training_range(group: str, statistics: dict[str, Any]) -> dict[str, Any]:
         return {"n_levels": statistics["n_levels"]} | ({"levels": listed} if listed is not None else {})
     return {key: statistics[key] for key in ("min", "max") if key in statistics}
 
-
+# %% ../../notebooks/lib/bundle/03_metadata.ipynb #14de3b41
 def build_schema(
     roles: Roles,
     snapshot: pd.DataFrame,  # any of its rows: their types are what callers send
@@ -169,7 +169,7 @@ def build_schema(
 _DESCRIPTION_KEYS = ("unit", "description", "phrase")
 _VIEW_KEYS = ("name", "version", "entity", "ttl", "columns", "age", "history", "description")
 
-# %% ../../notebooks/lib/bundle/03_metadata.ipynb #aa4a97e4
+
 def _input_source(roles: Roles, snapshot: pd.DataFrame, name: str, group: str) -> dict[str, Any]:
     "Describe where an input comes from, and what callers send."
     told = roles.columns[name]
