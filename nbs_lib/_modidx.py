@@ -2112,6 +2112,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'nbs_lib/models/candidates.py'),
                                            'nbs_lib.models.candidates._hgb_small': ( 'lib/models/candidates.html#_hgb_small',
                                                                                      'nbs_lib/models/candidates.py'),
+                                           'nbs_lib.models.candidates._lgbm': ( 'lib/models/candidates.html#_lgbm',
+                                                                                'nbs_lib/models/candidates.py'),
                                            'nbs_lib.models.candidates._linear': ( 'lib/models/candidates.html#_linear',
                                                                                   'nbs_lib/models/candidates.py'),
                                            'nbs_lib.models.candidates._net': ( 'lib/models/candidates.html#_net',
