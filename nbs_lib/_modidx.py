@@ -2080,6 +2080,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'nbs_lib/models/boosting.py'),
                                          'nbs_lib.models.boosting._Boosted.to_onnx': ( 'lib/models/boosting.html#_boosted.to_onnx',
                                                                                        'nbs_lib/models/boosting.py'),
+                                         'nbs_lib.models.boosting._threshold': ( 'lib/models/boosting.html#_threshold',
+                                                                                 'nbs_lib/models/boosting.py'),
                                          'nbs_lib.models.boosting._tree_nodes': ( 'lib/models/boosting.html#_tree_nodes',
                                                                                   'nbs_lib/models/boosting.py'),
                                          'nbs_lib.models.boosting.round_down': ( 'lib/models/boosting.html#round_down',

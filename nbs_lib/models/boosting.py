@@ -27,6 +27,16 @@ def round_down(
     return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
 
 # %% ../../notebooks/lib/models/11_boosting.ipynb #b5300fa4
+_TINY = np.float32(1e-35)  # what is not further from 0 is 0 to LightGBM
+
+
+def _threshold(at: float) -> float:
+    "Return the threshold by which a row that is not made 0 first goes where LightGBM sends it."
+    if abs(at) > _TINY:
+        return at
+    return float(_TINY if at >= 0 else np.nextafter(-_TINY, np.float32(-np.inf)))
+
+
 def _tree_nodes(
     tree: dict[str, Any],  # `tree_structure` of LightGBM's `dump_model`
 ) -> Iterator[dict[str, Any]]:  # in the order of their ids, the root first
@@ -41,7 +51,7 @@ def _tree_nodes(
         yield {
             "id": place,
             "feature": node["split_feature"],
-            "at": at,
+            "at": _threshold(at),
             "missing": node["default_left"] if known else at >= 0,
             "left": count,
             "right": count + 1,
@@ -86,6 +96,9 @@ def trees_graph(
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 # %% ../../notebooks/lib/models/11_boosting.ipynb #1fbfcdc4
+_MAX_TREES = 6000  # of all classes together, 15 MB: many classes get fewer rounds
+
+
 class _Boosted(BaseEstimator):  # type: ignore[misc]
     "Settings, training and export of both kinds."
 
@@ -128,8 +141,9 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         valid = [] if X_val is None else [data.create_valid(X_val, y_val)]
         stop: list[Callable[..., Any]] = [lightgbm.early_stopping(self.patience, verbose=False)] if valid else []
         settings = self._settings(len(y)) | objective
-        self.booster_ = lightgbm.train(settings, data, self.rounds, valid_sets=valid, callbacks=stop)
-        self.rounds_ = self.booster_.best_iteration if valid else self.rounds
+        rounds = min(self.rounds, _MAX_TREES // objective.get("num_class", 1))
+        self.booster_ = lightgbm.train(settings, data, rounds, valid_sets=valid, callbacks=stop)
+        self.rounds_ = self.booster_.best_iteration if valid else rounds
         self.n_features_in_ = np.shape(X)[1]
 
     def _scores(self, X: Any) -> NDArray[np.float64]:
