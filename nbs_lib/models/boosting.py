@@ -27,14 +27,14 @@ def round_down(
     return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
 
 # %% ../../notebooks/lib/models/11_boosting.ipynb #b5300fa4
-_TINY = np.float32(1e-35)  # what is not further from 0 is 0 to LightGBM
+_TINY = float(np.float32(1e-35))  # what is not further from 0 is 0 to LightGBM
 
 
 def _threshold(at: float) -> float:
     "Return the threshold by which a row that is not made 0 first goes where LightGBM sends it."
     if abs(at) > _TINY:
         return at
-    return float(_TINY if at >= 0 else np.nextafter(-_TINY, np.float32(-np.inf)))
+    return _TINY if at >= 0 else float(np.nextafter(np.float32(-_TINY), np.float32(-np.inf)))
 
 
 def _tree_nodes(
