@@ -58,6 +58,12 @@ def split_by_time(
     return split_ordered(rows, valid, test)[position], day
 
 
+def _entity_numbers(
+    entity: pd.DataFrame,  # [rows, columns that name the entity]
+) -> np.ndarray:  # int [rows]: each entity's own, from 0
+    return entity.groupby(list(entity.columns), dropna=False, sort=True).ngroup().to_numpy()
+
+
 def split_by_group(
     entity: pd.DataFrame,  # [rows, columns that name the entity]
     valid: float,  # share of the rows
@@ -65,7 +71,7 @@ def split_by_group(
     seed: int,  # of the order in which groups are drawn
 ) -> tuple[np.ndarray, np.ndarray]:  # int [rows]: the part, and the number of the group
     "Split so that no entity is on both sides; raises `DataError` where there are fewer than three."
-    group = entity.groupby(list(entity.columns), dropna=False, sort=True).ngroup().to_numpy()
+    group = _entity_numbers(entity)
     rows = np.bincount(group)
     if len(rows) < 3:
         raise DataError(
@@ -143,7 +149,7 @@ def training_set(
     valid: float,  # share of the rows to tune on
     test: float,  # share of the rows to report on
     seed: int = 0,  # of a split by group or at random
-) -> pd.DataFrame:  # the features, those of the context, then _time, _target, _split, _block, _row
+) -> pd.DataFrame:  # the features, those of the context, then _time, _entity, _target, _split, _block, _row
     "Features, target and split; raises `DataError` where a part would have nothing to learn or to test."
     if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
         raise ParamsError(f"split: valid {valid} and test {test} must be above 0 and below 1 together.")
@@ -168,6 +174,7 @@ def training_set(
         table[name] = numeric_feature(rows[name])
     if roles.timestamp:
         table["_time"] = _time_feature(rows[roles.timestamp]).tolist()
+        table["_entity"] = _entity_numbers(rows[roles.entity]) if roles.entity else 0
     return table.assign(_target=ids, _split=SPLITS[part], _block=block.astype("int64"), _row=target.index.to_numpy())
 
 

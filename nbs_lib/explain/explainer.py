@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_ADDITIVITY_GAP', 'TREE_SHAP', 'PERMUTATION_SHAP', 'NO_MODEL', 'InputGroup', 'permutation_shap', 'gap',
-           'Explanation', 'spread_rows', 'Explainer', 'base_output', 'output_contributions']
+           'additivity_tolerance', 'Explanation', 'spread_rows', 'Explainer', 'base_output', 'output_contributions']
 
 # %% ../../notebooks/lib/explain/03_explainer.ipynb #75e860f7
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -130,7 +130,10 @@ def permutation_shap(
     return explained
 
 # %% ../../notebooks/lib/explain/03_explainer.ipynb #4ea86b9f
-MAX_ADDITIVITY_GAP = 1e-5  # of the gap between an answer and the sum of its explanation, relative to a margin above 1
+MAX_ADDITIVITY_GAP = 1e-5  # between an answer and the sum of its explanation, relative to the size of what is summed
+_HALF_UNIT = 2.0**-24  # what one addition in float32 may lose, relative to the size of the sum
+_OTHER_TERMS = 3  # beside the trees: the offset, and slope and shift of the calibration
+_TINY = float(np.finfo(np.float32).tiny)  # nothing is measured by 0
 _MAX_CHECK_ROWS = 64  # rows that an explainer is tried on
 
 TREE_SHAP, PERMUTATION_SHAP, NO_MODEL = "exact TreeSHAP", "SHAP over random orders", "nothing was asked"
@@ -140,10 +143,19 @@ def gap(
     margin: Array,  # as answered, shape [N, 1 or K]
     base: Array,  # shape [1 or K]
     values: Array,  # shape [N, inputs, 1 or K]
+    unit: float = 1.0,  # the size of a margin, which a smaller sum is measured by too
 ) -> Array:  # shape [N]
-    "How far an answer is from the sum of its explanation."
-    apart = np.abs(base + values.sum(axis=1) - margin) / np.maximum(np.abs(margin), 1.0)
+    "How far an answer is from the sum of its explanation, relative to the size of what is summed."
+    size = np.maximum(np.abs(base) + np.abs(values).sum(axis=1), unit)
+    apart = np.abs(base + values.sum(axis=1) - margin) / size
     return np.where(np.isnan(apart), np.inf, apart).max(axis=1)
+
+
+def additivity_tolerance(
+    terms: int,  # that the graph adds up in float32
+) -> float:  # of the gap
+    "Bound what float32 loses in a sum."
+    return max(MAX_ADDITIVITY_GAP, terms * _HALF_UNIT)
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,7 @@ class Explanation:
     values: Array  # shape [N, inputs, 1 or K]; they and the base add up to the margin
     gap: Array  # how well they do, shape [N]
     method: str
+    tolerance: float = MAX_ADDITIVITY_GAP  # of the gap
 
 
 def _max_gap(found: Explanation) -> float:
@@ -211,13 +224,19 @@ class _GraphExplainer:
         known = np.array([_first_known(part[:, k]) for part in past.values() for k in range(part.shape[1])], dtype=int)
         seen = {kind: np.concatenate([part, past[kind][known]]) for kind, part in tried.items()}
         content = bundle.content(CONTEXT_GRAPH if context else REQUIRED_FILES[0]) or b""
+        self.tolerance, self.unit = MAX_ADDITIVITY_GAP, 1.0
+        if bundle.task == "regression":  # a margin has the unit of the target
+            usual_margin = np.abs(self.ask(background)[1].astype(np.float64))
+            self.unit = float(usual_margin.max(initial=_TINY, where=np.isfinite(usual_margin)))
         found = extract_tree_ensemble(content, seen, own)
         self.method, usual = TREE_SHAP, len(next(iter(background.values())))
         if found:
             self.row_s = found.nodes * usual / _VISITS_PER_S
             self.engine = _tree_shap(found, background, len(self.places))
-            if _max_gap(self.explain(spread_rows(tried, self.affordable_rows(_CHECK_S)))) <= MAX_ADDITIVITY_GAP:
+            self.tolerance = additivity_tolerance(max(map(len, found.by_output())) + _OTHER_TERMS)
+            if _max_gap(self.explain(spread_rows(tried, self.affordable_rows(_CHECK_S)))) <= self.tolerance:
                 return
+            self.tolerance = MAX_ADDITIVITY_GAP
         asked = 2 * _N_PERMUTATIONS * len(self.places)  # rows, for each of the background
         self.method, cells = PERMUTATION_SHAP, asked * (len(self.places) + len(content) / _BYTES_PER_CELL)
         usual = max(min(usual, int(_MAX_ROW_S * _CELLS_PER_S / cells)), min(usual, _MIN_USUAL_ROWS))
@@ -225,9 +244,6 @@ class _GraphExplainer:
         where = {place: k for k, place in enumerate(self.places)}
         together = [[where[k] for k in group.inputs if k in where] for group in _group_inputs(layout)]
         self.engine = permutation_shap(lambda rows: self.ask(rows)[1], background, [each for each in together if each])
-        few = {kind: part[-2:] for kind, part in tried.items()}
-        if (worst := _max_gap(self.explain(few))) > MAX_ADDITIVITY_GAP:
-            raise BundleError(f"bundle {bundle.id[:12]} can't be explained: its answers are missed by {worst:.1e}.")
 
     def affordable_rows(self, seconds: float) -> int:
         "Count the rows that are explained in so many seconds, by what one costs."
@@ -240,7 +256,8 @@ class _GraphExplainer:
     def explain(self, arrays: dict[str, Array]) -> Explanation:
         output, margin = self.ask(arrays)
         base, values = self.engine(arrays)
-        return Explanation(margin, output, base, values, gap(margin, base, values), self.method)
+        apart = gap(margin, base, values, self.unit)
+        return Explanation(margin, output, base, values, apart, self.method, self.tolerance)
 
 # %% ../../notebooks/lib/explain/03_explainer.ipynb #a876350b
 class Explainer:
@@ -251,7 +268,7 @@ class Explainer:
         bundle: Bundle,
         cases: ExplanationData | None = None,  # those of the bundle by default
     ) -> None:
-        "Open the model's graph; raises `BundleError` where the bundle holds no cases, or SHAP values miss its answers."
+        "Open the model's graph; raises `BundleError` where the bundle holds no cases."
         self.bundle, self.layout = bundle, InputLayout(bundle)
         self.cases = cases or ExplanationData.of(bundle)
         self.inputs = [name for each in self.layout.names.values() for name in each]
@@ -276,18 +293,18 @@ class Explainer:
         self,
         arrays: Mapping[str, Array],  # what all graphs take, by kind, shape [N, number of columns]
         rung: str = "model",  # that answered the rows
-        strict: bool = True,  # False: also what misses its answer
+        strict: bool = False,  # refuse what misses its answer
     ) -> Explanation:
-        "Compute SHAP values; raises `BundleError` where their sum misses the answer."
+        "Compute SHAP values; raises `BundleError` where they have to add up to the answer and do not."
         if rung == PRIOR_RUNG:
             return self._of_prior(len(arrays["numeric"]))
         graph = self._of(rung == CONTEXT_RUNG)
         found = graph.explain(graph.of(arrays))
-        if strict and (worst := found.gap.max(initial=0.0)) > MAX_ADDITIVITY_GAP:
+        if strict and (worst := found.gap.max(initial=0.0)) > found.tolerance:
             raise BundleError(f"bundle {self.bundle.id[:12]}: an answer is missed by {worst:.1e}: it is not explained.")
         values = np.zeros((len(found.margin), len(self.inputs), found.margin.shape[1]))
         values[:, graph.places] = found.values
-        return Explanation(found.margin, found.output, found.base, values, found.gap, found.method)
+        return replace(found, values=values)
 
     def _of_prior(self, rows: int) -> Explanation:
         prior = self.bundle.prior(rows)

@@ -100,7 +100,7 @@ class BundleExplainer:
         self.explainer = Explainer(self.bundle)
         self.reason_writer = ReasonWriter(self.explainer)
         one, start = {kind: part[:1] for kind, part in self.explainer.cases.background.items()}, time.process_time()
-        self.explainer.explain(one)
+        self.explainer.explain(one, strict=True)
         self.seconds = max(time.process_time() - start, 1e-4)  # that a row takes
         self.background = hashlib.sha256(self.bundle.content(CASES_FILE) or b"").hexdigest()[:12]
         told = [*self.bundle.schema["inputs"], *(self.bundle.schema.get("context") or {"inputs": []})["inputs"]]
@@ -122,7 +122,7 @@ class BundleExplainer:
         for way in np.unique(ways):
             rows = np.flatnonzero(ways == way)
             arrays = {kind: part[rows] for kind, part in answers.arrays.items()}
-            explained = self.explainer.explain(arrays, str(way))
+            explained = self.explainer.explain(arrays, str(way), strict=True)
             output[rows], margin[rows] = explained.output, explained.margin
             grouped = self.explainer.grouped(explained.values)
             moved = output_contributions(self.bundle.task, explained.base, grouped)

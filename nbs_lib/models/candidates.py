@@ -6,8 +6,10 @@
 __all__ = ['CANDIDATES', 'REQUIRED_CANDIDATES', 'LOADED_BY_NAME', 'Task', 'Candidate', 'register_candidate', 'select_candidates']
 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #9e70edbf
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from sklearn.pipeline import Pipeline
 
 from ..core.errors import ParamsError, did_you_mean
 from ..core.user_modules import load_user_module
+from .boosting import BoostedClassifier, BoostedRegressor
 from .encoding import FeatureLayout, one_hot_encoder, ordinal_encoder
 from .net import NetClassifier, NetRegressor
 
@@ -147,6 +150,27 @@ def _hgb_large(task: Task) -> Pipeline:
     settings = {"learning_rate": 0.05, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 10.0}
     return _boosting(task, max_iter=600, n_iter_no_change=20, max_features=0.3, **settings)
 
+# %% ../../notebooks/lib/models/03_candidates.ipynb #15f09f71
+_PACKAGES = {"lgbm": "lightgbm"}  # what a candidate needs beyond what is always there
+
+
+def _lgbm(task: Task) -> Pipeline:
+    estimator = (BoostedRegressor if task.kind == "regression" else BoostedClassifier)(random_state=task.seed)
+    return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", estimator)])
+
+
+if find_spec(_PACKAGES["lgbm"]):
+    register_candidate(
+        "lgbm",
+        "trees",
+        "LightGBM: up to two thousand trees, each of some columns and rows drawn anew",
+        learning_rate=[0.02, 0.03, 0.05],
+        leaves=[15, 31, 63],
+        min_rows=[20, 100, 300],
+        l2=[1.0, 10.0, 100.0],
+        columns=[0.3, 0.5, 0.8],
+    )(_lgbm)
+
 # %% ../../notebooks/lib/models/03_candidates.ipynb #86ecc874
 _MAX_TOTAL_BINS = 1000  # of all numbers together: what the first layer costs
 
@@ -177,9 +201,15 @@ def select_candidates(
 ) -> list[Candidate]:  # in the order of the registry
     "Select the candidates that take part; raises `ParamsError` on an unknown name."
     wanted = [names] if isinstance(names, str) else list(names)
+    absent = {name: package for name, package in _PACKAGES.items() if name not in CANDIDATES}
     if wanted == ["auto"]:
+        for name, package in absent.items():
+            print(f"{name} takes no part: the package {package} is not installed", file=sys.stderr)
         return list(CANDIDATES.values())
     for name in wanted:
+        if name in absent:
+            write = f"`.venv/bin/python -m pip install {absent[name]}`, or take it out"
+            raise ParamsError(f"params.yaml: train.candidates names {name!r}, whose package is not installed: {write}.")
         if name not in CANDIDATES:
             hint = did_you_mean(str(name), CANDIDATES)
             raise ParamsError(f"params.yaml: train.candidates names {name!r}, which is no candidate{hint}.")

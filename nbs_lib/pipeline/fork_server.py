@@ -41,6 +41,7 @@ _LIBRARIES = (
     "ipykernel.ipkernel",
     "ipykernel.kernelapp",
     "jupyter_client.manager",
+    "lightgbm",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "nbconvert.exporters",

@@ -75,7 +75,7 @@ def test_binary(fresh: Project) -> None:
     frame.to_csv(fresh.root / "cancer.csv", index=False)
     roles, metrics, gate = results(small(fresh, "cancer.csv", "target", candidates="auto", epochs="4"))
     assert roles["task"] == "binary"
-    assert set(metrics["candidates"]) >= {"dummy", "linear", "hgb_small", "hgb_large", "net", "net_int8"}
+    assert set(metrics["candidates"]) >= {"dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net", "net_int8"}
     assert metrics["candidates"][gate["champion"]]["test"]["auc"]["value"] > 0.9
     assert gate["decision"] == "PROMOTE"
     assert served(fresh, "cancer.csv", "class") == len(frame)

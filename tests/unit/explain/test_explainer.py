@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nbs_lib.core.errors import BundleError
 from nbs_lib.data.arrays import MISSING_TIME
 from nbs_lib.data.roles import Roles
 from nbs_lib.explain.explainer import (
@@ -80,6 +81,7 @@ def test_explanations_add_up_to_the_answers(case: tuple[str, str, Explainer]) ->
     assert np.array_equal(found.margin, margin)
     apart = np.abs(found.base + found.values.sum(axis=1) - margin) / np.maximum(np.abs(margin), 1)
     assert apart.max() <= MAX_ADDITIVITY_GAP
+    assert found.tolerance == MAX_ADDITIVITY_GAP
     told = output_contributions(task, found.base, explainer.grouped(found.values))
     assert np.abs(base_output(task, found.base) + told.sum(axis=1) - served).max() < 2e-4
     assert np.abs(found.values).max() > 0.3, "an explanation of nothing adds up too"
@@ -95,6 +97,38 @@ def test_strange_rows_are_explained_exactly(case: tuple[str, str, Explainer]) ->
     found = explainer.explain(rows)
     assert found.gap.max() <= MAX_ADDITIVITY_GAP
     assert np.isfinite(found.values).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e9])
+@pytest.mark.parametrize("model", ["hgb_large", "linear", "net"])
+def test_a_target_of_any_scale_is_explained_to_what_float32_keeps(model: str, scale: float) -> None:
+    """600 trees that are added up in float32 lose more than few do, and as much of each scale."""
+    table = made_up("regression")
+    table["_target"] = scale * (table["_target"] + 20)
+    settings = {"max_iter": 600, "n_iter_no_change": 600} if model == "hgb_large" else MODELS[model]
+    chosen, _ = candidate_and_params(model, {model: {"params": {}}})
+    explainer = fit_explainer(chosen, settings, roles("regression"), table)
+    said = check_additivity(explainer)
+    assert said["passed"], said
+    found = explainer.explain(explainer.cases.past)
+    assert found.tolerance == pytest.approx(603 * 2**-24 if model == "hgb_large" else MAX_ADDITIVITY_GAP)
+    assert f"at most {found.tolerance:.1e}" in said["needed"]
+    moved = np.abs(found.values).sum(axis=1)
+    assert moved.max() > scale, "an explanation of nothing adds up too"
+    assert np.abs(found.base + found.values.sum(axis=1) - found.margin).max() <= found.tolerance * 40 * scale
+
+
+def test_an_answer_that_is_missed_is_said_on_the_page_and_refused_by_the_service() -> None:
+    explainer = fit_explainer(*candidate("hgb_small"), roles("regression"), made_up("regression"))
+    graph, past = explainer._graphs[False], explainer.cases.past
+    engine = graph.engine
+    graph.engine = lambda arrays: (engine(arrays)[0] + 0.01, engine(arrays)[1])
+    said = check_additivity(explainer)
+    assert not said["passed"]
+    assert "do not add up" in said["sentence"]
+    assert len(find_drivers(explainer, roles("regression"))) == len(KINDS)
+    with pytest.raises(BundleError, match="an answer is missed by"):
+        explainer.explain(past, strict=True)
 
 
 def test_noise_comes_last_and_a_leak_is_named(case: tuple[str, str, Explainer]) -> None:
