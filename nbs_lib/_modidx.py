@@ -1206,6 +1206,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'nbs_lib/evaluation/gate.py'),
                                          'nbs_lib.evaluation.gate._parity_check': ( 'lib/evaluation/gate.html#_parity_check',
                                                                                     'nbs_lib/evaluation/gate.py'),
+                                         'nbs_lib.evaluation.gate._r2_check': ( 'lib/evaluation/gate.html#_r2_check',
+                                                                                'nbs_lib/evaluation/gate.py'),
                                          'nbs_lib.evaluation.gate.affordable_candidates': ( 'lib/evaluation/gate.html#affordable_candidates',
                                                                                             'nbs_lib/evaluation/gate.py'),
                                          'nbs_lib.evaluation.gate.beats': ('lib/evaluation/gate.html#beats', 'nbs_lib/evaluation/gate.py'),
