@@ -24,7 +24,7 @@ from .search import FittedCandidate, Trial, fit_setting, tune_candidate
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #a95bf9dc
 _FORWARD_FOLDS, _WINDOW = 4, 0.1  # folds in time, and the share of the rows in each of their windows
-_PARTS, _SMALL_TABLE = 5, 1000  # that rows are dealt out in; rows below which that is done twice
+_PARTS = 5  # that rows are dealt out in
 
 _Places = NDArray[np.int64]  # of rows
 _Parts = tuple[_Places, _Places, _Places]  # to learn from, to stop by, to score
@@ -77,8 +77,7 @@ def fold_parts(
     if roles.timestamp:
         return forward_folds(block)
     still = np.zeros(len(table)) if roles.task == "regression" or roles.entity else target
-    repeats = 2 if len(table) < _SMALL_TABLE else 1
-    return [parts for k in range(repeats) for parts in dealt_folds(_dealt(block, still, seed + k))]
+    return dealt_folds(_dealt(block, still, seed))
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #d5130a5c
 _MAX_ROWS = (40_000, 15_000, 20_000)  # to learn from, to stop by, to score: of more, some are drawn
@@ -134,6 +133,9 @@ def fold_output(
     return squeeze_output(fitted.answers(fold.score)["output"])
 
 
+_SMALL_TABLE = 1000  # rows below which fits cost more than they tell
+
+
 def search_over_folds(
     candidate: Candidate,  # what to fit
     task: Task,  # what there is to learn
@@ -156,7 +158,7 @@ def search_over_folds(
             scores[k].append(evaluate(task.kind, fold.score["_target"].to_numpy(), outputs[k][-1])[metric])
         left.sort(key=lambda k: -metric_gain(metric, float(np.nanmean(scores[k])), 0.0))
         progress(f"{candidate.name}: fold {number}, best {metric} {np.nanmean(scores[left[0]]):.4f} of {len(left)}")
-        left = left[: (len(left) + 1) // 2] if number < len(folds) else left
+        left = left[: (len(left) + 1) // 2 if len(train) >= _SMALL_TABLE else 1]
     done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in zip(settings, scores, strict=True)]
     fitted = fit_setting(candidate, settings[left[0]], task, train, valid)
     return replace(fitted, candidate=candidate, trials=done, best=left[0]), outputs[left[0]]
