@@ -12,8 +12,9 @@ from statistics import NormalDist
 from ..bundle.parity import PARITY_TOLERANCE, difference_bound
 from ..core.checks import Check, ledger_entry
 from ..core.errors import ParamsError, did_you_mean
-from ..core.format import format_with_interval
+from ..core.format import format_number, format_with_interval
 from ..core.params import AUTO
+from .naive import NAIVE
 from .run_results import Frontier, GateDecision, Metrics, metric_label
 from ..models.metrics import metric_gain
 
@@ -113,6 +114,7 @@ _INTERVAL_REMEDY = "Intervals need more blocks of test rows (days or groups), or
 
 def _beats_check(metrics: Metrics, name: str, other: str, metric: str, confidence: float) -> Check:
     check, needed = f"beats {other}", f"the whole {confidence:.0%} interval above 0"
+    called = metrics["naive"]["what"] if other == NAIVE else other
     if name == other:
         sentence = f"{name} is the best on validation: nothing was learned that is better than always the same answer."
         return ledger_entry(check, False, f"it is {name} itself", needed, sentence)
@@ -120,12 +122,12 @@ def _beats_check(metrics: Metrics, name: str, other: str, metric: str, confidenc
     observed = f"{metric_label(metric)} {_difference_text(found)}"
     if found is None:
         return ledger_entry(
-            check, None, observed, needed, f"{_NO_INTERVAL} whether {name} beats {other} in {metric_label(metric)}."
+            check, None, observed, needed, f"{_NO_INTERVAL} whether {name} beats {called} in {metric_label(metric)}."
         )
     passed = found["lo"] > 0
     verdict = "beats" if passed else "does not beat"
     return ledger_entry(
-        check, passed, observed, needed, f"{name} {verdict} {other} in {metric_label(metric)} beyond noise."
+        check, passed, observed, needed, f"{name} {verdict} {called} in {metric_label(metric)} beyond noise."
     )
 
 
@@ -141,6 +143,16 @@ def _log_loss_check(metrics: Metrics, name: str, confidence: float) -> Check:
     verdict = "are not worse than" if passed else "are worse than"
     sentence = f"the probabilities of {name} {verdict} always answering the usual share, beyond noise."
     return ledger_entry("log loss", passed, observed, needed, sentence)
+
+
+def _r2_check(metrics: Metrics, name: str) -> list[Check]:
+    "Ask that a value is told better than by the mean of the test rows themselves: what falls below is of no use."
+    r2 = metrics["candidates"][name]["test"].get("r2", {}).get("value")
+    if r2 is None:
+        return []
+    verdict = "explains a part" if r2 >= 0 else "explains nothing"
+    sentence = f"{name} {verdict} of how the target varies on the test rows (R² {format_number(r2, 3)})."
+    return [ledger_entry("R²", r2 >= 0, f"R² {format_number(r2, 3)}", "not below 0", sentence)]
 
 
 def _parity_check(name: str, largest: float) -> Check:
@@ -185,7 +197,7 @@ def decide_gate(
     ledger += [_parity_check(champion, parity), _all_rows_check(sample)]
     failed = [each["sentence"] for each in ledger[:-1] if each["passed"] is False]
     untold = [each["sentence"] for each in ledger if not each["passed"]]
-    reasons = failed or untold or [ledger[0]["sentence"]]
+    reasons = failed or untold or [ledger[1 if "naive" in metrics else 0]["sentence"]]
     if best != "linear" and "linear" in names:
         ledger.insert(1, _beats_check(metrics, best, "linear", metric, confidence))
         reasons.insert(0, ledger[1]["sentence"])
@@ -206,9 +218,11 @@ def _champion_checks(
     metrics: Metrics, name: str, metric: str, confidence: float, frontier: Frontier | None
 ) -> list[Check]:
     "Check what a champion has to be better than, and the budget."
-    found = [_beats_check(metrics, name, "dummy", metric, confidence)]
+    rivals = ["dummy", NAIVE] if "naive" in metrics else ["dummy"]
+    found = [_beats_check(metrics, name, rival, metric, confidence) for rival in rivals]
     if metrics["task"] != "regression" and name != "dummy":
         found.append(_log_loss_check(metrics, name, confidence))
+    found += _r2_check(metrics, name)
     return [*found, _budget_check(name, frontier)] if frontier else found
 
 

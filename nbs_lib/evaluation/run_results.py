@@ -40,6 +40,9 @@ class Metrics(TypedDict):
     resamples: int  # of the bootstrap
     slices: list[dict[str, Any]]  # column, level, rows, and the primary metric with its interval
     views: dict[str, Any]  # what the feature views add; empty where there are none
+    naive: NotRequired[
+        dict[str, Any]
+    ]  # the best answer without a model, where that follows time: name, what, valid, test
     budget: NotRequired[dict[str, Any]]  # in a bundle: the limits that it was chosen by
 
 

@@ -139,7 +139,7 @@ def _hgb_small(task: Task) -> Pipeline:
 @register_candidate(
     "hgb_large",
     "trees",
-    "several hundred larger decision trees, each correcting the ones before",
+    "up to two thousand larger decision trees, each correcting the ones before",
     learning_rate=[0.03, 0.05, 0.08],
     max_leaf_nodes=[15, 31, 63],
     min_samples_leaf=[20, 100, 300],
@@ -148,7 +148,8 @@ def _hgb_small(task: Task) -> Pipeline:
 )
 def _hgb_large(task: Task) -> Pipeline:
     settings = {"learning_rate": 0.05, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 10.0}
-    return _boosting(task, max_iter=600, n_iter_no_change=20, max_features=0.3, **settings)
+    rounds = 600 if task.kind == "multiclass" else 2000  # at most; each is a tree for every class
+    return _boosting(task, max_iter=rounds, n_iter_no_change=20, max_features=0.3, **settings)
 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #15f09f71
 _PACKAGES = {"lgbm": "lightgbm"}  # what a candidate needs beyond what is always there

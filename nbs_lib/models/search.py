@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIN_PROBABILITY', 'uncalibrated_margins', 'view_columns', 'mask_groups', 'hide_features', 'mask_rows', 'Trial',
-           'FittedCandidate', 'tune_candidate', 'describe_candidate', 'trial_log', 'trials_table', 'refit',
-           'refit_without_views']
+           'FittedCandidate', 'tune_candidate', 'describe_candidate', 'trial_log', 'trials_table', 'fit_setting',
+           'refit', 'refit_without_views']
 
 # %% ../../notebooks/lib/models/07_search.ipynb #147857f9
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -100,7 +100,8 @@ class Trial:
     "One setting and how good it was."
 
     params: dict[str, Any]  # settings of the estimator
-    score: float  # the primary metric on the validation rows
+    score: float  # the primary metric on rows that it had not learned from
+    folds: int = 1  # sets of such rows, whose mean it is
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,30 @@ def trials_table(
     return pd.DataFrame(
         {
             "candidate": trial["candidate"],
-            f"{metric} on validation rows": f"{trial['score']:.4f}",
+            f"{metric} on held-out rows": f"{trial['score']:.4f}",
+            "folds": trial["folds"],
             "taken": "yes" if trial["taken"] else "",
             "setting": ", ".join(f"{name} {value}" for name, value in trial["params"].items()),
         }
         for trial in trials
     )
+
+
+def fit_setting(
+    candidate: Candidate,
+    params: Mapping[str, Any],  # a setting of its estimator
+    task: Task,  # what there is to learn
+    train: pd.DataFrame,  # as in `tune_candidate`
+    valid: pd.DataFrame,  # as in `tune_candidate`
+) -> FittedCandidate:
+    "Fit one setting of a candidate, without a search."
+
+    def build(task: Task) -> Pipeline:
+        pipeline = candidate.build(task)
+        pipeline[-1].set_params(**params)
+        return pipeline
+
+    return tune_candidate(replace(candidate, space={}, build=build), task, train, valid, trials=1)
 
 
 def refit(
@@ -206,13 +225,7 @@ def refit(
     valid: pd.DataFrame,  # as in `tune_candidate`
 ) -> FittedCandidate:
     "Fit a candidate on another task with known settings, without another search."
-
-    def build(task: Task) -> Pipeline:
-        pipeline = fitted.candidate.build(task)
-        pipeline[-1].set_params(**fitted.trials[fitted.best].params)
-        return pipeline
-
-    return tune_candidate(replace(fitted.candidate, space={}, build=build), task, train, valid, trials=1)
+    return fit_setting(fitted.candidate, fitted.trials[fitted.best].params, task, train, valid)
 
 
 def refit_without_views(

@@ -112,7 +112,7 @@ def test_the_training_set_is_complete(roles: dict[str, object]) -> None:
     table, decided = example(400, **roles)
     ready = training_set(table, decided, 0.2, 0.2)
     assert ready["_row"].tolist() == np.flatnonzero(table["y"].notna()).tolist()
-    when = ["_time"] if decided.timestamp else []
+    when = ["_time", "_entity"] if decided.timestamp else []
     assert ready.columns.tolist() == ["n", "s", "at", *when, "_target", "_split", "_block", "_row"]
     assert ready["n"].dtype == "float32"
     assert ready["at"].dtype == ready["_target"].dtype == ready["_block"].dtype == ready["_row"].dtype == "int64"

@@ -154,3 +154,23 @@ def test_only_what_beats_the_dummy_is_ever_promoted(bounds: tuple[float, ...], s
         assert found["candidates"][decision["champion"]]["vs_dummy"]["auc"]["lo"] > 0
         assert sample == 1
     assert decision["champion"] == choose_champion(found, "auc")
+
+
+def test_a_value_told_worse_than_by_its_mean_is_never_promoted() -> None:
+    """On the test rows themselves: a dummy that is worse still does not help."""
+    found = metrics("regression", "rmse", linear=candidate(0.7, (1, 2), (0, 0), metric="rmse"))
+    found["best"] = "linear"
+    for value, decided in ((0.01, "PROMOTE"), (0.0, "PROMOTE"), (-0.01, "REJECT")):
+        found["candidates"]["linear"]["test"]["r2"] = {"value": value}
+        decision = decide_gate(found, 1e-6, 1.0)
+        assert decision["decision"] == decided
+        assert ("explains nothing" in decision["sentence"]) == (decided == "REJECT")
+
+
+def test_one_that_does_not_beat_the_best_naive_answer_is_rejected() -> None:
+    for lead, decided in (((0.01, 0.02), "PROMOTE"), ((-0.01, 0.02), "REJECT"), ((None, None), "HOLD")):
+        found = metrics(linear=LINEAR, net=NET | {"vs_naive": {"auc": interval(*lead)}})
+        found["naive"] = {"what": "the last known value"}
+        decision = decide_gate(found, 1e-6, 1.0)
+        assert (decision["decision"], decision["champion"]) == (decided, "net")
+        assert "the last known value in AUC" in decision["sentence"]
