@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import BaseEstimator, RegressorMixin
+
+from .net import MarginClassifier
 
 # %% ../../notebooks/lib/models/12_boosting.ipynb #e42bd433
 def round_down(
@@ -158,7 +159,7 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         return trees_graph(trees, base, self.n_features_in_)
 
 # %% ../../notebooks/lib/models/12_boosting.ipynb #23b2331d
-class BoostedClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
+class BoostedClassifier(MarginClassifier, _Boosted):
     "LightGBM for two or more classes, whose ids are 0, 1, …"
 
     def fit(
@@ -186,21 +187,6 @@ class BoostedClassifier(ClassifierMixin, _Boosted):  # type: ignore[misc]
     ) -> NDArray[np.float64]:  # log-odds [N], or scores [N, K] for K > 2 classes
         "Margins."
         return self._scores(X)
-
-    def predict_proba(
-        self,
-        X: Any,  # as in `fit`
-    ) -> NDArray[np.float64]:  # [N, K]
-        "Probabilities of the classes."
-        margins = self._scores(X)
-        return np.stack([expit(-margins), expit(margins)], axis=1) if margins.ndim == 1 else softmax(margins, axis=1)
-
-    def predict(
-        self,
-        X: Any,  # as in `fit`
-    ) -> NDArray[Any]:  # class ids [N]
-        "Predict the most probable class."
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
 class BoostedRegressor(RegressorMixin, _Boosted):  # type: ignore[misc]
