@@ -184,9 +184,9 @@ def budget_sentence(
     within = f"the budget of {limits['p99_ms']:g} ms and {limits['size_mb']:g} MB"
     told, other = (found["candidates"][each] for each in (name, best))
     if not told["within"]:
-        return f"{name} is the best on the validation rows, and above {within}, as is all that was learned."
+        return f"{name} is the best before the test, and above {within}, as is all that was learned."
     if name == best:
-        return f"{name} is the best on the validation rows without a budget too: {within} costs nothing in quality."
+        return f"{name} is the best before the test without a budget too: {within} costs nothing in quality."
     differs = metrics["candidates"][name].get(f"vs_{best}", {}).get(metric)
     figures = f" {format_with_interval(differs, sign=True)}" if differs else ""
     size = f"{format_size(told['bytes'])} instead of {format_size(other['bytes'])}"

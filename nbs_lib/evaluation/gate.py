@@ -83,7 +83,7 @@ def best_candidate(
     metrics: Metrics,  # models/metrics.json
     names: list[str],  # of candidates
 ) -> str:  # one of them
-    "Choose the best on the validation rows; of equals the one that was found to be."
+    "Choose the best before the test; of equals the one that was found to be."
     metric, valid = metrics["primary"], {name: metrics["candidates"][name]["valid"] for name in names}
     if metrics["best"] in names:
         return str(metrics["best"])
@@ -97,7 +97,7 @@ def choose_champion(
     confidence: float = _METRICS_CONFIDENCE,  # `gate.confidence`
     frontier: Frontier | None = None,  # models/frontier.json; None: no budget
 ) -> str:  # a candidate's name
-    "Choose the champion: the best on the validation rows within the budget, or linear where that does not beat it."
+    "Choose the champion: the best before the test within the budget, or linear where that does not beat it."
     names = affordable_candidates(metrics, frontier)
     best = best_candidate(metrics, names)
     loses = "linear" in names and not beats(metrics, best, "linear", metric, confidence)
@@ -116,7 +116,7 @@ def _beats_check(metrics: Metrics, name: str, other: str, metric: str, confidenc
     check, needed = f"beats {other}", f"the whole {confidence:.0%} interval above 0"
     called = metrics["naive"]["what"] if other == NAIVE else other
     if name == other:
-        sentence = f"{name} is the best on validation: nothing was learned that is better than always the same answer."
+        sentence = f"{name} is the best before the test: nothing was learned that beats always the same answer."
         return ledger_entry(check, False, f"it is {name} itself", needed, sentence)
     found = _metric_difference(metrics, name, other, metric, confidence)
     observed = f"{metric_label(metric)} {_difference_text(found)}"

@@ -222,14 +222,14 @@ def candidates_caption(
     "Describe the drawing of the candidates."
     best, preferred, champion = _rank_candidates(found)[0], found.metrics["best"], found.champion
     value = format_number(found.on_test(best)["value"], metric_digits(found, found.primary))
-    chosen = f"the champion is {champion}, the best on the validation rows"
+    chosen = f"the champion is {champion}, the best before the test"
     if preferred != champion:
         within = found.frontier["candidates"][preferred]["within"]
         fault = "is not shown to beat it here" if within else "is above the budget"
-        why = f"{preferred}, the best on the validation rows, {fault}"
+        why = f"{preferred}, the best before the test, {fault}"
         chosen = f"the champion is {champion}, because {why}"
     elif best == champion:
-        chosen = "it is the champion, and was the best on the validation rows too"
+        chosen = "it is the champion, and was the best before the test too"
     return f"The best on the test rows is {best} with {metric_label(found.primary)} {value}; {chosen}."
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #9848d316
@@ -315,7 +315,7 @@ def show_weak_spots(
     name, least, rows = worst[0]
     exact = metric_digits(found, found.primary)
     low, all_rows = format_number(least["value"], exact), format_number(overall, exact)
-    who = best if best == found.champion else f"{best} (the best on the validation rows, not the champion)"
+    who = best if best == found.champion else f"{best} (the best before the test, not the champion)"
     caption = f"{who} is weakest where {name}: {unit} {low} in {rows:,} rows, against {all_rows} over all."
     plots.show_figure(plots.interval_plot(names, values, lo, hi, unit, name, overall, exact), caption)
 

@@ -33,7 +33,7 @@ class Metrics(TypedDict):
 
     task: str  # binary, multiclass or regression
     primary: str  # the metric that chooses
-    best: str  # the candidate that did best on the validation rows
+    best: str  # the candidate that was chosen before the test
     candidates: dict[str, dict[str, Any]]  # by name: valid and test, vs_dummy, vs_linear and the like, by metric
     test_rows: int
     blocks: int  # days or groups among them

@@ -193,8 +193,8 @@ def test_the_first_page(task: str, decision: str, words: str, tmp_path: Path, mo
 def test_the_first_page_says_who_won_and_who_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = " ".join(overview(write_run(tmp_path, "binary", "REJECT"), monkeypatch).split())
     assert "The champion is linear. net does not beat linear in AUC beyond noise. linear does not beat dummy" in page
-    assert "because net, the best on the validation rows, is not shown to beat it here" in page
-    assert "net (the best on the validation rows, not the champion) is weakest where" in page
+    assert "because net, the best before the test, is not shown to beat it here" in page
+    assert "net (the best before the test, not the champion) is weakest where" in page
 
 
 def test_the_first_page_of_a_run_without_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,164 @@
+"""Folds: none knows its own future, each task and split has some, and masks that hurt are found out."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nbs_lib.data.roles import Roles
+from nbs_lib.evaluation.scores import choose_over_folds, masks_cost
+from nbs_lib.models.candidates import CANDIDATES, Task
+from nbs_lib.models.encoding import FeatureLayout
+from nbs_lib.models.folds import fold_answers, fold_parts, forward_folds, make_folds, mask_answers, search_over_folds
+from nbs_lib.models.metrics import evaluate
+from nbs_lib.models.search import fit_setting
+
+COLUMNS = {"x": {"role": "numeric"}, "who": {"role": "entity", "feature": True}}
+
+
+def roles(task: str = "binary", **more: Any) -> Roles:
+    return Roles("t.csv", "y", task, {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"]}.get(task, []), **more)
+
+
+@pytest.mark.parametrize("days", [3, 4, 5, 6, 7, 40, 400])
+def test_a_fold_in_time_knows_nothing_of_what_comes_later(days: int) -> None:
+    rng = np.random.default_rng(days)
+    block = np.sort(np.concatenate([np.arange(days), rng.integers(0, days, 20 * days)])) + 19_000
+    folds = forward_folds(block)
+    assert len(folds) == min(4, days - 2)
+    scored = [set(block[score].tolist()) for _, _, score in folds]
+    assert len(set().union(*scored)) == sum(map(len, scored)), "a day is scored once"
+    for learn, stop, score in folds:
+        assert block[learn].max() < block[stop].min()
+        assert block[stop].max() < block[score].min()
+    assert block[folds[0][2]].max() == block.max(), "the latest days are scored"
+
+
+@pytest.mark.parametrize("days", [1, 2])
+def test_of_too_few_days_there_is_no_fold(days: int) -> None:
+    assert forward_folds(np.repeat(np.arange(days), 50)) == []
+
+
+@pytest.mark.parametrize(("groups", "folds"), [(2, 0), (3, 3), (4, 4), (5, 5), (60, 5)])
+def test_the_rows_of_an_entity_stay_together(groups: int, folds: int) -> None:
+    table = pd.DataFrame({"_block": np.arange(600) % groups, "_target": np.arange(600) % 2})
+    parts = fold_parts(table, roles(entity=["who"]))
+    assert len(parts) == folds
+    for each in parts:
+        groups_of = [set(table["_block"].iloc[rows]) for rows in each]
+        assert all(groups_of)
+        assert len(set().union(*groups_of)) == sum(map(len, groups_of))
+    if parts:
+        assert sorted(np.concatenate([score for _, _, score in parts]).tolist()) == list(range(600))
+
+
+def test_drawn_parts_keep_the_shares_of_the_classes() -> None:
+    target = np.repeat([0, 1, 2], [500, 90, 10])
+    table = pd.DataFrame({"_block": np.arange(600), "_target": target})
+    for _, stop, score in fold_parts(table, roles("multiclass")):
+        for rows in (stop, score):
+            assert np.bincount(target[rows]).tolist() == [100, 18, 2]
+
+
+def learned(table: pd.DataFrame, about: Roles, **more: Any) -> Task:
+    return Task(about.task, FeatureLayout.learn(table, about), **more)
+
+
+def test_a_fold_without_a_class_is_left_out_and_without_any_the_validation_rows_choose() -> None:
+    rng = np.random.default_rng(0)
+    days = np.repeat(np.arange(20), 30)
+    late = np.where(days < 11, rng.integers(0, 2, 600), rng.integers(0, 3, 600))  # the third class comes late
+    table = pd.DataFrame({"x": rng.normal(size=600).astype("float32"), "_target": late, "_block": days})
+    about = roles("multiclass", timestamp="at", columns={"x": {"role": "numeric"}})
+    folds = make_folds(table, learned(table, about), about)
+    assert 0 < len(folds) < 4
+    assert all(fold.learn["_target"].nunique() == 3 for fold in folds)
+    never = table.assign(_target=np.where(days < 17, late % 2, late))
+    train, valid = never[:540], never[540:]
+    task = learned(train, about)
+    assert make_folds(train, task, about) == []
+    fitted, outputs = search_over_folds(CANDIDATES["linear"], task, [], train, valid, trials=2)
+    assert (outputs, [trial.folds for trial in fitted.trials]) == ([], [1, 1])
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
+    rng = np.random.default_rng(0)
+    x, who = rng.normal(size=1500), rng.choice(list("abc"), 1500)
+    score = np.abs(x) + (who == "a") + 0.3 * rng.normal(size=1500)
+    target = {"regression": score, "binary": (score > 1).astype(int), "multiclass": np.digitize(score, [0.8, 1.4])}[
+        task
+    ]
+    table = pd.DataFrame({"x": x.astype("float32"), "who": who, "_target": target, "_block": np.arange(1500) // 20})
+    about = roles(task, timestamp="at", columns=COLUMNS)
+    work = learned(table, about)
+    folds = make_folds(table, work, about)
+    names, sizes = ["dummy", "linear", "hgb_small"], {"dummy": 1, "linear": 2, "hgb_small": 30}
+    found = {n: search_over_folds(CANDIDATES[n], work, folds, table[:1200], table[1200:], 3) for n in names}
+    answers = fold_answers(folds, {name: outputs for name, (_, outputs) in found.items()})
+    assert len(answers) == sum(len(fold.score) for fold in folds)
+    best, told = choose_over_folds(answers, sizes, task, len(about.classes))
+    assert best == "hgb_small", "the target turns round at 0, which no weighted sum tells"
+    assert told["linear"]["behind"]["lo"] > 0
+    fitted, outputs = found["hgb_small"]
+    taken = fitted.trials[fitted.best]
+    assert taken.folds == len(folds) == 4
+    assert sorted(trial.folds for trial in fitted.trials) == [1, 2, 4]
+    metric = {"binary": "auc", "multiclass": "log_loss", "regression": "rmse"}[task]
+    scored = [
+        evaluate(task, fold.score["_target"].to_numpy(), out)[metric] for fold, out in zip(folds, outputs, strict=True)
+    ]
+    assert np.isclose(np.mean(scored), taken.score)
+    again, same = search_over_folds(CANDIDATES["hgb_small"], work, folds, table[:1200], table[1200:], 3)
+    assert again.trials == fitted.trials
+    assert all(np.array_equal(one, other) for one, other in zip(outputs, same, strict=True))
+
+
+def autoregressive() -> tuple[pd.DataFrame, Roles]:
+    """Three places by the hour over a year: near the value before, in a season that no row has seen twice."""
+    rng, hours = np.random.default_rng(0), 24 * 360
+    value = np.zeros((hours, 3))
+    for hour in range(1, hours):
+        value[hour] = 0.97 * value[hour - 1] + rng.normal(size=3)
+    value += (-20 * np.cos(2 * np.pi * np.arange(hours) / (24 * 365)) + 4 * np.sin(np.arange(hours) * np.pi / 12))[
+        :, None
+    ]
+    before, month = np.vstack([value[:1], value[:-1]]), np.repeat(np.arange(hours) // (24 * 30), 3)
+    table = pd.DataFrame({"before": before.ravel(), "month": month, "who": np.tile(list("abc"), hours)})
+    table = table.astype({"before": "float32", "month": "float32"})
+    columns = {"before": {"role": "numeric"}, "month": {"role": "numeric"}, "who": COLUMNS["who"]}
+    about = roles("regression", timestamp="at", entity=["who"], columns=columns)
+    return table.assign(_target=value.ravel(), _block=np.repeat(np.arange(hours) // 24, 3)), about
+
+
+def test_masks_never_cost_the_whole_rows_more_than_noise() -> None:
+    """Where the value before is hidden, trees explain by the month, and carry that into months they do not know."""
+    table, about = autoregressive()
+    first, second = int(0.7 * len(table)), int(0.85 * len(table))
+    train, valid, test = table[:first], table[first:second], table[second:]
+    task = learned(train, about, masks=(("before",), ("who",)), mask=0.2)
+    cost = masks_cost(mask_answers(make_folds(train, task, about)), "regression", 0)
+    assert cost["hurts"], cost
+    assert cost["lost"]["lo"] > 0
+
+    def rmse(task: Task) -> float:
+        fitted = fit_setting(CANDIDATES["hgb_small"], {}, task, train, valid)
+        return evaluate("regression", test["_target"].to_numpy(), fitted.answers(test)["output"][:, 0])["rmse"]
+
+    masked, unmasked = rmse(task), rmse(replace(task, mask=0.0))
+    assert masked > 1.05 * unmasked, "the table would show nothing"
+    decided = unmasked if cost["hurts"] else masked
+    assert decided <= 1.02 * min(masked, unmasked)
+
+
+def test_masks_that_cost_nothing_stay() -> None:
+    rng = np.random.default_rng(1)
+    x, who = rng.normal(size=3000), rng.choice(list("abcdef"), 3000)
+    table = pd.DataFrame({"x": x.astype("float32"), "who": who, "_block": np.arange(3000) // 50})
+    table["_target"] = (x + (who < "c") + rng.normal(size=3000) > 0.5).astype(int)
+    about = roles(timestamp="at", entity=["who"], columns=COLUMNS)
+    folds = make_folds(table, learned(table, about, masks=(("who",),), mask=0.1), about)
+    assert not masks_cost(mask_answers(folds), "binary", 2)["hurts"]
+    assert all(fold.unmasked().task.mask == 0 for fold in folds)
