@@ -43,11 +43,12 @@ class _BenchTarget(StrEnum):
     load = "load"
     soak = "soak"
     tables = "tables"
+    same = "same"
     alarms = "alarms"
 
 
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
-_BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates"}
+_BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates", _BenchTarget.same: "testing.same_answers"}
 
 
 @app.command("run")
@@ -116,8 +117,9 @@ def bench_verb(
     rows: Annotated[
         int | None, typer.Option(min=1, help="drift: also on this many rows; tables: none with more.")
     ] = None,
+    tables: Annotated[int | None, typer.Option(min=1, help="same: so many generated tables; 500 by default.")] = None,
 ) -> None:
-    "Measure costs: pipeline, feature join, store, drift, explanations, serving beside peers, load, tables, alarms."
+    "Measure costs, and same: whether training, `nbs predict` and the service answer alike."
     from importlib import import_module
 
     chdir_root()
@@ -132,7 +134,8 @@ def bench_verb(
         what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
     )
     options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is _BenchTarget.soak else {}
-    measure(**(options | ({"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {})))
+    options |= {"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {}
+    measure(**(options | ({"tables": tables} if what is _BenchTarget.same else {})))
 
 # %% ../notebooks/lib/01_cli.ipynb #763aa3b7
 @app.command("feast")

@@ -137,6 +137,36 @@ def run_graph(
     output, margin = map(np.concatenate, zip(*parts, strict=True))
     return output, margin
 
+# %% ../../notebooks/lib/bundle/01_bundle.ipynb #6c067e54
+_WHOLE_ROWS = 16  # that the widest processors compute at once: those left over may be rounded otherwise
+_ROUNDED_OPS = ("MatMul", "Gemm", "LinearClassifier", "LinearRegressor", "Sin", "Cos")
+
+
+def _has_rounded_op(
+    graph: bytes,  # an ONNX graph
+) -> bool:
+    "Return whether a graph has an operator that rounds a row otherwise alone, or at the end of its batch."
+    written = [b'"%c%b' % (len(op), op.encode()) for op in _ROUNDED_OPS]  # as a graph's bytes name the type of a node
+    return any(op in graph for op in written)
+
+
+def _likely_rows(
+    inputs: list[dict[str, Any]],  # of a graph, as its schema lists them
+    count: int,
+) -> dict[str, Array]:  # by kind, shape [N, number of columns]
+    "Draw rows such as training saw: what the sums of others are rounded to says little."
+    rng, names = np.random.default_rng(0), _names_by_kind(inputs)
+    about = {each["name"]: each for each in inputs}
+
+    def column(kind: str, name: str) -> Array:
+        if kind == "categorical":
+            return rng.choice(np.array(["", *about[name].get("levels", ())], dtype=object), count)
+        low, high = (about[name].get(end, default) for end, default in (("min", 0), ("max", 1)))
+        return rng.uniform(low, high, count).astype(np.float32 if kind == "numeric" else np.int64)
+
+    drawn = {kind: [column(kind, name) for name in each] for kind, each in names.items() if each}
+    return {kind: np.stack(columns, axis=1) for kind, columns in drawn.items()}
+
 
 def _names_by_kind(inputs: list[dict[str, Any]]) -> dict[str, list[str]]:
     "Return the names of the inputs of each kind, in the order of their columns."
@@ -245,22 +275,22 @@ class Bundle:
     ) -> tuple[Array, Array]:  # output and margin, shape [N, 1 or K]
         "Ask a graph as it is; a row is answered alike, to the last bit, alone and among others."
         graph = self._context if context else self._model
-        if len(next(iter(arrays.values()))) > 1 or not self._depends_on_batch(graph):
+        if not self._depends_on_batch(graph):
             return run_graph(graph, arrays)
-        output, margin = run_graph(graph, {kind: values.repeat(2, axis=0) for kind, values in arrays.items()})
-        return output[:1], margin[:1]
+        rows = len(next(iter(arrays.values())))
+        places = np.minimum(np.arange(-(-rows // _WHOLE_ROWS) * _WHOLE_ROWS), rows - 1)
+        output, margin = run_graph(graph, {kind: values[places] for kind, values in arrays.items()} if rows else arrays)
+        return output[:rows], margin[:rows]
 
     def _depends_on_batch(self, graph: Any) -> bool:
         "Return whether a graph answers a row otherwise when it is alone, as sums of one row may be ordered otherwise."
         if graph not in self._batch_dependent:
-            rng, shapes = np.random.default_rng(0), {each.name: each.shape[1] for each in graph.get_inputs()}
-            rows = {kind: rng.normal(size=(32, width)).astype(np.float32) for kind, width in shapes.items()}
-            rows |= {kind: np.zeros(rows[kind].shape, np.int64) for kind in rows if kind == "time"}
-            rows |= {kind: np.full(rows[kind].shape, "", object) for kind in rows if kind == "categorical"}
+            context = graph is self._context
+            written = self._contents[CONTEXT_FILE if context else "model.onnx"]
+            rows = _likely_rows((self.schema["context"] if context else self.schema)["inputs"], 32)
             ones = [run_graph(graph, {kind: part[k : k + 1] for kind, part in rows.items()})[1] for k in range(32)]
-            self._batch_dependent[graph] = not np.array_equal(
-                np.concatenate(ones), run_graph(graph, rows)[1], equal_nan=True
-            )
+            alike = np.array_equal(np.concatenate(ones), run_graph(graph, rows)[1], equal_nan=True)
+            self._batch_dependent[graph] = not alike or _has_rounded_op(written)
         return self._batch_dependent[graph]
 
     def decide(

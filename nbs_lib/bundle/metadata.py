@@ -15,7 +15,7 @@ import pandas as pd
 
 from .parity import graph_outputs
 from ..core.format import format_count, format_interval, format_number
-from ..data.arrays import MISSING_TIME, Array
+from ..data.arrays import MAX_TEXT_CHARS, MISSING_TIME, Array
 from ..data.roles import Roles, column_kind
 from ..models.metrics import bootstrap, bootstrap_interval, metric_gain
 from ..models.metrics import metric_statistics as measures
@@ -155,6 +155,7 @@ def build_schema(
         "others": sorted(set(map(str, snapshot.columns)) - used),
         "inputs": inputs,
         "entities": {name: column_kind(snapshot[name]) for view in roles.views for name in view["entity"]},
+        **_text_facts(roles, snapshot),
         "views": [{key: view.get(key) for key in _VIEW_KEYS} for view in roles.views],
     }
     if about := {
@@ -164,6 +165,19 @@ def build_schema(
     if roles.read:
         found["read"] = roles.read
     return found if context is None else found | {"context": {"inputs": listed(context), "takes_over": takes_over}}
+
+
+def _text_facts(roles: Roles, snapshot: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    "Note which columns hold long texts, and how the text of entities was read, where there are any."
+    longest = {name: snapshot[name].str.len().max() for name in snapshot if column_kind(snapshot[name]) == "text"}
+    entities = {name for view in roles.views for name in view["entity"]}
+    found = {
+        "max_chars": {name: int(chars) for name, chars in longest.items() if chars > MAX_TEXT_CHARS},
+        "entity_read": {
+            name: roles.columns[name]["read"] for name in sorted(entities) if roles.columns[name].get("read")
+        },
+    }
+    return {key: about for key, about in found.items() if about}
 
 
 _DESCRIPTION_KEYS = ("unit", "description", "phrase")

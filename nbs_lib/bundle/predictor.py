@@ -16,9 +16,9 @@ from msgspec import UNSET
 from .bundle import Bundle
 from .fallback import PRIOR_RUNG, VIEW_PRESENT, FallbackLadder
 from .layout import InputLayout
-from .request import RequestParser, Row
+from .request import RequestParser, Row, row_getter
 from .unusual_values import UnusualValues
-from .view_cache import NO_HISTORY, ViewReader, ViewValues, float_packer, pack_floats, row_getter
+from .view_cache import NO_HISTORY, ViewReader, ViewValues, float_packer, pack_floats
 from ..data.arrays import Array
 from ..features.online.lookup import Lookup
 

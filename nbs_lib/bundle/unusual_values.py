@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .request import RequestField, RequestParser, Row
-from .view_cache import row_getter
+from .request import RequestField, RequestParser, Row, row_getter
 
 # %% ../../notebooks/lib/bundle/09_unusual_values.ipynb #efb05971
 def _training_range(field: RequestField) -> tuple[float, float]:

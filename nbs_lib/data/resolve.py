@@ -86,8 +86,8 @@ def _check_timezone(
     name: str,  # `data.timezone`
 ) -> str:  # the same
     "Check a time zone; raises `ParamsError` where it is none."
-    known = zoneinfo.available_timezones()
-    if name not in known:
+    known = set() if name == "UTC" else zoneinfo.available_timezones()  # which reads a folder
+    if name != "UTC" and name not in known:
         raise ParamsError(
             f"data.timezone: there is no time zone {name!r}{did_you_mean(name, ['UTC', *sorted(known)])}."
         )
@@ -339,6 +339,7 @@ def _check_learned(
 ) -> None:
     "Refuse what nothing can be learned from; raises `DataError`."
     amounts = [*roles.numeric, *([roles.target] if roles.task == "regression" else [])]
-    check_limits(table, amounts, dict.fromkeys([*roles.time, *([roles.timestamp] if roles.timestamp else [])]))
+    times = dict.fromkeys([*roles.time, *([roles.timestamp] if roles.timestamp else [])])
+    check_limits(table, amounts, times, roles.categorical)
     if roles.timestamp and roles.entity and (twins := spelling_twins(table.columns)):
         raise DataError(f"Two columns, {twins[0]!r} and {twins[1]!r}, differ only by case or blanks: rename one.")

@@ -25,7 +25,7 @@ from nbs_lib.data.reading.columns import (
     without_missing,
 )
 from .files import Raw, read_raw
-from .numbers import MAX_NAMES, Reading, decimal_mark, why_code
+from .numbers import MAX_NAMES, Reading, decimal_mark, first_row, why_code
 from .times import parse_iso
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def _masked(values: "pa.ChunkedArray", words: tuple[str, ...]) -> "pa.ChunkedArr
             return None
 
     marks = [mark for mark in map(value, words) if mark is not None]
+    if pa.types.is_integer(values.type):
+        marks = [mark for mark in marks if mark.is_integer()]
     if not marks or pa.types.is_boolean(values.type) or pa.types.is_nested(values.type):
         return values
     try:
@@ -143,6 +145,19 @@ class ReadTable:
     notes: list[str] = field(default_factory=list)  # plain sentences
 
 
+def _truth_values(values: "pa.ChunkedArray", name: str, first: int) -> "pa.ChunkedArray":
+    "Convert 0 and 1 to false and true; raises `DataError` where a number is another."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return values
+    known = pc.is_in(values, pa.array([None, 0, 1]).cast(values.type))
+    if row := first_row(pc.invert(known)):
+        raise DataError(f"column {name!r}, row {first + row - 1}: {values[row - 1].as_py()!r} is not a bool.")
+    return values.cast(pa.bool_())
+
+
 def settle_column(
     values: "pa.ChunkedArray",  # as it stands in the file
     reading: Reading,  # as training kept it
@@ -153,8 +168,11 @@ def settle_column(
     "Convert a column by what training kept of it; raises `DataError` with column and row."
     values = _decoded(values)
     if _is_text(values.type):
-        values = convert_text(values, reading, name, first, MISSING_WORDS if untyped else ())
+        words = MISSING_WORDS if untyped or reading["type"] != "text" else ()
+        values = convert_text(values, reading, name, first, words)
     values = _masked(values, tuple(reading.get("missing", ())))
+    if reading["type"] == "bool":
+        return _truth_values(values, name, first)
     if reading["type"] == "text" and (texts := _whole_texts(values, 0)) is not None:
         return texts
     return values
@@ -169,8 +187,8 @@ def _inferred_text(
         vanished_class(raw, column.name)
     asked = told.get("columns", {}).get(column.name)
     reading = told_reading(column, str(asked), mark) if asked else infer_reading(column, mark, target)
-    if words is not None:
-        reading = {"missing": list(words)} | reading
+    if words is not None or reading["type"] == "text":  # whose words no other file can know
+        reading = {"missing": list(column.words)} | reading
     names = reading["type"] == "text" and not target and not asked and len(column.distinct) <= MAX_NAMES
     levels = column.distinct if names else []
     if twins := spelling_twins(levels):
@@ -192,7 +210,7 @@ def _inferred_numbers(
         note = (
             f"Column {name!r} is taken as text: {why} (data.read: {{columns: {{{name}: number}}}} takes it as numbers)."
         )
-        return texts, kept | {"type": "text"}, [] if asked else [note]
+        return texts, {"missing": list(MISSING_WORDS)} | kept | {"type": "text"}, [] if asked else [note]
     return values, kept, [] if target else _crowded(name, values)
 
 # %% ../../../notebooks/lib/data/reading/06_tables.ipynb #8cbdfad9

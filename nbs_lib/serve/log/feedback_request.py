@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...bundle.bundle import Bundle
-from ...bundle.request import MAX_TEXT_CHARS, RequestError
+from ...bundle.request import RequestError
 from ...core.errors import did_you_mean
 from ...data.arrays import MAX_FLOAT32
 from .writer import ID_PATTERN
@@ -22,7 +22,7 @@ class Feedback(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     id: Annotated[str, Field(pattern=ID_PATTERN, max_length=64)]
-    label: Annotated[str, Field(max_length=MAX_TEXT_CHARS)] | Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
+    label: str | Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
 
 
 def parse_feedback(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...bundle.bundle import Bundle
-from ...bundle.request import MAX_TEXT_CHARS, RequestField, request_fields
+from ...bundle.request import RequestField, request_fields
 from ...data.arrays import MAX_FLOAT32
 from ..log.writer import ID_PATTERN
 
@@ -24,7 +24,7 @@ _TIME = rf"^((19|20)\d\d-({_LONG}|{_SHORT}|02-(0[1-9]|1\d|2[0-8]))([T ]{_HOUR})?
 _TYPES: dict[str, dict[str, Any]] = {
     "number": {"type": "number", "minimum": -MAX_FLOAT32, "maximum": MAX_FLOAT32},
     "bool": {"type": "boolean"},
-    "text": {"type": "string", "maxLength": MAX_TEXT_CHARS},
+    "text": {"type": "string"},
     "time": {"type": ["string", "number"], "pattern": _TIME, "minimum": _YEARS[0], "maximum": _YEARS[1]},
     "whole": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
 }
@@ -54,7 +54,7 @@ def _field_schema(
     field: RequestField,
 ) -> dict[str, Any]:  # JSON Schema
     "Build the schema of a field."
-    made = _TYPES[field.kind]
+    made = _TYPES[field.kind] | ({"maxLength": field.longest} if field.kind == "text" else {})
     kinds = made["type"] if isinstance(made["type"], list) else [made["type"]]
     levels = field.about.get("levels") or []
     known = f"known: {', '.join(levels[:30])}{', …' if len(levels) > 30 else ''}" if levels else ""
