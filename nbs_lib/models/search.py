@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_PROBABILITY', 'uncalibrated_margins', 'view_columns', 'mask_groups', 'hide_features', 'mask_rows', 'Trial',
-           'FittedCandidate', 'tune_candidate', 'describe_candidate', 'trial_log', 'trials_table', 'fit_setting',
-           'refit', 'refit_without_views']
+           'FittedCandidate', 'tune_candidate', 'describe_candidate', 'calibration_table', 'trial_log', 'trials_table',
+           'fit_setting', 'refit', 'refit_without_views']
 
 # %% ../../notebooks/lib/models/07_search.ipynb #147857f9
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -171,6 +171,20 @@ def describe_candidate(
         "calibration": {"slope": fitted.calibration.slope, "shift": fitted.calibration.shift},
         "bytes": size,
     }
+
+
+def calibration_table(
+    facts: Mapping[str, Mapping[str, Any]],  # by candidate, as `describe_candidate`
+) -> pd.DataFrame:  # a row per candidate
+    "Render slope and shift of the calibrations, and the sizes of the graphs."
+    return pd.DataFrame(
+        {
+            "candidate": list(facts),
+            "slope": [f"{fact['calibration']['slope']:.3f}" for fact in facts.values()],
+            "shift": [f"{fact['calibration']['shift']:+.3f}" for fact in facts.values()],
+            "size in kB": [f"{fact['bytes'] / 1000:,.0f}" for fact in facts.values()],
+        }
+    )
 
 
 def trial_log(

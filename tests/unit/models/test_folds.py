@@ -8,10 +8,19 @@ import pandas as pd
 import pytest
 
 from nbs_lib.data.roles import Roles
-from nbs_lib.evaluation.scores import choose_over_folds, masks_cost
 from nbs_lib.models.candidates import CANDIDATES, Task
 from nbs_lib.models.encoding import FeatureLayout
-from nbs_lib.models.folds import fold_answers, fold_parts, forward_folds, make_folds, mask_answers, search_over_folds
+from nbs_lib.models.folds import (
+    choose_over_folds,
+    decide_masks,
+    fold_answers,
+    fold_parts,
+    forward_folds,
+    make_folds,
+    mask_answers,
+    masks_cost,
+    search_over_folds,
+)
 from nbs_lib.models.metrics import evaluate
 from nbs_lib.models.search import fit_setting
 
@@ -139,7 +148,7 @@ def test_masks_never_cost_the_whole_rows_more_than_noise() -> None:
     first, second = int(0.7 * len(table)), int(0.85 * len(table))
     train, valid, test = table[:first], table[first:second], table[second:]
     task = learned(train, about, masks=(("before",), ("who",)), mask=0.2)
-    cost = masks_cost(mask_answers(make_folds(train, task, about)), "regression", 0)
+    decided, folds, cost = decide_masks(task, make_folds(train, task, about), 0)
     assert cost["hurts"], cost
     assert cost["lost"]["lo"] > 0
 
@@ -149,8 +158,8 @@ def test_masks_never_cost_the_whole_rows_more_than_noise() -> None:
 
     masked, unmasked = rmse(task), rmse(replace(task, mask=0.0))
     assert masked > 1.05 * unmasked, "the table would show nothing"
-    decided = unmasked if cost["hurts"] else masked
-    assert decided <= 1.02 * min(masked, unmasked)
+    assert all(fold.task.mask == 0 for fold in folds)
+    assert rmse(decided) <= 1.02 * min(masked, unmasked)
 
 
 def test_masks_that_cost_nothing_stay() -> None:
@@ -161,4 +170,5 @@ def test_masks_that_cost_nothing_stay() -> None:
     about = roles(timestamp="at", entity=["who"], columns=COLUMNS)
     folds = make_folds(table, learned(table, about, masks=(("who",),), mask=0.1), about)
     assert not masks_cost(mask_answers(folds), "binary", 2)["hurts"]
-    assert all(fold.unmasked().task.mask == 0 for fold in folds)
+    task, kept, _ = decide_masks(learned(table, about, masks=(("who",),), mask=0.1), folds, 2)
+    assert (task.mask, [fold.task.mask for fold in kept]) == (0.1, [0.1] * len(folds))
