@@ -20,7 +20,7 @@ from ..core.errors import DataError, UserError
 from ..core.files import sha256, write_json
 from ..core.params import load_params
 from ..core.paths import chdir_root, output_path
-from .reading.files import find_files
+from .reading.files import file_kind, find_files
 from .reading.numbers import Reading
 from .reading.tables import read_inferred
 from .table import Source, clean_table
@@ -70,7 +70,9 @@ def file_digests(
         files = _source_files(name)
         folder = os.path.commonpath([file.parent for file in files])
         if len(files) == 1:
-            return {name: sha256(files[0])}
+            log = Path(f"{files[0]}-wal")  # of a database: rows that are not in its file yet
+            late = {f"{name}-wal": sha256(log)} if file_kind(name) == "sqlite" and log.is_file() else {}
+            return {name: sha256(files[0]), **late}
         return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
     digests = {}
     for file, (path, pinned) in module.pinned_files().items():
@@ -105,7 +107,8 @@ def read_source(
     dropped = [drop] if isinstance(drop, str) else list(drop)
     files = _source_files(name)
     found = read_inferred(name, told, target or None, dropped, display_path(name))
-    table = clean_table(found.table, files[0] if len(files) == 1 else name, dropped)
+    separated = found.how.get("format") == "csv"
+    table = clean_table(found.table, files[0] if len(files) == 1 else name, dropped, separated)
     return Source(table, {}, _about(found.readings), found.notes, read={"given": dict(told), "found": found.how})
 
 # %% ../../notebooks/lib/data/02_source.ipynb #e37fb701

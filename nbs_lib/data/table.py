@@ -88,6 +88,7 @@ def clean_table(
     table: "pa.Table",  # as read
     path: str | Path,  # named in the messages
     drop: Sequence[str] = (),  # columns that nobody reads: of any type
+    separated: bool = True,  # whether it was text, in which a mark separates the columns
 ) -> "pd.DataFrame":  # one row or more, names that occur once, clean types
     "Convert a table to what the pipeline can take; raises `DataError` that says why it can't."
     import pyarrow as pa
@@ -102,10 +103,8 @@ def clean_table(
         if name.startswith("_"):
             raise DataError(f"{path}: column {name!r} begins with an underscore, as the pipeline's own do: rename it.")
     if len(names) < 2:
-        raise DataError(
-            f"{path} has a single column, {names[0][:80]!r}: write what separates them, such as "
-            "data.read: {separator: '|'}."
-        )
+        what = "write what separates them, such as data.read: {separator: '|'}" if separated else "bring two or more"
+        raise DataError(f"{path} has a single column, {names[0][:80]!r}: {what}.")
     if not table.num_rows:
         raise DataError(f"{path} has a header and no rows.")
     columns = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
 
 from ...core.errors import DataError, ParamsError, did_you_mean
-from .delimited import _decompressed, read_delimited
+from .delimited import decompressed, read_delimited
 
 if TYPE_CHECKING:
     import duckdb
@@ -128,7 +128,7 @@ def _read_json_lines(path: Path) -> Raw:
     "Read JSON lines; raises `DataError` where a line is no object."
     import duckdb
 
-    data = _decompressed(path)
+    data = decompressed(path)
     if not data.strip():
         raise DataError(f"{path} is empty: it has no rows.")
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(config={"threads": 1}) as db:

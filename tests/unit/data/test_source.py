@@ -1,8 +1,10 @@
 """Bad tables are refused in one sentence that says where; good ones keep every value."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +210,25 @@ def test_digests_follow_the_content(tmp_path: Path) -> None:
     assert file_digests(str(path)) == before
     path.write_text("a,b\n1,3\n")
     assert file_digests(str(path)) != before
+
+
+def test_a_single_column_of_a_database_is_separated_by_nothing(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "sales.db")) as db:
+        db.execute("CREATE TABLE t AS SELECT 1 AS a")
+        db.commit()
+    with pytest.raises(DataError, match=r"has a single column, 'a': bring two or more\.$"):
+        read_source(f"sqlite:///{tmp_path}/sales.db")
+
+
+def test_rows_that_a_database_has_not_put_into_its_file_yet_count(tmp_path: Path) -> None:
+    name = f"sqlite:///{tmp_path}/sales.db"
+    with closing(sqlite3.connect(tmp_path / "sales.db")) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE t (a, b)")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before, file = file_digests(name), (tmp_path / "sales.db").read_bytes()
+        db.execute("INSERT INTO t VALUES (1, 2)")
+        db.commit()
+        assert (tmp_path / "sales.db").read_bytes() == file
+        assert file_digests(name) != before
+        assert len(read_source(name).table) == 1
