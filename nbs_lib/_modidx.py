@@ -1125,6 +1125,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'nbs_lib/doctor/leaks.py'),
                                       'nbs_lib.doctor.leaks._told_by_gaps': ( 'lib/doctor/leaks.html#_told_by_gaps',
                                                                               'nbs_lib/doctor/leaks.py'),
+                                      'nbs_lib.doctor.leaks.can_tell': ('lib/doctor/leaks.html#can_tell', 'nbs_lib/doctor/leaks.py'),
                                       'nbs_lib.doctor.leaks.draw_rows': ('lib/doctor/leaks.html#draw_rows', 'nbs_lib/doctor/leaks.py'),
                                       'nbs_lib.doctor.leaks.find_filled': ('lib/doctor/leaks.html#find_filled', 'nbs_lib/doctor/leaks.py'),
                                       'nbs_lib.doctor.leaks.find_leaks_alone': ( 'lib/doctor/leaks.html#find_leaks_alone',

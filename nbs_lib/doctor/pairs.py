@@ -15,12 +15,12 @@ import pandas as pd
 from ..core.findings import Finding
 from ..data.arrays import MISSING_TIME, Array
 from ..data.roles import Roles
-from .leaks import draw_rows, inputs_by_kind
+from .leaks import can_tell, draw_rows, inputs_by_kind
 from ..evaluation.leakage import SCORE_NAMES, score_predictions, tree_predictions
 
 # %% ../../notebooks/lib/doctor/02_pairs.ipynb #8c74ca0b
-_PAIR_ROWS, _PAIR_COLUMNS = 2_000, 16  # of each part; of each kind
-_TOGETHER, _ALONE = 0.995, 0.95  # the least score of a pair, and the most of either
+_PAIR_ROWS, _PAIR_COLUMNS, _FEWER_COLUMNS = 2_000, 16, 8  # of each part; of each kind, and with more than five classes
+_TOGETHER, _ALONE = 0.998, 0.95  # the least score of a pair, and the most of either
 
 
 def _combined(first: pd.Series, second: pd.Series) -> pd.DataFrame:
@@ -35,10 +35,10 @@ def _combined(first: pd.Series, second: pd.Series) -> pd.DataFrame:
 
 def _pairs(roles: Roles, scores: Mapping[str, float]) -> tuple[list[tuple[str, str]], bool]:
     "List the pairs to be tried, and whether columns were left out."
-    found, capped = [], False
+    found, capped, most = [], False, _FEWER_COLUMNS if len(roles.classes) > 5 else _PAIR_COLUMNS
     for names in inputs_by_kind(roles).values():
         open_names = [name for name in names if scores.get(name, 1.0) <= _ALONE]
-        best = sorted(open_names, key=lambda name: -scores[name])[:_PAIR_COLUMNS]
+        best = sorted(open_names, key=lambda name: -scores[name])[:most]
         capped |= len(best) < len(open_names)
         found += list(combinations([name for name in names if name in best], 2))
     return found, capped
@@ -52,12 +52,12 @@ def find_pairs(
 ) -> tuple[list[Finding], str]:  # and a sentence on what was left out, empty where nothing was
     "Find pairs of columns that tell the target together, and not alone."
     pairs, capped = _pairs(roles, scores)
-    note = f"Pairs: only the {_PAIR_COLUMNS} strongest columns of each kind were tried." if capped else ""
+    note = "Pairs of columns: only the strongest of each kind were tried." if capped else ""
     drawn, found = draw_rows(table, _PAIR_ROWS), []
     train, test = (drawn[drawn["_split"] == part] for part in ("train", "test"))
     ranks = roles.task == "regression"  # a tree cuts ranks evenly, whatever the amounts
     learned = train["_target"].rank().to_numpy() if ranks else train["_target"].to_numpy()
-    for first, second in pairs if limit < 1 else []:
+    for first, second in pairs if limit < 1 and can_tell(drawn, roles) else []:
         before, now = (_combined(part[first], part[second]) for part in (train, test))
         if "a" not in before and not before["equal"].any():
             continue
@@ -136,7 +136,7 @@ def find_encodings(
     drawn = np.random.default_rng(0).permutation(len(table))[:_ENCODED_ROWS]
     values = {name: table[name].to_numpy(np.float64)[drawn] for name in kinds["numeric"]}
     ids = table["_target"].to_numpy()
-    targets = [ids] if roles.task != "multiclass" else [ids == k for k in range(len(roles.classes))]
+    targets = [ids == k for k in range(len(roles.classes))] or [ids]
     for level in kinds["categorical"]:
         codes, levels = pd.factorize(table[level])
         for target in targets if len(levels) >= _MIN_LEVELS else []:

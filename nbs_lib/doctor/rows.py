@@ -23,11 +23,14 @@ _MIN_COPIES, _MIN_SHARE, _TIMES_CHANCE = 5, 0.01, 10
 
 def _expected_copies(table: pd.DataFrame) -> float:
     "Return the share of rows that have a copy among the others by chance."
-    agree = 0.0
-    drawn = table.sample(min(20_000, len(table)), random_state=0)
-    for name in drawn:
-        share = drawn[name].value_counts(normalize=True, dropna=False).to_numpy()
-        agree += np.log((share**2).sum())
+    distinct = table.sample(min(20_000, len(table)), random_state=0).drop_duplicates()
+    agree, pairs = 0.0, max(len(distinct) * (len(distinct) - 1), 1)
+    for name in distinct:
+        counts = distinct[name].value_counts(dropna=False).to_numpy()
+        alike = int((counts * (counts - 1)).sum())
+        if not alike:
+            return 0.0
+        agree += np.log(alike / pairs)
     return float(min(1.0, len(table) * np.exp(agree / 2)))
 
 

@@ -18,17 +18,17 @@ _OUTSIDE, _HEAVY, _MOVED = 0.02, 0.5, 1.0
 
 
 def _find_rare(table: pd.DataFrame, roles: Roles) -> list[Finding]:
-    "Find classes of which there are few rows."
-    found, test = [], table["_split"] == "test"
-    for k, name in enumerate(roles.classes):
-        here = table["_target"] == k
-        if here.mean() < _RARE_SHARE or (here & test).sum() < _RARE_ROWS:
-            rows = format_count(int((here & test).sum()), "test row")
-            evidence = f"{name!r} has {here.mean():.2%} of the rows, {rows} among them."
-            found.append(
-                Finding("NBS030", (roles.target,), evidence, "Bring more rows of it, or join it with another.")
-            )
-    return found
+    "Find that there are few rows of a class."
+    ids = range(len(roles.classes))
+    share = table["_target"].value_counts(normalize=True).reindex(ids, fill_value=0)
+    asked = table.loc[table["_split"] == "test", "_target"].value_counts().reindex(ids, fill_value=0)
+    rare = sorted((k for k in ids if share[k] < _RARE_SHARE or asked[k] < _RARE_ROWS), key=lambda k: (asked[k], k))
+    if not rare:
+        return []
+    more = f"; classes as rare: {len(rare)}" if rare[1:] else ""
+    rows = format_count(int(asked[rare[0]]), "test row")
+    evidence = f"{roles.classes[rare[0]]!r} has {share[rare[0]]:.2%} of the rows, {rows} among them{more}."
+    return [Finding("NBS030", (roles.target,), evidence, "Bring more rows of it, or join it with another.")]
 
 
 def _find_range(train: pd.Series, test: pd.Series, name: str) -> list[Finding]:

@@ -62,7 +62,8 @@ def score_predictions(
         if len(target) < _MIN_CLASS_ROWS or len(np.unique(target)) < 2:
             return None
         ranks = pd.DataFrame({"said": said[:, 0], "target": target}).rank()
-        return float(np.nan_to_num(ranks["said"].corr(ranks["target"])))
+        with np.errstate(invalid="ignore"):  # a constant has no rank
+            return float(np.nan_to_num(ranks["said"].corr(ranks["target"])))
     classes = [
         k for k in range(said.shape[1]) if _MIN_CLASS_ROWS <= (target == k).sum() <= len(target) - _MIN_CLASS_ROWS
     ]

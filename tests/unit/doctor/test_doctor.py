@@ -66,7 +66,7 @@ def one_class(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def identifier(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(case_id=np.argsort(np.argsort(~yes(table), kind="stable")) * 7 + 100)
+    return table.assign(case_no=np.argsort(np.argsort(~yes(table), kind="stable")) * 7 + 100)
 
 
 def encoding(table: pd.DataFrame) -> pd.DataFrame:
@@ -112,7 +112,7 @@ PLANTED = [
     (words, {}, "NBS013", ("note",)),
     (gaps, TIME, "NBS012", ("refund",)),
     (one_class, TIME, "NBS012", ("reason",)),
-    (identifier, {}, "NBS014", ("case_id",)),
+    (identifier, {}, "NBS014", ("case_no",)),
     (encoding, TIME, "NBS016", ("shop_rate", "shop")),
     (other_rows, {}, "NBS016", ("others", "shop")),
     (next_row, TIME, "NBS015", ("following",)),
