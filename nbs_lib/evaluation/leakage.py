@@ -115,9 +115,11 @@ def check_leaks(
     )
     named = ", ".join(over[:5])
     if len(over) > 1:
-        sentence = f"Each of {len(over)} inputs tells the answer by itself ({named}): is it {_REMEDY} gate.leak."
+        sentence = (
+            f"Each of {len(over)} inputs tells the answer by itself ({named}): is it {_REMEDY} gate.leak (NBS010)."
+        )
     elif over:
-        sentence = f"The input {best} tells the answer by itself: is it {_REMEDY} gate.leak."
+        sentence = f"The input {best} tells the answer by itself: is it {_REMEDY} gate.leak (NBS010)."
     elif most > _MAX_INPUT_SCORE:
         sentence = f"The input {best} tells the answer by itself, which gate.leak allows."
     else:
