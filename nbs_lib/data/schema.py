@@ -138,7 +138,8 @@ def _check_columns(
     for name in table.columns:
         if name not in columns and roles.columns[name]["role"] != "dropped":
             raise SchemaError(
-                f"NBS002: The table has a new column {name!r} that {SCHEMA_PATH} doesn't know: list it in data.drop, or {anew}."
+                f"NBS002: The table has a new column {name!r} that {SCHEMA_PATH} doesn't know: "
+                f"list it in data.drop, or {anew}."
             )
     for name, promise in columns.items():
         found, values = column_kind(table[name]), table[name].dropna()
@@ -212,9 +213,8 @@ def validate_table(
         case = cases.iloc[0]
         more = f" ({len(cases) - 1:,} more violations follow)" if len(cases) > 1 else ""
         where = "params.yaml, data.schema" if case["check"] in corrections.get(case["column"], {}) else SCHEMA_PATH
-        raise SchemaError(
-            f"NBS001: The table breaks its schema in {_describe_violation(table, case, columns, roles.key, where)}{more}."
-        )
+        what = _describe_violation(table, case, columns, roles.key, where)
+        raise SchemaError(f"NBS001: The table breaks its schema in {what}{more}.")
 
 # %% ../../notebooks/lib/data/05_schema.ipynb #1bf59aab
 def _describe_violation(
