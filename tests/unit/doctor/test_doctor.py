@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from nbs_lib.core.errors import DataError, ParamsError
-from nbs_lib.core.findings import CATALOG, GRAVE, Finding, parse_acknowledged
+from nbs_lib.core.findings import CATALOG, FINDINGS_PAGE, GRAVE, Finding, findings_page, parse_acknowledged
 from nbs_lib.data.resolve import resolve_roles
 from nbs_lib.data.split import training_set
 from nbs_lib.data.table import Source
@@ -170,3 +171,9 @@ def test_all_that_is_found_is_in_the_catalog() -> None:
     found = findings(copies(other_name(honest())))
     assert {each.code for each in found} <= set(CATALOG)
     assert found[0].kind.level == GRAVE
+
+
+def test_the_guide_lists_the_catalog() -> None:
+    page = (ROOT / FINDINGS_PAGE).read_text(encoding="utf-8")
+    assert page == findings_page(), "make lib"
+    assert all(f"| {code} |" in page for code in CATALOG)
