@@ -1,6 +1,6 @@
 # The front door. `make help` lists the verbs; behind each stands `nbs VERB --help`.
 .DEFAULT_GOAL := help
-.PHONY: help run test check cover serve cycle lab ui study prove bench docs clean lib
+.PHONY: help run doctor test check cover serve cycle lab ui study prove bench docs clean lib
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 LIBRARY := 'notebooks/lib/*.ipynb' 'notebooks/own/*.ipynb'
@@ -10,6 +10,9 @@ help: ## What there is
 
 run: $(READY) ## From the table to a model with reports (SAMPLE=0.05: on a part of the rows)
 	@$(NBS) run $(if $(SAMPLE),--sample $(SAMPLE))
+
+doctor: $(READY) ## What is wrong with the table, before anything is learned (TABLE=sales.csv TARGET=again: another one)
+	@$(NBS) doctor $(TABLE) $(if $(TARGET),--target '$(TARGET)')
 
 test: $(READY) ## Every check and test
 	@.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk

@@ -133,12 +133,13 @@ def _check_columns(
     for name in columns:
         if name not in table.columns:
             raise SchemaError(
-                f"The table has lost column {name!r}, which {SCHEMA_PATH} promises: bring it back, or {anew}."
+                f"NBS002: The table has lost column {name!r}, which {SCHEMA_PATH} promises: bring it back, or {anew}."
             )
     for name in table.columns:
         if name not in columns and roles.columns[name]["role"] != "dropped":
             raise SchemaError(
-                f"The table has a new column {name!r} that {SCHEMA_PATH} doesn't know: list it in data.drop, or {anew}."
+                f"NBS002: The table has a new column {name!r} that {SCHEMA_PATH} doesn't know: "
+                f"list it in data.drop, or {anew}."
             )
     for name, promise in columns.items():
         found, values = column_kind(table[name]), table[name].dropna()
@@ -149,7 +150,7 @@ def _check_columns(
         row = values.index[0] if len(values) else table.index[0]
         value = f"{str(table[name][row])[:80]!r} is {found}, but type is {promise['type']}"
         what = f"row {row + 1}, column {name!r}: {value} in {SCHEMA_PATH}"
-        raise SchemaError(f"The table breaks its schema in {what}.")
+        raise SchemaError(f"NBS002: The table breaks its schema in {what}.")
 
 
 def _pandera(columns: Mapping[str, Mapping[str, Any]], key: list[str]) -> Any:
@@ -212,9 +213,8 @@ def validate_table(
         case = cases.iloc[0]
         more = f" ({len(cases) - 1:,} more violations follow)" if len(cases) > 1 else ""
         where = "params.yaml, data.schema" if case["check"] in corrections.get(case["column"], {}) else SCHEMA_PATH
-        raise SchemaError(
-            f"The table breaks its schema in {_describe_violation(table, case, columns, roles.key, where)}{more}."
-        )
+        what = _describe_violation(table, case, columns, roles.key, where)
+        raise SchemaError(f"NBS001: The table breaks its schema in {what}{more}.")
 
 # %% ../../notebooks/lib/data/05_schema.ipynb #1bf59aab
 def _describe_violation(
@@ -251,7 +251,7 @@ def _check_months(
     end = pd.to_datetime(str(roles.as_of), utc=True) - parse_duration(roles.label_delay, "data.label_delay")
     missing = _empty_months(table[name], end)
     if missing:
-        said = f"Column {name!r}: {missing[0]} has no row, and every_month is promised in {SCHEMA_PATH}"
+        said = f"NBS003: Column {name!r}: {missing[0]} has no row, and every_month is promised in {SCHEMA_PATH}"
         more = f" ({len(missing) - 1} more months are empty)" if len(missing) > 1 else ""
         fix = f"{{{name}: {{every_month: false}}}}"
         raise SchemaError(f"{said}{more}. Bring the month, set data.as_of before it, or write data.schema: {fix}.")

@@ -55,7 +55,7 @@ def clone_project(
 def set_param(
     path: str | Path,  # a `params.yaml`
     key: str,  # such as data.as_of
-    value: str,
+    value: str | list[str],
 ) -> None:
     "Set one key; raises `ParamsError` where its section is not there."
     yaml = YAML()
@@ -64,7 +64,7 @@ def set_param(
     section, _, name = key.partition(".")
     if not isinstance(tree.get(section), dict):
         raise ParamsError(f"{path}: there is no section {section}: restore the file with `git checkout {path}`.")
-    tree[section][name] = DoubleQuotedScalarString(value)
+    tree[section][name] = DoubleQuotedScalarString(value) if isinstance(value, str) else value
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yaml.dump(tree, file)
 

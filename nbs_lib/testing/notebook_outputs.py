@@ -28,6 +28,7 @@ from traitlets.config import Config
 
 from ..core.errors import UserError
 from ..core.files import write_text
+from ..core.findings import FINDINGS_PAGE, findings_page
 from ..pipeline.runner import PINNED_ENVIRONMENT
 
 # %% ../../notebooks/lib/testing/02_notebook_outputs.ipynb #8be00831
@@ -326,5 +327,6 @@ def index_text(
 def write_index(
     root: str | Path = ".",  # the project
 ) -> None:
-    "Write `notebooks/README.md`."
+    "Write `notebooks/README.md`, and the guide's page of findings."
     write_text(index_text(root), Path(root, _INDEX))
+    write_text(findings_page(), Path(root, FINDINGS_PAGE))

@@ -112,7 +112,14 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Project:
     frame["bought"] = [YES if (i * 7) % 10 + i % 7 > 8 else "no" for i in rows]
     frame[PAID] = (frame["bought"] == YES) * 9.5 + frame["x"] / 10
     frame.to_parquet(project.root / "people.parquet")
-    done = small(project, "people.parquet", "bought", entity="who", candidates="[dummy, linear]").nbs("run")
+    small(project, "people.parquet", "bought", entity="who", candidates="[dummy, linear]")
+    stopped = project.nbs("run")
+    assert stopped.returncode != 0
+    assert f"NBS010 a column tells the target alone: {PAID!r}" in stopped.stderr
+    assert "data.acknowledge: [NBS010: " in stopped.stderr
+    assert not (project.root / "data/training_set.parquet").exists()
+    project.set(acknowledge="[NBS010]")
+    done = project.nbs("run")
     assert done.returncode == 0, done.stderr[-3000:]
     return project
 
