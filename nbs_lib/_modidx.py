@@ -2341,6 +2341,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'nbs_lib.models.folds._some': ('lib/models/folds.html#_some', 'nbs_lib/models/folds.py'),
                                       'nbs_lib.models.folds.bootstrap_folds': ( 'lib/models/folds.html#bootstrap_folds',
                                                                                 'nbs_lib/models/folds.py'),
+                                      'nbs_lib.models.folds.candidate_cost': ( 'lib/models/folds.html#candidate_cost',
+                                                                               'nbs_lib/models/folds.py'),
                                       'nbs_lib.models.folds.choice_table': ( 'lib/models/folds.html#choice_table',
                                                                              'nbs_lib/models/folds.py'),
                                       'nbs_lib.models.folds.choose_over_folds': ( 'lib/models/folds.html#choose_over_folds',

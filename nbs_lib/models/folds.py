@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['forward_folds', 'dealt_folds', 'fold_parts', 'Fold', 'make_folds', 'task_table', 'fold_output', 'search_over_folds',
-           'fold_answers', 'mask_answers', 'bootstrap_folds', 'choose_over_folds', 'choice_table', 'masks_cost',
-           'masks_sentence', 'decide_masks']
+           'fold_answers', 'mask_answers', 'bootstrap_folds', 'candidate_cost', 'choose_over_folds', 'choice_table',
+           'masks_cost', 'masks_sentence', 'decide_masks']
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #9057236c
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,9 +248,21 @@ def bootstrap_folds(
     return bootstrap({name: mean_over_folds(name) for name in names}, answers["_block"].to_numpy(), _FOLD_DRAWS, seed)
 
 
+_QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answered in microseconds
+
+
+def candidate_cost(
+    candidate: Candidate,
+    size: int,  # of its graph, in bytes
+) -> tuple[int, int]:  # less is cheaper
+    "Order candidates by what they cost: first by kind, then by the size of their graph."
+    kind = candidate.kind
+    return _QUICK_KINDS.index(kind) if kind in _QUICK_KINDS else len(_QUICK_KINDS), size
+
+
 def choose_over_folds(
     answers: pd.DataFrame,  # as `fold_answers`
-    sizes: Mapping[str, int],  # of the graph of each candidate, in bytes; the simplest first
+    costs: Mapping[str, tuple[int, int]],  # of each candidate, as `candidate_cost`; the simplest first
     task: str,  # binary, multiclass or regression
     classes: int,  # how many; 0 for a regression
     seed: int = 0,  # of the bootstrap
@@ -258,12 +270,12 @@ def choose_over_folds(
     str, dict[str, dict[str, Any]]
 ]:  # the one that is taken; by candidate value, lo, hi, and how far it is `behind`
     "Choose the best candidate over folds; of those that can't be told apart, the cheapest."
-    drawn, metric = bootstrap_folds(answers, list(sizes), task, classes, seed), primary_metric(task)
-    first = max(sizes, key=lambda name: metric_gain(metric, drawn[name][0], 0.0))
-    behind = {name: bootstrap_interval(metric_gain(metric, drawn[first], drawn[name])) for name in sizes}
+    drawn, metric = bootstrap_folds(answers, list(costs), task, classes, seed), primary_metric(task)
+    first = max(costs, key=lambda name: metric_gain(metric, drawn[name][0], 0.0))
+    behind = {name: bootstrap_interval(metric_gain(metric, drawn[first], drawn[name])) for name in costs}
     level = [name for name, told in behind.items() if name != "dummy" and told.lo is not None and told.lo <= 0]
-    found = {name: asdict(bootstrap_interval(drawn[name])) | {"behind": asdict(behind[name])} for name in sizes}
-    return min([first, *level], key=lambda name: (sizes[name], name != first)), found
+    found = {name: asdict(bootstrap_interval(drawn[name])) | {"behind": asdict(behind[name])} for name in costs}
+    return min([first, *level], key=lambda name: (costs[name], name != first)), found
 
 
 def choice_table(

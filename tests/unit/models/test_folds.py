@@ -11,6 +11,7 @@ from nbs_lib.data.roles import Roles
 from nbs_lib.models.candidates import CANDIDATES, Task
 from nbs_lib.models.encoding import FeatureLayout
 from nbs_lib.models.folds import (
+    candidate_cost,
     choose_over_folds,
     decide_masks,
     fold_answers,
@@ -104,11 +105,12 @@ def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
     about = roles(task, timestamp="at", columns=COLUMNS)
     work = learned(table, about)
     folds = make_folds(table, work, about)
-    names, sizes = ["dummy", "linear", "hgb_small"], {"dummy": 1, "linear": 2, "hgb_small": 30}
+    names = ["dummy", "linear", "hgb_small"]
+    costs = {name: candidate_cost(CANDIDATES[name], 1) for name in names}
     found = {n: search_over_folds(CANDIDATES[n], work, folds, table[:1200], table[1200:], 3) for n in names}
     answers = fold_answers(folds, {name: outputs for name, (_, outputs) in found.items()})
     assert len(answers) == sum(len(fold.score) for fold in folds)
-    best, told = choose_over_folds(answers, sizes, task, len(about.classes))
+    best, told = choose_over_folds(answers, costs, task, len(about.classes))
     assert best == "hgb_small", "the target turns round at 0, which no weighted sum tells"
     assert told["linear"]["behind"]["lo"] > 0
     fitted, outputs = found["hgb_small"]
