@@ -382,7 +382,7 @@ def study_verb(
     chdir_root()
     run_studies(name)
 
-
+# %% ../notebooks/lib/01_cli.ipynb #b889ccad
 @app.command("notebooks")
 def notebooks_verb(
     paths: Annotated[list[Path] | None, typer.Argument(help="Library notebooks; all by default.")] = None,

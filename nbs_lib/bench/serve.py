@@ -77,7 +77,7 @@ def server_environment(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return kept | {"PATH": path, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"} | more
 
-
+# %% ../../notebooks/lib/bench/08_serve.ipynb #c0f1f073
 @contextlib.contextmanager
 def echo_server(
     cores: Sequence[int] = (),  # empty: any

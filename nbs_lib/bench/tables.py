@@ -141,7 +141,7 @@ def other_forms(
 
 SCORE_MARGIN = 0.02  # by how much the champion may lie below scikit-learn's defaults
 
-
+# %% ../../notebooks/lib/bench/11_tables.ipynb #2588bc59
 @dataclass(frozen=True)
 class TableResult:
     "Hold what became of a table."
@@ -187,7 +187,7 @@ def run_table(
         forms=other_forms(case, folder),
     )
 
-
+# %% ../../notebooks/lib/bench/11_tables.ipynb #e75e6cf9
 def _print_result(found: TableResult) -> None:
     differences = "-" if found.differences is None else f"{found.differences}"
     print(

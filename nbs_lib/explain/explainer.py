@@ -175,7 +175,7 @@ def _max_gap(found: Explanation) -> float:
     "Return the widest gap among finite margins: a graph may give no number where something is missing."
     return float(found.gap[np.isfinite(found.margin).all(axis=1)].max(initial=0.0))
 
-
+# %% ../../notebooks/lib/explain/03_explainer.ipynb #fd305b67
 # By these counts of one core, and not by a clock, so that each machine explains the same rows.
 _VISITS_PER_S = 2e8  # of the nodes of trees, by a row and a row of the background
 _CELLS_PER_S, _BYTES_PER_CELL = (

@@ -52,7 +52,7 @@ class TreeEnsemble:
         "Encode rows as the trees take them."
         return self._session.run([self._encoded], dict(arrays))[0].astype(np.float64)
 
-
+# %% ../../notebooks/lib/explain/02_tree_ensemble.ipynb #e95357ad
 def extract_tree_ensemble(
     content: bytes,  # an ONNX graph
     rows: Mapping[str, Array],  # some of its inputs, by kind: several rows, as different as they come
@@ -113,7 +113,7 @@ def _read_trees(about: Mapping[str, Any]) -> tuple[list[dict[str, Array]], Array
         )
     return found, offset
 
-
+# %% ../../notebooks/lib/explain/02_tree_ensemble.ipynb #2835d90a
 _NOTHING = {"numeric": np.float32(np.nan), "categorical": "", "time": MISSING_TIME}
 
 

@@ -130,7 +130,7 @@ def _as_learned(raw: Raw, name: str, reading: Reading, path: str | Path) -> pa.C
     except DataError as error:
         raise _OtherKindError(str(error)) from None
 
-
+# %% ../../notebooks/lib/monitor/07_from_tables.ipynb #2ada87e2
 def time_columns(
     before: pd.DataFrame, after: pd.DataFrame, roles: Roles | None, path: str
 ) -> tuple[str | None, str | None]:

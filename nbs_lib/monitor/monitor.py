@@ -288,7 +288,7 @@ def _count_rungs(rows: pd.DataFrame) -> dict[str, Any]:
     flagged = int(rows["_flags"].notna().sum()) if "_flags" in rows else 0
     return {"rungs": {str(name): int(count) for name, count in sorted(counts.items())}, "flagged": flagged}
 
-
+# %% ../../notebooks/lib/monitor/10_monitor.ipynb #f1659081
 def _too_few(data: MonitoringData, days: int) -> str:
     rows = data.current
     if rows.empty:

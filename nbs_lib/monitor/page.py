@@ -83,7 +83,7 @@ _TODO: dict[str, tuple[object, ...]] = {
     ),
 }
 
-
+# %% ../../notebooks/lib/monitor/11_page.ipynb #eb9b7156
 def _is_stale(entry: Check) -> bool:
     return not entry["passed"] and entry["severity"] == "warn" and entry["check"] in STORE_CHECKS
 

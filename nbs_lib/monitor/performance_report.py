@@ -80,7 +80,7 @@ def _test_windows(data: MonitoringData, bundle: Bundle | None, days: int) -> dic
     spans = [(last - days * k + 1, last - days * (k - 1)) for k in range(count, 0, -1)]
     return {span: part for span in spans if (part := _targets_and_outputs(rows_in_window(rows, span), bundle))}
 
-
+# %% ../../notebooks/lib/monitor/09_performance_report.ipynb #78af2f78
 def report_performance(
     data: MonitoringData,
     spans: Sequence[tuple[int, int]],  # the windows

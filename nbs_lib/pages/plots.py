@@ -59,7 +59,7 @@ _RC_PARAMS: Any = {
     "ytick.major.size": 0,
 }
 
-
+# %% ../../notebooks/lib/pages/02_plots.ipynb #32a40453
 def new_figure(
     width: float = _WIDE_INCHES,  # inches; the default fills a page's column
     height: float = 3.2,  # inches

@@ -97,7 +97,7 @@ def clone_as_of(
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
-
+# %% ../../notebooks/lib/pipeline/02_clone.ipynb #f39ae6c1
 _READY_FILE = "ready"  # beside a clone that is whole
 
 

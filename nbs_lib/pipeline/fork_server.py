@@ -87,7 +87,7 @@ def _exit_code(ended: SystemExit) -> int:
     print(ended.code, file=sys.stderr)
     return 1
 
-
+# %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #a575483c
 def _settle(request: Mapping[str, Any], streams: list[int]) -> None:
     "Take the place of the client: its streams, environment, folder, module path and arguments."
     server = os.getppid()
@@ -140,7 +140,7 @@ def _kill_group(pid: int, number: int = signal.SIGKILL) -> None:
             return send(pid, number)
     return None
 
-
+# %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #2353e0af
 class _ForkServer:
     "Forks until its standard input is closed: its parent has ended."
 
@@ -272,7 +272,7 @@ def _run_client(
                 return _end_by_signal(-code) if code < 0 else code
     return 1
 
-
+# %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #15450b47
 def fork_command(
     entry: str,  # MODULE:FUNCTION; `python -m MODULE` does the same
     *arguments: str,
@@ -282,7 +282,7 @@ def fork_command(
         return None
     return [sys.executable, "-I", "-S", __file__, path, json.dumps(sys.path), entry, *arguments]
 
-
+# %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #f3ba0589
 @contextlib.contextmanager
 def fork_server(
     environment: Mapping[str, str],  # of the server, whole: of the libraries that it imports

@@ -202,7 +202,7 @@ def _fill_store(
 
         materialize_views(quiet=True)
 
-
+# %% ../../notebooks/lib/pipeline/04_run.ipynb #375da8b2
 def run_studies(
     name: str | None = None,  # one study; all by default
 ) -> None:
@@ -224,7 +224,7 @@ def _end_pipeline(status: str) -> None:
 
     end_pipeline(status)
 
-# %% ../../notebooks/lib/pipeline/04_run.ipynb #7d054876
+
 def _register(gate: dict[str, Any], settings: Settings) -> None:
     from nbs_lib.registry.model_registry import register
 

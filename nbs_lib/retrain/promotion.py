@@ -82,7 +82,7 @@ class ChallengeDecision(TypedDict):
     blocks: int  # days or groups among them
     metric: str | None  # the loss
 
-
+# %% ../../notebooks/lib/retrain/03_promotion.ipynb #528e17ef
 def judge_challenger(
     champion: Bundle,
     challenger: Bundle,
@@ -129,7 +129,7 @@ def judge_challenger(
         "metric": judged["metric"] if judged else None,
     }
 
-# %% ../../notebooks/lib/retrain/03_promotion.ipynb #48f84b0b
+
 def _decision_sentence(decision: str, ledger: list[Check]) -> str:
     if decision == PROMOTE:
         why = next((each["sentence"] for each in ledger if each["check"] in ("beats champion", "holds its own")), "")

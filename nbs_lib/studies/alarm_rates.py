@@ -190,7 +190,7 @@ def _evaluate_shift(trial: AlarmTrial, name: str, shifted: Profile, shift: str) 
         column_distances(reference, untouched)[name]["distance"] >= _COMMON_LIMIT,
     )
 
-
+# %% ../../notebooks/lib/studies/03_alarm_rates.ipynb #916d987b
 def apply_shifts(
     made: Iterable[AlarmTrial],  # of `draw_trials`
     table: pd.DataFrame,  # the rows that they were made of

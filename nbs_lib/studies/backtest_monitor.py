@@ -22,7 +22,7 @@ from .backtest_fits import WeekCalendar
 _WINDOW_DAYS = 7  # of a window
 _MAX_CACHED_PROFILES = 6  # champions whose counts are kept in memory at a time: 70 MB each for a year of 60 columns
 
-
+# %% ../../notebooks/lib/studies/10_backtest_monitor.ipynb #92f1ad93
 class BacktestMonitor:
     "The monitor's verdicts at any week of any champion."
 

@@ -104,7 +104,7 @@ def _fresh_namespace(folder: Path) -> Iterator[dict[str, Any]]:
         os.environ.clear()
         os.environ.update(environment)
 
-
+# %% ../../notebooks/lib/testing/02_notebook_outputs.ipynb #0d14644a
 def run_notebook(
     notebook: str | Path,
 ) -> Iterator[tuple[dict[str, Any], list[Output]]]:  # each code cell, and what it shows
@@ -279,7 +279,7 @@ _PACKAGES = [
     "testing",
 ]
 
-
+# %% ../../notebooks/lib/testing/02_notebook_outputs.ipynb #3243d322
 def _title_and_summary(notebook: Path) -> tuple[str, str]:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     found = re.match(r"# (.+)\n(?:#?\n)*> (.+)", _source(cells[0])) if cells else None

@@ -278,7 +278,7 @@ def _outcome_text(target: Any, story: ExplainReport) -> str:
         else plots.short_label(roles.classes[int(target)])
     )
 
-
+# %% ../../../notebooks/lib/explain/report/03_page.ipynb #1d494861
 def example_cases(
     story: ExplainReport,
     explainer: Explainer,

@@ -137,7 +137,7 @@ def _most_frequent_classes(roles: Roles, table: pd.DataFrame) -> tuple[Roles, pd
     renumbered = some.assign(_target=np.searchsorted(kept, some["_target"]))
     return dataclasses.replace(roles, classes=[roles.classes[k] for k in kept]), renumbered
 
-
+# %% ../../../notebooks/lib/explain/report/04_sanity_checks.ipynb #4e8655e9
 def check_planted_columns(
     candidate: Candidate,
     params: Mapping[str, Any],  # of its estimator

@@ -29,7 +29,7 @@ _SAMPLE_ROWS, _TAIL_SHARE, _FENCE_WIDTHS = (
     2.0,
 )  # rows that tell where nearly all lie; the share outside; how many widths are far
 
-
+# %% ../../../notebooks/lib/monitor/counts/03_binning.ipynb #049c01f3
 class _NumberStats:
     "Statistics of a column's finite numbers, clipped to a fence."
 

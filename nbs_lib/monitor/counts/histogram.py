@@ -25,7 +25,7 @@ Counts = NDArray[np.int64]
 NUMERIC, CATEGORICAL = "numeric", "categorical"
 _MIN_WIDTH = float(np.finfo(np.float32).tiny)
 
-
+# %% ../../../notebooks/lib/monitor/counts/01_histogram.ipynb #70a32121
 @dataclass(frozen=True)
 class ColumnBins:
     "The bins of a column, learned from the reference."
@@ -94,7 +94,7 @@ _MIXED = "mixed"
 def _no_counts() -> Counts:
     return np.zeros(0, np.int64)
 
-# %% ../../../notebooks/lib/monitor/counts/01_histogram.ipynb #fe5702a2
+
 @dataclass
 class Profile:
     "The counts of each day: rows, and rows in each bin of each column."
