@@ -160,13 +160,14 @@ def tune_candidate(
 def describe_candidate(
     fitted: FittedCandidate,
     size: int,  # of its graph, in bytes
-) -> dict[str, Any]:  # kind, description, params, best_trial, n_inputs, calibration, bytes
+) -> dict[str, Any]:  # kind, description, params, best_trial, mask, n_inputs, calibration, bytes
     "Describe a candidate for the file beside its graph."
     return {
         "kind": fitted.candidate.kind,
         "description": fitted.candidate.description,
         "params": fitted.trials[fitted.best].params,
         "best_trial": fitted.best,
+        "mask": fitted.task.mask,
         "n_inputs": len(fitted.task.layout.features),
         "calibration": {"slope": fitted.calibration.slope, "shift": fitted.calibration.shift},
         "bytes": size,
