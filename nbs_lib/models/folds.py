@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['forward_folds', 'dealt_folds', 'fold_parts', 'Fold', 'make_folds', 'task_table', 'fold_output', 'search_over_folds',
-           'fold_answers', 'mask_answers', 'bootstrap_folds', 'candidate_cost', 'choose_over_folds', 'choice_table',
-           'masks_cost', 'masks_sentence', 'decide_masks']
+           'search_all', 'fold_answers', 'mask_answers', 'bootstrap_folds', 'candidate_cost', 'choose_over_folds',
+           'choice_table', 'masks_cost', 'masks_sentence', 'decide_masks']
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #9057236c
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -196,6 +200,31 @@ def search_over_folds(
     return replace(fitted, candidate=candidate, trials=done, best=left[0]), outputs[left[0]]
 
 
+_QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answered in microseconds
+
+
+def _kind_rank(candidate: Candidate) -> int:
+    return _QUICK_KINDS.index(candidate.kind) if candidate.kind in _QUICK_KINDS else len(_QUICK_KINDS)
+
+
+def search_all(
+    candidates: Sequence[Candidate],
+    search: Callable[[Candidate], tuple[FittedCandidate, list[Floats]]],  # such as `search_over_folds` of a task
+    workers: int | None = None,  # threads; a core each, two at most, by default
+) -> dict[str, tuple[FittedCandidate, list[Floats]]]:  # by name, in the order of the candidates
+    "Search the candidates, two at a time; what is found is the same as one after the other."
+    one_net = threading.Lock()  # torch draws from numbers that all its models share
+
+    def searched(candidate: Candidate) -> tuple[FittedCandidate, list[Floats]]:
+        with nullcontext() if candidate.kind in _QUICK_KINDS else one_net:
+            return search(candidate)
+
+    longest_first = sorted(candidates, key=_kind_rank, reverse=True)
+    with ThreadPoolExecutor(workers or min(2, len(os.sched_getaffinity(0)))) as pool:
+        found = dict(zip([one.name for one in longest_first], pool.map(searched, longest_first), strict=True))
+    return {one.name: found[one.name] for one in candidates}
+
+
 def fold_answers(
     folds: Sequence[Fold],
     outputs: Mapping[str, Sequence[Floats]],  # by candidate: what it answered in each fold
@@ -248,16 +277,12 @@ def bootstrap_folds(
     return bootstrap({name: mean_over_folds(name) for name in names}, answers["_block"].to_numpy(), _FOLD_DRAWS, seed)
 
 
-_QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answered in microseconds
-
-
 def candidate_cost(
     candidate: Candidate,
     size: int,  # of its graph, in bytes
 ) -> tuple[int, int]:  # less is cheaper
     "Order candidates by what they cost: first by kind, then by the size of their graph."
-    kind = candidate.kind
-    return _QUICK_KINDS.index(kind) if kind in _QUICK_KINDS else len(_QUICK_KINDS), size
+    return _kind_rank(candidate), size
 
 
 def choose_over_folds(

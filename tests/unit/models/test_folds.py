@@ -20,9 +20,11 @@ from nbs_lib.models.folds import (
     make_folds,
     mask_answers,
     masks_cost,
+    search_all,
     search_over_folds,
 )
 from nbs_lib.models.metrics import evaluate
+from nbs_lib.models.onnx_export import export_graph
 from nbs_lib.models.search import fit_setting
 
 COLUMNS = {"x": {"role": "numeric"}, "who": {"role": "entity", "feature": True}}
@@ -174,3 +176,24 @@ def test_masks_that_cost_nothing_stay() -> None:
     assert not masks_cost(mask_answers(folds), "binary", 2)["hurts"]
     task, kept, _ = decide_masks(learned(table, about, masks=(("who",),), mask=0.1), folds, 2)
     assert (task.mask, [fold.task.mask for fold in kept]) == (0.1, [0.1] * len(folds))
+
+
+def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=1200).astype("float32"), "who": rng.choice(list("abc"), 1200)})
+    table = table.assign(_target=(table["x"] + rng.normal(size=1200) > 0).astype(int), _block=np.arange(1200) // 20)
+    about = roles("binary", timestamp="at", columns=COLUMNS)
+    work = learned(table, about)
+    folds = make_folds(table, work, about)
+    some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "net")]
+
+    def search(one: Any) -> Any:
+        return search_over_folds(one, work, folds, table[:900], table[900:], 2)
+
+    alone, beside = (search_all(some, search, workers) for workers in (1, 2))
+    assert list(alone) == list(beside) == [one.name for one in some]
+    for name, (fitted, outputs) in alone.items():
+        assert beside[name][0].trials == fitted.trials
+        assert all(np.array_equal(one, other) for one, other in zip(outputs, beside[name][1], strict=True))
+        graphs = [export_graph(each, table).SerializeToString() for each in (fitted, beside[name][0])]
+        assert graphs[0] == graphs[1]
