@@ -106,13 +106,13 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         rounds: int = 2000,  # at most; early stopping takes fewer
-        learning_rate: float = 0.06,
-        leaves: int = 15,  # of a tree, at most
+        learning_rate: float = 0.03,
+        leaves: int = 31,  # of a tree, at most
         min_rows: int = 100,  # of a leaf; of a small table a fiftieth of its rows
         l2: float = 10.0,  # what holds the leaves back
         columns: float = 0.3,  # share of the columns that a tree may ask
         rows: float = 0.8,  # share of the rows that a tree learns from
-        patience: int = 50,  # rounds without a gain
+        patience: int = 100,  # rounds without a gain
         random_state: int = 0,
     ) -> None:
         self.rounds, self.learning_rate, self.leaves = rounds, learning_rate, leaves
