@@ -12,8 +12,8 @@ from ..core.findings import Finding
 from ..core.format import format_count
 
 # %% ../../notebooks/lib/doctor/06_cost.ipynb #efe38285
-_START_S, _CELL_S = 40.0, 190 / (327_346 * 16 * 6 * 3)  # of a run; per row, input, candidate and trial
-_START_MB, _COPIES = 800.0, 10  # of a process; of the numbers, 8 bytes each
+_START_S, _CELL_S = 30.0, 305 / (216_971 * 65 * 6 * 3)  # of a run; per row, input, candidate and trial
+_START_MB, _COPIES = 800.0, 12  # of all processes; of the numbers, 8 bytes each
 _LONG_S = 1800.0
 
 

@@ -20,6 +20,7 @@ from .baseline import baseline
 from .cost import describe_cost, estimate_cost, find_cost
 from .examine import examine, print_findings
 from .leaks import draw_rows, inputs_by_kind
+from ..features.join import declared_views
 
 # %% ../../notebooks/lib/doctor/08_doctor.ipynb #e6887fd7
 _KEYS = ("task", "timestamp", "entity", "key", "drop", "later", "as_of", "horizon", "label_delay", "timezone")
@@ -68,6 +69,7 @@ def doctor(
     ready = training_set(rows, roles, params["split.valid"], params["split.test"], params["run.seed"])
     found, notes = examine(ready, rows, roles, params["gate.leak"])
     inputs = sum(map(len, inputs_by_kind(roles).values()))
+    inputs += sum(len(view.columns) for view in declared_views(roles, rows))
     cost = estimate_cost(len(ready), inputs, _candidate_count(params), params["train.trials"])
     print(f"\n{format_count(len(found), 'finding')} (each code: {FINDINGS_PAGE})", *notes, sep="\n")
     print_findings([*found, *find_cost(*cost)], accepted)
