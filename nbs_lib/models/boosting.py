@@ -25,7 +25,7 @@ def round_down(
     exact = np.asarray(values, np.float64)
     with np.errstate(over="ignore"):  # beyond float32: its largest number
         near = exact.astype(np.float32)
-    return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
+        return np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
 
 # %% ../../notebooks/lib/models/12_boosting.ipynb #b5300fa4
 _TINY = float(np.float32(1e-35))  # what is not further from 0 is 0 to LightGBM
