@@ -20,7 +20,7 @@ FINDINGS_PATH = "data/contract/findings.json"
 
 @dataclass(frozen=True)
 class Kind:
-    "What a code means."
+    "Describe what a code means."
 
     title: str
     level: str  # stop, grave or note
@@ -153,7 +153,7 @@ CATALOG: dict[str, Kind] = {code: kind for group in _GROUPS.values() for code, k
 # %% ../../notebooks/lib/core/12_findings.ipynb #3d6a6e10
 @dataclass(frozen=True)
 class Finding:
-    "What was found, where, and what to write."
+    "Hold what was found, where, and what to write."
 
     code: str  # of `CATALOG`
     columns: tuple[str, ...]  # none where it is about rows
@@ -162,12 +162,12 @@ class Finding:
 
     @property
     def kind(self) -> Kind:
-        "What its code means."
+        "Return what its code means."
         return CATALOG[self.code]
 
     @property
     def sentence(self) -> str:
-        "All of it in a line."
+        "Write all of it in a line."
         return f"{self.code} {self.kind.title.lower()}: {self.evidence} {self.remedy}"
 
 
