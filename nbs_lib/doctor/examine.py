@@ -41,7 +41,12 @@ def examine(
     pairs, note = find_pairs(drawn, roles, limit, {k: v for k, v in scores.items() if k not in named})
     alone = [each for each in alone if each.columns[0] not in {other.columns[0] for other in exact}]
     found = (
-        alone + exact + pairs + find_copies(table, roles) + find_order(table, rows, roles) + find_target(table, roles)
+        alone
+        + exact
+        + pairs
+        + find_copies(table, roles)
+        + find_order(table, drawn, rows, roles)
+        + find_target(table, roles)
     )
     return sort_findings(found), [note] if note else []
 

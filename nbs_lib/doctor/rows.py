@@ -14,7 +14,7 @@ from ..core.format import format_count
 from ..data.arrays import MISSING_TIME
 from ..data.roles import Roles, column_kind
 from ..data.table import parse_duration
-from .leaks import draw_rows, inputs_by_kind, out_of
+from .leaks import inputs_by_kind, out_of
 from ..evaluation.leakage import SCORE_NAMES, single_input_scores
 
 # %% ../../notebooks/lib/doctor/03_rows.ipynb #ac34d77f
@@ -63,6 +63,7 @@ _ORDER_LIMIT, _MIN_LATE = 0.9, 0.05
 
 def find_order(
     table: pd.DataFrame,  # a whole training set
+    drawn: pd.DataFrame,  # rows of it, as `draw_rows`
     rows: pd.DataFrame,  # of the snapshot
     roles: Roles,
 ) -> list[Finding]:
@@ -74,7 +75,6 @@ def find_order(
         Finding("NBS022", (name,), f"{name!r} holds times.", f"Write data.timestamp: {name}, if rows happened then.")
         for name in times
     ]
-    drawn = draw_rows(table)
     score = single_input_scores(roles.task, drawn.assign(_order=drawn["_row"] * 1.0), {"numeric": ["_order"]})
     if score.get("_order", 0) > _ORDER_LIMIT:
         evidence = f"the number of a row alone has {SCORE_NAMES[roles.task]} {score['_order']:.4f}."
