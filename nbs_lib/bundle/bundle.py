@@ -307,6 +307,17 @@ class Bundle:
         answer["class"] = self._labels.take(answer["output"] >= self.schema["threshold"])
         return answer
 
+    def intervals(
+        self,
+        values: Array,  # of the model, shape [N]
+    ) -> tuple[Array, Array] | None:  # where each interval begins and ends, float64 [N]; None: this bundle has none
+        "Return the intervals of predicted values, by the errors of similar answers in training."
+        told = self.schema.get("interval")
+        if told is None:
+            return None
+        group = np.searchsorted(told["edges"], values, side="right")
+        return values + np.take(told["low"], group), values + np.take(told["high"], group)
+
     def to_columns(
         self,
         answer: Mapping[str, Array],  # what `predict` returned

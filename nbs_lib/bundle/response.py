@@ -8,6 +8,7 @@ __all__ = ['PRIOR_FILE', 'ResponseWriter', 'with_id', 'PriorResponseWriter']
 # %% ../../notebooks/lib/bundle/11_response.ipynb #690bf0c4
 import json
 from collections.abc import Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _LEADING_FIELDS: list[Any] = [("model", str), ("rung", str), ("degraded", bool),
 _TASK_FIELDS: dict[str, list[Any]] = {
     "binary": [("class_", str, msgspec.field(name="class")), ("probability", float)],
     "multiclass": [("class_", str, msgspec.field(name="class")), ("probabilities", dict[str, float])],
-    "regression": [("value", float)],
+    "regression": [("value", float), ("interval", tuple[float, float] | None, None)],
 }
 _TRAILING_FIELDS: list[Any] = [("flags", list[str] | None, None)]
 
@@ -56,7 +57,11 @@ class ResponseWriter:
         "List the predicted values of each row."
         task, classes = self.bundle.task, self.bundle.classes
         if task == "regression":
-            return [(value,) for value in answers.output[:, 0].tolist()]
+            values = answers.output[:, 0]
+            ends = self.bundle.intervals(values)
+            spans = zip(*(end.tolist() for end in ends), strict=True) if ends else repeat(None, len(values))
+            told = zip(values.tolist(), spans, answers.rungs, strict=True)
+            return [(value, span if rung == MODEL_RUNG else None) for value, span, rung in told]
         if task == "binary":  # as `Bundle.decide` does for many
             return [(classes[share >= self._threshold], share) for share in answers.output[:, 0].tolist()]
         told = self.bundle.decide(answers.output, answers.margin)

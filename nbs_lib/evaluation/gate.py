@@ -8,6 +8,7 @@ __all__ = ['deciding_metric', 'beats', 'affordable_candidates', 'best_candidate'
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #6a4ede84
 from collections.abc import Iterable
 from statistics import NormalDist
+from typing import Any
 
 from ..bundle.parity import PARITY_TOLERANCE, difference_bound
 from ..core.checks import Check, ledger_entry
@@ -43,9 +44,14 @@ def _metric_difference(
     metric: str,
     confidence: float = _METRICS_CONFIDENCE,  # of the interval, in (0, 1)
 ) -> dict[str, float] | None:  # diff, lo and hi; None where there is no interval
-    "Return how much better a candidate is; the interval is widened or narrowed as a normal distribution would have it."
-    found = metrics["candidates"][name].get(f"vs_{other}", {}).get(metric)
-    if not found or None in (found.get("diff"), found.get("lo"), found.get("hi")):
+    "Return how much better a candidate is on the test rows."
+    return _at_confidence(metrics["candidates"][name].get(f"vs_{other}", {}).get(metric), confidence)
+
+
+def _at_confidence(found: dict[str, Any] | None, confidence: float) -> dict[str, float] | None:
+    "Widen or narrow the interval of a difference as a normal distribution would have it."
+    ends = [found.get("diff", found.get("value")), found.get("lo"), found.get("hi")] if found else [None]
+    if None in ends:
         return None
     if not 0 < confidence < 1:
         raise ParamsError(f"params.yaml: gate.confidence must lie between 0 and 1, but is {confidence}.")
@@ -53,7 +59,7 @@ def _metric_difference(
     ratio = (
         1.0 if confidence == _METRICS_CONFIDENCE else width((1 + confidence) / 2) / width((1 + _METRICS_CONFIDENCE) / 2)
     )
-    diff, lo, hi = (float(found[key]) for key in ("diff", "lo", "hi"))
+    diff, lo, hi = map(float, ends)
     return {"diff": diff, "lo": diff - ratio * (diff - lo), "hi": diff + ratio * (hi - diff)}
 
 
@@ -67,6 +73,20 @@ def beats(
     "Return whether a candidate is better than another beyond noise, on the test rows."
     found = _metric_difference(metrics, name, other, metric, confidence)
     return name != other and found is not None and found["lo"] > 0
+
+
+def _lead_over_folds(
+    metrics: Metrics,  # models/metrics.json
+    name: str,  # a candidate
+    metric: str,  # what decides
+    confidence: float = _METRICS_CONFIDENCE,  # `gate.confidence`
+) -> dict[str, float] | None:  # diff, lo and hi
+    "Return how far linear is behind over the folds, where that is beyond noise and the test rows confirm it."
+    if name != metrics["best"] or metric != metrics["primary"]:
+        return None
+    on_test = _metric_difference(metrics, name, "linear", metric, confidence)
+    behind = _at_confidence((metrics["candidates"]["linear"].get("folds") or {}).get("behind"), confidence)
+    return behind if behind and on_test and behind["lo"] > 0 and on_test["diff"] > 0 else None
 
 
 def affordable_candidates(
@@ -100,8 +120,9 @@ def choose_champion(
     "Choose the champion: the best before the test within the budget, or linear where that does not beat it."
     names = affordable_candidates(metrics, frontier)
     best = best_candidate(metrics, names)
-    loses = "linear" in names and not beats(metrics, best, "linear", metric, confidence)
-    return "linear" if loses else best
+    if "linear" not in names or beats(metrics, best, "linear", metric, confidence):
+        return best
+    return best if _lead_over_folds(metrics, best, metric, confidence) else "linear"
 
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #35a0f55a
 def _difference_text(found: dict[str, float] | None) -> str:
@@ -128,6 +149,21 @@ def _beats_check(metrics: Metrics, name: str, other: str, metric: str, confidenc
     verdict = "beats" if passed else "does not beat"
     return ledger_entry(
         check, passed, observed, needed, f"{name} {verdict} {called} in {metric_label(metric)} beyond noise."
+    )
+
+
+def _linear_check(metrics: Metrics, name: str, metric: str, confidence: float) -> Check:
+    lead = _lead_over_folds(metrics, name, metric, confidence)
+    if lead is None or beats(metrics, name, "linear", metric, confidence):
+        return _beats_check(metrics, name, "linear", metric, confidence)
+    on_test = _difference_text(_metric_difference(metrics, name, "linear", metric, confidence))
+    observed = f"{metric_label(metric)} {_difference_text(lead)} over the folds, {on_test} on the test rows"
+    sentence = (
+        f"{name} beats linear in {metric_label(metric)} beyond noise over the folds, and is ahead on the test rows, "
+        "which are too few to tell by themselves."
+    )
+    return ledger_entry(
+        "beats linear", True, observed, "above 0 beyond noise, on the test rows or over folds", sentence
     )
 
 
@@ -197,9 +233,9 @@ def decide_gate(
     ledger += [_parity_check(champion, parity), _all_rows_check(sample)]
     failed = [each["sentence"] for each in ledger[:-1] if each["passed"] is False]
     untold = [each["sentence"] for each in ledger if not each["passed"]]
-    reasons = failed or untold or [ledger[1 if "naive" in metrics else 0]["sentence"]]
+    reasons = failed or untold or [each["sentence"] for each in ledger if each["check"].startswith("beats ")][-1:]
     if best != "linear" and "linear" in names:
-        ledger.insert(1, _beats_check(metrics, best, "linear", metric, confidence))
+        ledger.insert(1, _linear_check(metrics, best, metric, confidence))
         reasons.insert(0, ledger[1]["sentence"])
     if frontier and best != metrics["best"]:
         reasons.insert(0, frontier["candidates"][metrics["best"]]["sentence"])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'WITHOUT_VIEWS', 'MIN_LEVEL_SHARE', 'score_on_valid', 'score_on_test', 'scores_table', 'leads_table',
-           'compare_without_views', 'views_gain_table', 'slice_columns', 'score_slices', 'reliability_curve',
-           'roc_curves']
+           'compare_without_views', 'views_gain_table', 'slice_columns', 'score_slices', 'coverage_table',
+           'reliability_curve', 'roc_curves']
 
 # %% ../../notebooks/lib/evaluation/03_scores.ipynb #e305dd29
 from collections.abc import Mapping, Sequence
@@ -208,6 +208,26 @@ def score_slices(
                 {"column": name, "level": one, "rows": int(rows.sum()), metric: asdict(bootstrap_interval(drawn))}
             )
     return found
+
+# %% ../../notebooks/lib/evaluation/03_scores.ipynb #56acc6a7
+def coverage_table(
+    within: NDArray[np.bool_],  # whether what happened lay within its interval, row by row
+    columns: pd.DataFrame,  # what to slice by, row by row as in `within`
+    block: NDArray[np.int64] | None = None,  # the day of each row, where rows have a time
+) -> pd.DataFrame:  # where, rows, within
+    "Render how often the intervals held what happened: on all rows, over time, and level by level."
+    parts = {"all test rows": np.ones(len(within), bool)}
+    if block is not None:
+        quarter = np.minimum(4 * np.argsort(np.argsort(block, kind="stable")) // len(block), 3)
+        named = enumerate(("first", "second", "third", "last"))
+        parts |= {f"the {name} quarter of them in time": quarter == k for k, name in named}
+    for name in columns:
+        level = _shown_levels(columns[name]).to_numpy()
+        parts |= {f"{name} = {one}": level == one for one in sorted(set(level))}
+    shares = {name: within[rows] for name, rows in parts.items() if rows.any()}
+    return pd.DataFrame(
+        {"where": name, "rows": f"{len(rows):,}", "within": f"{rows.mean():.1%}"} for name, rows in shares.items()
+    )
 
 # %% ../../notebooks/lib/evaluation/03_scores.ipynb #31c01855
 _RELIABILITY_BINS = 10

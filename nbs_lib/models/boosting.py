@@ -98,6 +98,7 @@ def trees_graph(
 
 # %% ../../notebooks/lib/models/12_boosting.ipynb #1fbfcdc4
 _MAX_TREES = 6000  # of all classes together, 15 MB: many classes get fewer rounds
+_MIN_COLUMNS = 8  # that a tree may ask: with fewer it can't tell what columns say together
 
 
 class _Boosted(BaseEstimator):  # type: ignore[misc]
@@ -106,26 +107,26 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         rounds: int = 2000,  # at most; early stopping takes fewer
-        learning_rate: float = 0.03,
-        leaves: int = 31,  # of a tree, at most
+        learning_rate: float = 0.06,
+        leaves: int = 15,  # of a tree, at most
         min_rows: int = 100,  # of a leaf; of a small table a fiftieth of its rows
         l2: float = 10.0,  # what holds the leaves back
-        columns: float = 0.3,  # share of the columns that a tree may ask
+        columns: float = 0.2,  # share of the columns that a tree may ask; eight at least
         rows: float = 0.8,  # share of the rows that a tree learns from
-        patience: int = 100,  # rounds without a gain
+        patience: int = 50,  # rounds without a gain
         random_state: int = 0,
     ) -> None:
         self.rounds, self.learning_rate, self.leaves = rounds, learning_rate, leaves
         self.min_rows, self.l2, self.columns, self.rows = min_rows, l2, columns, rows
         self.patience, self.random_state = patience, random_state
 
-    def _settings(self, rows: int) -> dict[str, Any]:
+    def _settings(self, rows: int, columns: int) -> dict[str, Any]:
         return {
             "learning_rate": self.learning_rate,
             "num_leaves": self.leaves,
             "min_data_in_leaf": max(1, min(self.min_rows, rows // 50)),
             "lambda_l2": self.l2,
-            "feature_fraction": self.columns,
+            "feature_fraction": min(1.0, max(self.columns, _MIN_COLUMNS / columns)),
             "bagging_fraction": self.rows,
             "bagging_freq": 1,
             "seed": self.random_state,
@@ -141,15 +142,15 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         data = lightgbm.Dataset(X, y)
         valid = [] if X_val is None else [data.create_valid(X_val, y_val)]
         stop: list[Callable[..., Any]] = [lightgbm.early_stopping(self.patience, verbose=False)] if valid else []
-        settings = self._settings(len(y)) | objective
+        settings = self._settings(*np.shape(X)) | objective
         rounds = min(self.rounds, _MAX_TREES // objective.get("num_class", 1))
         self.booster_ = lightgbm.train(settings, data, rounds, valid_sets=valid, callbacks=stop)
         self.rounds_ = self.booster_.best_iteration if valid else rounds
         self.n_features_in_ = np.shape(X)[1]
 
-    def _scores(self, X: Any) -> NDArray[np.float64]:
+    def _margins(self, X: Any) -> NDArray[np.float64]:
         found = self.booster_.predict(np.asarray(X), raw_score=True, num_iteration=self.rounds_, num_threads=1)
-        return np.asarray(found, np.float64)
+        return found[:, None] if found.ndim == 1 else found
 
     def to_onnx(self) -> onnx.ModelProto:
         "Export the fitted trees as a graph from `encoded` [N, features] to `scores` [N, outputs]."
@@ -181,13 +182,6 @@ class BoostedClassifier(MarginClassifier, _Boosted):
         )
         return self
 
-    def decision_function(
-        self,
-        X: Any,  # as in `fit`
-    ) -> NDArray[np.float64]:  # log-odds [N], or scores [N, K] for K > 2 classes
-        "Margins."
-        return self._scores(X)
-
 
 class BoostedRegressor(RegressorMixin, _Boosted):  # type: ignore[misc]
     "LightGBM for a number."
@@ -210,4 +204,4 @@ class BoostedRegressor(RegressorMixin, _Boosted):  # type: ignore[misc]
         X: Any,  # as in `fit`
     ) -> NDArray[np.float64]:  # values [N]
         "Predict the values."
-        return self._scores(X) + self.mean_
+        return self._margins(X)[:, 0] + self.mean_

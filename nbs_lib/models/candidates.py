@@ -165,11 +165,11 @@ if find_spec(_PACKAGES["lgbm"]):
         "lgbm",
         "trees",
         "LightGBM: up to two thousand trees, each of some columns and rows drawn anew",
-        learning_rate=[0.02, 0.03, 0.05],
-        leaves=[15, 31, 63],
+        learning_rate=[0.04, 0.06, 0.1],
+        leaves=[7, 15, 31],
         min_rows=[20, 100, 300],
         l2=[1.0, 10.0, 100.0],
-        columns=[0.3, 0.5, 0.8],
+        columns=[0.2, 0.4, 0.8],
     )(_lgbm)
 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #86ecc874

@@ -169,7 +169,7 @@ def fold_output(
     return squeeze_output(fitted.answers(fold.score)["output"])
 
 
-_SMALL_TABLE = 1000  # rows below which fits cost more than they tell
+_SMALL_TABLE = 1000  # rows below which other settings of a net cost more than they tell
 
 
 def search_over_folds(
@@ -184,7 +184,9 @@ def search_over_folds(
     "Choose the setting of a candidate over folds, and fit it on all training rows."
     if not folds:
         return tune_candidate(candidate, task, train, valid, trials, progress), []
-    metric, settings = primary_metric(task.kind), candidate.draw_settings(candidate.build(task)[-1], trials, task.seed)
+    metric, quick = primary_metric(task.kind), candidate.kind in _QUICK_KINDS
+    trials = trials if quick or len(train) >= _SMALL_TABLE else 1
+    settings = candidate.draw_settings(candidate.build(task)[-1], trials, task.seed)
     outputs: list[list[Floats]] = [[] for _ in settings]
     scores: list[list[float]] = [[] for _ in settings]
     left = list(range(len(settings)))
@@ -194,7 +196,7 @@ def search_over_folds(
             scores[k].append(evaluate(task.kind, fold.score["_target"].to_numpy(), outputs[k][-1])[metric])
         left.sort(key=lambda k: -metric_gain(metric, float(np.nanmean(scores[k])), 0.0))
         progress(f"{candidate.name}: fold {number}, best {metric} {np.nanmean(scores[left[0]]):.4f} of {len(left)}")
-        left = left[: (len(left) + 1) // 2 if len(train) >= _SMALL_TABLE else 1]
+        left = left[: (len(left) + 1) // 2]
     done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in zip(settings, scores, strict=True)]
     fitted = fit_setting(candidate, settings[left[0]], task, train, valid)
     return replace(fitted, candidate=candidate, trials=done, best=left[0]), outputs[left[0]]

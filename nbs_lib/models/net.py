@@ -191,7 +191,7 @@ class _Net(BaseEstimator):  # type: ignore[misc]
         each = max(len(x) // batch, 1)
         total = max(self.epochs * each, min(self.epochs * 100, _MIN_STEPS))
         pause = max(each // self.looks, _MIN_STEPS // 20)
-        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=self.weight_decay, foreach=True)
+        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=self.weight_decay, fused=True)
         order = torch.empty(0, dtype=torch.int64)
         for step in range(1, total + 1):
             if len(order) < batch:
@@ -230,7 +230,15 @@ class _Net(BaseEstimator):  # type: ignore[misc]
 
 # %% ../../notebooks/lib/models/02_net.ipynb #251d0e54
 class MarginClassifier(ClassifierMixin):  # type: ignore[misc]
-    "A classifier whose `decision_function` gives log-odds, or a score of each of more than two classes."
+    "A classifier whose `_margins` give log-odds [N, 1], or a score of each of more than two classes [N, K]."
+
+    def decision_function(
+        self,
+        X: Any,  # as in `fit`
+    ) -> NDArray[np.float64]:  # log-odds [N], or scores [N, K] for K > 2 classes
+        "Margins."
+        margins: NDArray[np.float64] = self._margins(X)
+        return margins[:, 0] if len(self.classes_) == 2 else margins
 
     def predict_proba(
         self,
@@ -270,14 +278,6 @@ class NetClassifier(MarginClassifier, _Net):
         loss = nn.BCEWithLogitsLoss() if two else nn.CrossEntropyLoss()
         self._fit(X, tensor(y), 1 if two else len(self.classes_), loss, valid)
         return self
-
-    def decision_function(
-        self,
-        X: Any,  # as in `fit`
-    ) -> NDArray[np.float64]:  # log-odds [N], or scores [N, K] for K > 2 classes
-        "Margins."
-        margins = self._margins(X)
-        return margins[:, 0] if len(self.classes_) == 2 else margins
 
 # %% ../../notebooks/lib/models/02_net.ipynb #0964548b
 class NetRegressor(RegressorMixin, _Net):  # type: ignore[misc]

@@ -116,6 +116,7 @@ def test_a_new_champion_is_described_as_soon_as_it_answers(tmp_path: Path) -> No
 
 def test_numbers_are_predicted_and_told(tmp_path: Path) -> None:
     schema: dict[str, Any] = SCHEMA | {"task": "regression", "classes": [], "threshold": None}
+    schema["interval"] = {"coverage": 0.9, "edges": [], "low": [-1.5], "high": [2.0]}
     folder = tmp_path / "served/new"
     make_bundle(folder, schema=schema, lineage=LINEAGE)
     id = manifest(folder)["id"]
@@ -127,6 +128,8 @@ def test_numbers_are_predicted_and_told(tmp_path: Path) -> None:
         assert described["Row"]["properties"]["new"]["type"] == ["boolean", "null"]
         said = running.call("/predict", row)[1]
         assert isinstance(said["value"], float)
+        assert said["interval"] == pytest.approx([said["value"] - 1.5, said["value"] + 2])
+        assert described["Answer"]["properties"]["interval"]["minItems"] == 2
         assert running.call("/feedback", {"id": said["id"], "label": 2})[1] == {"result": "new"}
         assert running.call("/feedback", {"id": said["id"], "label": 2.0})[1] == {"result": "known"}
         assert running.call("/feedback", {"id": said["id"], "label": "2"})[0] == 422

@@ -132,10 +132,20 @@ def _answer_schema(
             "required": bundle.classes,
             "additionalProperties": False,
         }
-    flags = {"flags": {"type": "array", "items": {"type": "string"}, "description": "unusual values of the row"}}
+    sometimes: dict[str, Any] = {
+        "flags": {"type": "array", "items": {"type": "string"}, "description": "unusual values of the row"}
+    }
+    if told := bundle.schema.get("interval"):
+        sometimes["interval"] = {
+            "type": "array",
+            "items": {"type": "number"},
+            "minItems": 2,
+            "maxItems": 2,
+            "description": f"what happens lies within in {told['coverage']:.0%} of such answers; of the model alone",
+        }
     return {
         "type": "object",
-        "properties": properties | flags,
+        "properties": properties | sometimes,
         "required": list(properties),
         "additionalProperties": False,
     }

@@ -307,6 +307,21 @@ def test_more_classes_and_amounts(tmp_path: Path) -> None:
     answer = amount.predict(ROWS)
     assert list(answer) == ["output", "margin"]
     assert list(amount.to_columns(answer)) == ["value"]
+    assert amount.intervals(answer["output"]) is None
+
+
+def test_an_interval_is_that_of_similar_answers(tmp_path: Path) -> None:
+    told = {"coverage": 0.9, "edges": [0.0, 5.0], "low": [-1.0, -2.0, -3.0], "high": [1.0, 2.0, 4.0]}
+    schema = SCHEMA | {"task": "regression", "classes": [], "threshold": None, "interval": told}
+    make_bundle(tmp_path / "amount", schema=schema)
+    low, high = Bundle.open(tmp_path / "amount").intervals(np.array([-9.0, 0.0, 4.0, 5.0, np.nan], np.float32)) or (
+        (),
+        (),
+    )
+    assert low[:4].tolist() == [-10, -2, 2, 2]
+    assert high[:4].tolist() == [-8, 2, 6, 9]
+    assert np.isnan(low[4])
+    assert np.isnan(high[4])
 
 
 def test_classes_of_three(tmp_path: Path) -> None:

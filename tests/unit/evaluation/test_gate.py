@@ -34,6 +34,26 @@ def test_one_that_does_not_beat_linear_loses_to_it() -> None:
     assert versus["passed"] is False
 
 
+@pytest.mark.parametrize(
+    ("behind", "lead", "champion"),
+    [
+        ((0.01, 0.03), (-0.01, 0.02), "net"),
+        ((-0.01, 0.03), (-0.01, 0.02), "linear"),
+        ((0.01, 0.03), (-0.02, 0.01), "linear"),
+    ],
+    ids=["confirmed", "not told apart over the folds", "behind on the test rows"],
+)
+def test_folds_tell_what_few_test_rows_can_not(behind: Any, lead: Any, champion: str) -> None:
+    found = metrics(linear=LINEAR | {"folds": {"behind": interval(*behind)}}, net=candidate(0.66, (0.12, 0.19), lead))
+    decision = decide_gate(found, 1e-6, 1.0)
+    assert (decision["decision"], decision["champion"]) == ("PROMOTE", champion)
+    told = next(entry for entry in decision["ledger"] if entry["check"] == "beats linear")
+    assert told["passed"] is (champion == "net")
+    assert ("over the folds" in decision["sentence"]) == (champion == "net")
+    if champion == "net":
+        assert gate(found, confidence=0.99999)[1] == "linear"
+
+
 def test_linear_as_the_best_is_promoted() -> None:
     assert gate(metrics(linear=LINEAR)) == ("PROMOTE", "linear")
 
