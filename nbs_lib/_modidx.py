@@ -516,6 +516,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'nbs_lib/bundle/response.py'),
                                          'nbs_lib.bundle.response.ResponseWriter._predicted_values': ( 'lib/bundle/response.html#responsewriter._predicted_values',
                                                                                                        'nbs_lib/bundle/response.py'),
+                                         'nbs_lib.bundle.response.ResponseWriter._values': ( 'lib/bundle/response.html#responsewriter._values',
+                                                                                             'nbs_lib/bundle/response.py'),
                                          'nbs_lib.bundle.response.ResponseWriter.rows': ( 'lib/bundle/response.html#responsewriter.rows',
                                                                                           'nbs_lib/bundle/response.py'),
                                          'nbs_lib.bundle.response.with_id': ( 'lib/bundle/response.html#with_id',

@@ -53,15 +53,19 @@ class ResponseWriter:
             for k, (rung, days, said) in enumerate(shared)
         ]
 
+    def _values(self, answers: Predictions) -> list[tuple[Any, ...]]:
+        "List the value of each row, and the interval of those that the model itself told."
+        values = answers.output[:, 0]
+        ends = self.bundle.intervals(values)
+        spans = zip(*(end.tolist() for end in ends), strict=True) if ends else repeat(None, len(values))
+        told = zip(values.tolist(), spans, answers.rungs, strict=True)
+        return [(value, span if rung == MODEL_RUNG else None) for value, span, rung in told]
+
     def _predicted_values(self, answers: Predictions) -> Iterable[tuple[Any, ...]]:
         "List the predicted values of each row."
         task, classes = self.bundle.task, self.bundle.classes
         if task == "regression":
-            values = answers.output[:, 0]
-            ends = self.bundle.intervals(values)
-            spans = zip(*(end.tolist() for end in ends), strict=True) if ends else repeat(None, len(values))
-            told = zip(values.tolist(), spans, answers.rungs, strict=True)
-            return [(value, span if rung == MODEL_RUNG else None) for value, span, rung in told]
+            return self._values(answers)
         if task == "binary":  # as `Bundle.decide` does for many
             return [(classes[share >= self._threshold], share) for share in answers.output[:, 0].tolist()]
         told = self.bundle.decide(answers.output, answers.margin)

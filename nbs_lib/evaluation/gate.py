@@ -50,8 +50,8 @@ def _metric_difference(
 
 def _at_confidence(found: dict[str, Any] | None, confidence: float) -> dict[str, float] | None:
     "Widen or narrow the interval of a difference as a normal distribution would have it."
-    ends = [found.get("diff", found.get("value")), found.get("lo"), found.get("hi")] if found else [None]
-    if None in ends:
+    ends = [] if not found else [found["diff" if "diff" in found else "value"], found["lo"], found["hi"]]
+    if not ends or None in ends:
         return None
     if not 0 < confidence < 1:
         raise ParamsError(f"params.yaml: gate.confidence must lie between 0 and 1, but is {confidence}.")
@@ -59,7 +59,7 @@ def _at_confidence(found: dict[str, Any] | None, confidence: float) -> dict[str,
     ratio = (
         1.0 if confidence == _METRICS_CONFIDENCE else width((1 + confidence) / 2) / width((1 + _METRICS_CONFIDENCE) / 2)
     )
-    diff, lo, hi = map(float, ends)
+    diff, lo, hi = (float(end) for end in ends)
     return {"diff": diff, "lo": diff - ratio * (diff - lo), "hi": diff + ratio * (hi - diff)}
 
 

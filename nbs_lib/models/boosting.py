@@ -150,7 +150,8 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
 
     def _margins(self, X: Any) -> NDArray[np.float64]:
         found = self.booster_.predict(np.asarray(X), raw_score=True, num_iteration=self.rounds_, num_threads=1)
-        return found[:, None] if found.ndim == 1 else found
+        margins: NDArray[np.float64] = np.asarray(found, np.float64)
+        return margins[:, None] if margins.ndim == 1 else margins
 
     def to_onnx(self) -> onnx.ModelProto:
         "Export the fitted trees as a graph from `encoded` [N, features] to `scores` [N, outputs]."
