@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrackingSettings', 'RunSettings', 'DvcSettings', 'StoreSettings', 'ServeSettings', 'MonitorSettings',
-           'ScheduleSettings', 'UiSettings', 'Settings', 'load_settings']
+           'ScheduleSettings', 'NotifySettings', 'UiSettings', 'Settings', 'load_settings']
 
 # %% ../../notebooks/lib/core/05_settings.ipynb #8fad745c
 import configparser
@@ -85,6 +85,13 @@ class ScheduleSettings:
 
 
 @dataclass(frozen=True)
+class NotifySettings:
+    "Who is told at once."
+
+    url: str = ""  # of a webhook; empty: nobody
+
+
+@dataclass(frozen=True)
 class UiSettings:
     "Where `make ui` and `make lab` listen."
 
@@ -106,10 +113,11 @@ class Settings:
     serve: ServeSettings = field(default_factory=ServeSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     monitor: MonitorSettings = field(default_factory=MonitorSettings)
+    notify: NotifySettings = field(default_factory=NotifySettings)
 
 # %% ../../notebooks/lib/core/05_settings.ipynb #9d0a6113
 _RUN_VARIABLES = ("NBS_PIPELINE", "NBS_STAGING")  # what a run tells its stages: no settings
-_SECRET_VARIABLES = ("NBS_TOKEN",)  # of the service: never in a file, so no settings either
+_SECRET_VARIABLES = ("NBS_TOKEN", "NBS_NOTIFY_SECRET")  # never in a file, so no settings either
 _MAY_BE_ZERO = ("cache",)  # whole numbers that may be 0
 
 

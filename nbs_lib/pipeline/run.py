@@ -226,7 +226,10 @@ def _end_pipeline(status: str) -> None:
 
 
 def _register(gate: dict[str, Any], settings: Settings) -> None:
-    from nbs_lib.registry.model_registry import register
+    from nbs_lib.registry.model_registry import REJECTED, register
+    from nbs_lib.registry.notify import EVENTS, notify
 
     tracking = settings.tracking
-    register("models/bundle", gate, tracking.uri, tracking.model, tracking.experiment)
+    done = register("models/bundle", gate, tracking.uri, tracking.model, tracking.experiment)
+    if done in ("champion", "challenger", REJECTED):
+        notify(EVENTS[gate["decision"]], gate["sentence"], bundle=gate["bundle"])

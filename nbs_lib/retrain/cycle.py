@@ -35,6 +35,7 @@ from ..pipeline.clone import clone_as_of, remove_stale_clones
 from ..pipeline.fork_server import end_with_parent, fork_server
 from ..pipeline.run import check_configuration, project_lock
 from ..pipeline.runner import stage_environment
+from ..registry.notify import EVENTS, notify
 from ..registry.pointers import champion_path, rolled_back
 from ..registry.tracking import CYCLE_FOLDER_PREFIX, end_pipeline
 from nbs_lib.retrain.ledger import (
@@ -64,6 +65,11 @@ from ..serve.log.reader import logged_days, read_day
 _MONITOR_FILE, _DECISION_FILE, _CHALLENGE_FILE = (
     Path(f"models/cycle/{name}.json") for name in ("monitor", "decision", "challenge")
 )
+_EVENT_BY_CODE = {
+    10: "drift",
+    20: "drift",
+    30: "contract failure",
+}  # of a turn without a challenger, and of the monitor alone
 _EXIT_CODES = {NOTHING_NEW: 0, WAIT: 0, CONTRACT_FAILURE: 30, TURN_FAILED: 1} | dict.fromkeys(DECISIONS, 20)
 _WATCH_EXIT_CODE = (
     10  # the exit code of a turn that only waits, but has seen drift, the first of it, or a loss of quality
@@ -238,6 +244,10 @@ def _end_turn(turn: Turn, outcome: str, sentence: str) -> int:
     if code == 0 and turn.get("monitor", {}).get("status") in ("watch", "drift", "quality loss"):
         code = _WATCH_EXIT_CODE
     finish_turn(turn, outcome, sentence, code=code)
+    if event := EVENTS.get(outcome, _EVENT_BY_CODE.get(code)):
+        notify(
+            event, sentence, turn=turn["id"], as_of=turn["as_of"], bundle=turn.get("challenger") or turn.get("champion")
+        )
     print(f"{outcome}. {sentence}")
     return code
 
@@ -251,6 +261,7 @@ def _recorded(turn: Turn) -> Iterator[None]:
     except BaseException as error:
         status = "FAILED"
         finish_turn(turn, TURN_FAILED, _error_text(error), code=1)
+        notify("failed cycle", _error_text(error), turn=turn["id"], as_of=turn["as_of"])
         raise
     finally:
         try:
@@ -275,6 +286,8 @@ def run_monitor_only(
         begin_turn(uuid.uuid4().hex, as_of, reference=reference, current=current, step=DONE_STEP)
         _run_stage("monitor")
         found = read_json(_MONITOR_FILE)
+        if event := _EVENT_BY_CODE.get(int(found["code"])):
+            notify(event, found["sentence"])
         print(f"{found['status']}. {found['sentence']}")
         print(f"report: {Path('reports/monitor.html').resolve()}")
         return int(found["code"])

@@ -1,0 +1,132 @@
+"""Who is told of what, by a receiver that answers as receivers do."""
+
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.bundles import blank_project, decision, make_ladder_bundle, manifest, mlflow_project, mlflow_template  # noqa: F401
+
+from nbs_lib.core.settings import load_settings
+from nbs_lib.pipeline.run import _register
+from nbs_lib.registry import notify as module
+from nbs_lib.registry.notify import notify
+
+SECRET = "a secret"
+
+
+class Receiver(HTTPServer):
+    """Keeps what it took, and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[dict[str, Any], Any]] = []
+        self.status = 200
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def events(self) -> list[str]:
+        return [message["event"] for message, _ in self.taken]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.status == 200:
+            sent = self.headers["X-NBS-Signature-256"]
+            self.server.taken.append((json.loads(body), sent))
+            if sent:
+                assert sent == "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def here(mlflow_project: Path) -> Path:  # noqa: F811
+    return mlflow_project
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("NBS_NOTIFY_URL", f"http://127.0.0.1:{server.server_port}/hook")
+        monkeypatch.setattr(module, "_PAUSE_S", 0.0)
+        yield server
+        server.shutdown()
+
+
+def outbox(root: Path) -> list[Path]:
+    return sorted((root / ".nbs/outbox").glob("*.json"))
+
+
+def test_messages_are_signed_where_there_is_a_secret(
+    here: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notify("drift", "What comes moves answers.")
+    monkeypatch.setenv("NBS_NOTIFY_SECRET", SECRET)
+    notify("hold", "The champion stays.", bundle="abc")
+    assert [signature is not None for _, signature in receiver.taken] == [False, True]
+    message = receiver.taken[1][0]
+    assert (message["event"], message["sentence"], message["bundle"]) == ("hold", "The champion stays.", "abc")
+    assert message["model"] == load_settings().tracking.model
+    assert SECRET not in "".join(path.read_text() for path in here.rglob(".nbs/*.json"))
+
+
+def test_what_was_not_taken_waits_and_goes_first(
+    here: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receiver.status = 503
+    notify("drift", "one")
+    notify("hold", "two")
+    assert "it answers 503" in capsys.readouterr().err
+    assert len(outbox(here)) == 2
+    receiver.status = 200
+    notify("promotion", "three")
+    assert receiver.events == ["drift", "hold", "promotion"]
+    assert outbox(here) == []
+
+
+def test_nobody_there_fails_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBS_NOTIFY_URL", "http://127.0.0.1:9/hook")
+    monkeypatch.setattr(module, "_PAUSE_S", 0.0)
+    notify("drift", "one")
+    assert "was not told" in capsys.readouterr().err
+    monkeypatch.setattr(module, "_MAX_WAITING", 3)
+    for number in range(5):
+        notify("drift", str(number))
+    assert len(outbox(here)) <= 4, "the oldest are given up"
+
+
+def test_what_is_as_it_was_is_said_once(here: Path, receiver: Receiver) -> None:
+    for _ in range(3):
+        notify("drift", "the same")
+    notify("drift", "another")
+    assert receiver.events == ["drift"] * 2
+
+
+def test_nothing_is_sent_without_an_address(here: Path) -> None:
+    notify("drift", "one")
+    assert outbox(here) == []
+
+
+@pytest.mark.parametrize(("gate", "event"), [("PROMOTE", "promotion"), ("HOLD", "hold"), ("REJECT", "rejection")])
+def test_a_run_tells_what_became_of_its_bundle(here: Path, receiver: Receiver, gate: str, event: str) -> None:
+    make_ladder_bundle(here / "models/bundle")
+    told = decision(gate, bundle=manifest(here / "models/bundle")["id"])
+    for _ in range(2):
+        _register(told, load_settings())
+    assert receiver.events == [event]
+    assert receiver.taken[0][0]["bundle"] == told["bundle"]
