@@ -148,7 +148,7 @@ def bench_verb(
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("nbs_lib"):
             raise
-        raise UserError("benchmarks are not in the wheel: run `nbs bench` in a clone of the project.") from None
+        raise UserError(f"the benchmark {what} is in the template alone: run it in a clone of that.") from None
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
     repeated = (
         what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
