@@ -60,12 +60,19 @@ def _check_table(table: str, target: str | None) -> None:
 # %% ../../notebooks/lib/project/04_create.ipynb #ce01aef0
 def _bring_table(table: str, root: Path) -> str:
     "Copy a table's file into `data/`, and return its name there; other sources are named from everywhere."
-    places = [Path(table).expanduser(), root.parent / table]
-    file = next((place for place in places if place.is_file()), None)
+    if (root / table).is_file():
+        return table
+    file = next((path for path in (Path(table).expanduser(), root.parent / table) if path.is_file()), None)
     if file is None:
         return table
-    (root / "data").mkdir(exist_ok=True)
-    shutil.copy2(file, root / "data" / file.name)
+    name = _name_within(file)
+    (root / name).parent.mkdir(exist_ok=True)
+    shutil.copy2(file, root / name)
+    return name
+
+
+def _name_within(file: Path) -> str:
+    "Return the name of a table's file within a project."
     return f"data/{file.name}"
 
 # %% ../../notebooks/lib/project/04_create.ipynb #a12fbf0e
@@ -141,7 +148,11 @@ def _write_project(folder: Path, given: dict[str, Any], ask: bool) -> str:
         TemporaryDirectory(dir=folder.parent, prefix=".nbs-new-") as beside,
     ):
         place = Path(beside, folder.name)
-        render_template(template, ref, place, given, remembered, ask)
+        table = given["table"]
+        file = Path(table) if table and Path(table).is_file() else None
+        render_template(template, ref, place, given | ({"table": _name_within(file)} if file else {}), remembered, ask)
+        if file:
+            _bring_table(str(file), place)
         begin(place)
         place.rename(folder)
         return str(read_answers(folder)["_commit"])

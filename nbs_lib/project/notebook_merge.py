@@ -25,6 +25,18 @@ def _has_marks(source: str) -> int:
     return sum(line.startswith(_MARKS) for line in source.splitlines())
 
 
+def _breaks(cell: "NotebookNode", mine: "NotebookNode") -> bool:
+    "Return whether the merged lines are no Python any more, while yours were."
+    return cell.cell_type == "code" and _parsed(cell.source) is None and _parsed(mine.source) is not None
+
+
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):  # as a magic of IPython is none
+        return None
+
+
 def _tagged(cell: "NotebookNode", tag: str) -> "NotebookNode":
     cell = copy.deepcopy(cell)
     cell.metadata["tags"] = [*(each for each in cell.metadata.get("tags", []) if each != tag), tag]
@@ -46,10 +58,8 @@ def _shown(cell: "NotebookNode | None", said: str) -> "NotebookNode":
 
 def _names(cell: "NotebookNode") -> set[str]:
     "List what a cell of code defines for the cells after it."
-    try:
-        body = ast.parse(cell.source).body if cell.cell_type == "code" else []
-    except SyntaxError:  # a magic of IPython
-        return set()
+    module = _parsed(cell.source) if cell.cell_type == "code" else None
+    body = module.body if module else []
     named = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)}
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     return named | {target.id for target in targets if isinstance(target, ast.Name)}
@@ -85,7 +95,7 @@ def _resolved(
         return (_conflict(mine, other), True) if _names(mine) & _names(other) else ([mine, other], False)
     sides = (old, mine, other)
     written = max((_has_marks(side.source) for side in sides if side is not None), default=0)
-    if _has_marks(cell.source) > written:
+    if _has_marks(cell.source) > written or (mine is not None and _breaks(cell, mine)):
         return _conflict(mine, other), True
     return [_with_rest(cell, *sides)], False
 
