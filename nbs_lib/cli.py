@@ -46,9 +46,11 @@ class _BenchTarget(StrEnum):
     tables = "tables"
     same = "same"
     alarms = "alarms"
+    update = "update"
 
 
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
+_REPEATED = [_BenchTarget[name] for name in ("pipeline", "serve", "scaling", "explain", "update")]
 _BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates", _BenchTarget.same: "testing.same_answers"}
 
 
@@ -131,7 +133,7 @@ def prove_verb(
 def bench_verb(
     what: Annotated[_BenchTarget, typer.Argument(help="What to measure.")] = _BenchTarget.pipeline,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain.")
+        int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain; projects of update.")
     ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="Minutes of the soak test.")] = 30,
     rows: Annotated[
@@ -150,10 +152,13 @@ def bench_verb(
             raise
         raise UserError(f"the benchmark {what} is in the template alone: run it in a clone of that.") from None
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
-    repeated = (
-        what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
+    options = (
+        {"rounds": rounds}
+        if what in _REPEATED and rounds
+        else {"minutes": minutes}
+        if what is _BenchTarget.soak
+        else {}
     )
-    options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is _BenchTarget.soak else {}
     options |= {"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {}
     measure(**(options | ({"tables": tables} if what is _BenchTarget.same else {})))
 

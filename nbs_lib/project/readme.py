@@ -33,7 +33,9 @@ def _describe(roles: Roles) -> str:
         lines.append(f"A row is about `{'`, `'.join(roles.entity)}`.")
     if roles.timestamp:
         lines.append(f"It happened at `{roles.timestamp}`; what was known by {roles.as_of} is learned from.")
-    return "\n".join([*lines, "[`data/contract`](data/contract/) says what each column is used for, and why."])
+    return "\n".join(
+        [*lines, "[`data/contract/roles.yaml`](data/contract/roles.yaml) says what each column is used for, and why."]
+    )
 
 
 def fill_readme(
