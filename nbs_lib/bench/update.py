@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def _edit_cells(path: Path, change: Callable[[list[dict[str, Any]]], object]) ->
 
 
 def _cell(source: str, id: str, kind: str = "code") -> dict[str, Any]:
-    code = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    code: dict[str, Any] = {"execution_count": None, "outputs": []} if kind == "code" else {}
     return {"cell_type": kind, "id": id, "metadata": {}, "source": source.splitlines(keepends=True)} | code
 
 # %% ../../notebooks/lib/bench/12_update.ipynb #2c5bfd7e
@@ -136,9 +137,8 @@ def _own_setting(root: Path, chance: random.Random, word: str) -> None:
     _set_number(root / "settings.ini", key, " = ", chance.randrange(1, 999))
 
 
-USER_EDITS: tuple[Edit, ...] = (
-    edit_library_cell, add_library_cell, _own_cell, _own_view, _delete_candidate, _own_stage, _own_parameter, _own_setting
-)  # fmt: skip
+_IN_THE_LIBRARY: tuple[Edit, ...] = (edit_library_cell, add_library_cell, _delete_candidate)
+USER_EDITS: tuple[Edit, ...] = (*_IN_THE_LIBRARY, _own_cell, _own_view, _own_stage, _own_parameter, _own_setting)
 
 # %% ../../notebooks/lib/bench/12_update.ipynb #99f89230
 _RENAMED = ("evaluate.resamples", "evaluate.draws")
@@ -292,5 +292,7 @@ def _print_table(outcomes: Sequence[Outcome], releases: int) -> None:
         conflicts, ms = sum(each.conflicts for each in rows), 1000 * sum(each.seconds for each in rows) / len(rows)
         what = "all" if number is None else str(number)
         print(f"{what:>8} {len(rows):>8} {clean / len(rows):>10.1%} {conflicts:>10} {broken:>7} {ms:>8.0f}")
+    kinds = Counter(Path(change.path).suffix for each in outcomes for change in each.changes for _ in change.conflicts)
+    print("conflicts by kind of file:", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none")
     for each in [each for each in outcomes if each.broken][:5]:
         print(f"broken in release {each.release}: {'; '.join(each.broken)}")
