@@ -152,13 +152,8 @@ def bench_verb(
             raise
         raise UserError(f"the benchmark {what} is in the template alone: run it in a clone of that.") from None
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
-    options = (
-        {"rounds": rounds}
-        if what in _REPEATED and rounds
-        else {"minutes": minutes}
-        if what is _BenchTarget.soak
-        else {}
-    )
+    options: dict[str, int | None] = {"rounds": rounds} if what in _REPEATED and rounds else {}
+    options |= {"minutes": minutes} if what is _BenchTarget.soak else {}
     options |= {"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {}
     measure(**(options | ({"tables": tables} if what is _BenchTarget.same else {})))
 

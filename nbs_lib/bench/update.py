@@ -121,20 +121,21 @@ def _own_stage(root: Path, chance: random.Random, word: str) -> None:
         file.write(stage)
 
 
-def _set_number(path: Path, key: str, separator: str, value: int) -> None:
-    "Change the number under a key, as somebody does who edits the file."
-    pattern = rf"(?m)^(\s*{key}{separator})\d+"
-    path.write_text(re.sub(pattern, rf"\g<1>{value}", path.read_text(encoding="utf-8")), encoding="utf-8")
+def _change_number(path: Path, chance: random.Random) -> None:
+    "Change one of the whole numbers of a file, as somebody does who edits it."
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    numbers = [n for n, line in enumerate(lines) if re.match(r"\s*\w+(: | = )\d+(?![\d.])", line)]
+    n = chance.choice(numbers)
+    lines[n] = re.sub(r"\d+", str(chance.randrange(1, 999)), lines[n], count=1)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _own_parameter(root: Path, chance: random.Random, word: str) -> None:
-    key = chance.choice(["trials", "epochs", "resamples", "window", "every"])
-    _set_number(root / "params.yaml", key, ": ", chance.randrange(1, 90))
+    _change_number(root / "params.yaml", chance)
 
 
 def _own_setting(root: Path, chance: random.Random, word: str) -> None:
-    key = chance.choice(["port", "workers", "max_rows", "time_limit", "drain_s"])
-    _set_number(root / "settings.ini", key, " = ", chance.randrange(1, 999))
+    _change_number(root / "settings.ini", chance)
 
 
 _IN_THE_LIBRARY: tuple[Edit, ...] = (edit_library_cell, add_library_cell, _delete_candidate)
