@@ -126,7 +126,7 @@ def _change_number(path: Path, chance: random.Random) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     numbers = [n for n, line in enumerate(lines) if re.match(r"\s*\w+(: | = )\d+(?![\d.])", line)]
     n = chance.choice(numbers)
-    lines[n] = re.sub(r"\d+", str(chance.randrange(1, 999)), lines[n], count=1)
+    lines[n] = re.sub(r"(: | = )\d+", rf"\g<1>{chance.randrange(1, 999)}", lines[n], count=1)
     path.write_text("".join(lines), encoding="utf-8")
 
 
@@ -256,8 +256,9 @@ def update_history(
             chance.choice(USER_EDITS)(project, chance, f"edit_{number}_{n}")
         renamed = {"params.yaml": dict([_RENAMED])} if number == 3 else {}
         with TemporaryDirectory() as folder:
-            base, begun = Path(folder, "base"), time.perf_counter()
-            shutil.copytree(trees[number - 1], base)  # its keys are renamed
+            begun, base = time.perf_counter(), trees[number - 1]
+            if renamed:
+                base = shutil.copytree(base, Path(folder, "base"))  # where keys are renamed, too
             changes = merge_trees(base, project, trees[number], renamed)
         yield Outcome(number, changes, find_broken(project, changes), time.perf_counter() - begun)
 
