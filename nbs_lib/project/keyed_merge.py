@@ -204,12 +204,16 @@ def rename_yaml_key(
         place = place.get(part, {}) if isinstance(place, Mapping) else {}
     if name not in (place or {}):
         return text
+    if path == to:  # on its line, as a person would
+        lines = text.splitlines(keepends=True)
+        line, column = place.lc.key(name)
+        lines[line] = lines[line][:column] + lines[line][column:].replace(name, renamed, 1)
+        return "".join(lines)
     target: Any = tree
     for part in to:
         target = target.setdefault(part, {})
-    position, comment = list(place).index(name), place.ca.items.pop(name, None)
-    value = place.pop(name)
-    target.insert(position if target is place else len(target), renamed, value)
+    comment = place.ca.items.pop(name, None)
+    target[renamed] = place.pop(name)
     if comment:
         target.ca.items[renamed] = comment
     _yaml().dump(tree, written)
