@@ -126,8 +126,9 @@ def commit_all(
 _LIBRARY_ROOT = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd()
 
 
-def _template_address(root: Path = _LIBRARY_ROOT) -> tuple[str, str]:
+def _template_address() -> tuple[str, str]:
     "Return where new projects are copied from, and the address by which they remember it."
+    root = _LIBRARY_ROOT
     if (root / "copier.yml").exists():
         return str(root), git("config", "--get", "--default", str(root), "remote.origin.url", cwd=root).strip()
     if (root / ANSWERS_FILE).exists():  # within a project: from the same template

@@ -69,7 +69,7 @@ def tracked(root: Path) -> dict[str, bytes]:
 
 def test_plain_copier_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = make_template(tmp_path / "template")
-    monkeypatch.setattr(create._template_address, "__defaults__", (template,))
+    monkeypatch.setattr(create, "_LIBRARY_ROOT", template)
     new_project(tmp_path / "one/shop", license="MIT")
     command = [Path(sys.executable).parent / "copier", "copy", "--defaults", "--quiet", "--data", "license=MIT"]
     subprocess.run([*command, str(template), str(tmp_path / "two/shop")], check=True, capture_output=True)
