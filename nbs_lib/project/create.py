@@ -58,25 +58,26 @@ def _check_table(table: str, target: str | None) -> None:
         raise DataError(f"--target: {table} has no column {target}{did_you_mean(target, columns)}.")
 
 # %% ../../notebooks/lib/project/04_create.ipynb #ce01aef0
+_TABLES = "data/raw"  # of a project; the pipeline writes beside it
+
+
+def _copy_table(file: Path, root: Path) -> str:
+    "Copy a table's file into a project, and return its name there."
+    (root / _TABLES).mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, root / _TABLES / file.name)
+    return f"{_TABLES}/{file.name}"
+
+
 def _bring_table(table: str, root: Path) -> str:
-    "Copy a table's file into `data/`, and return its name there; other sources are named from everywhere."
-    if (root / table).is_file():
+    "Return the source that an answer names, a file of elsewhere copied into the project."
+    if not table:
+        return f"{_TABLES}/table.csv"  # where it is looked for until `params.yaml` names another
+    if not Path(table).is_absolute() and (root / table).is_file():
         return table
     file = next((path for path in (Path(table).expanduser(), root.parent / table) if path.is_file()), None)
-    if file is None:
-        return table
-    name = _name_within(file)
-    (root / name).parent.mkdir(exist_ok=True)
-    shutil.copy2(file, root / name)
-    return name
-
-
-def _name_within(file: Path) -> str:
-    "Return the name of a table's file within a project."
-    return f"data/{file.name}"
+    return _copy_table(file, root) if file else table
 
 # %% ../../notebooks/lib/project/04_create.ipynb #a12fbf0e
-_LATER = "data/table.csv"  # where a table is looked for until `params.yaml` names one
 _CHANGELOG = "# Changelog\n\nWhat a user of {name} will notice. Newest first.\n"
 
 
@@ -99,7 +100,7 @@ def begin(
     if (root / ".git").exists():
         raise UserError(f"{root.absolute()} is a git repository already: it was begun before.")
     if answers["table"] or not answers["demo"]:
-        set_param(root / "params.yaml", "data.source", _bring_table(answers["table"] or _LATER, root))
+        set_param(root / "params.yaml", "data.source", _bring_table(answers["table"], root))
         set_param(root / "params.yaml", "data.target", answers["target"])
     settings = root / "settings.ini"
     named = re.sub(r"(?m)^(experiment|model) = .*$", rf"\1 = {answers['name']}", settings.read_text(encoding="utf-8"))
@@ -149,11 +150,10 @@ def _write_project(folder: Path, given: dict[str, Any], ask: bool) -> str:
         TemporaryDirectory(dir=folder.parent, prefix=".nbs-new-") as beside,
     ):
         place = Path(beside, folder.name)
-        table = given["table"]
-        file = Path(table) if table and Path(table).is_file() else None
-        render_template(template, ref, place, given | ({"table": _name_within(file)} if file else {}), remembered, ask)
-        if file:
-            _bring_table(str(file), place)
+        file = Path(given["table"] or "")
+        if file.is_file():
+            given = given | {"table": _copy_table(file, place)}
+        render_template(template, ref, place, given, remembered, ask)
         begin(place)
         place.rename(folder)
         return str(read_answers(folder)["_commit"])

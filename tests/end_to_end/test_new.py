@@ -50,7 +50,7 @@ def test_a_project_of_ones_own(birds: Path) -> None:
     tracked = git("ls-files", cwd=birds).splitlines()
     demo = ("nbs_lib/demos/flights", "nbs_lib/bench/serve", "tests/unit", ".ci/envs", "copier.yml", "reports/preview")
     assert [name for name in tracked if name.startswith(demo)] == []
-    assert "data/penguins.csv" not in tracked
+    assert "data/raw/penguins.csv" not in tracked
     assert "model = birds" in (birds / "settings.ini").read_text()
 
 
