@@ -83,7 +83,7 @@ _CHANGELOG = "# Changelog\n\nWhat a user of {name} will notice. Newest first.\n"
 
 def _write_license(answers: dict[str, Any], root: Path) -> None:
     "Let the library keep its license, and what is written here have the one that was asked for."
-    if answers["license"] == "Apache-2.0":
+    if answers["license"] == "Apache-2.0" or (root / "nbs_lib/LICENSE").exists():
         return
     (root / "LICENSE").rename(root / "nbs_lib/LICENSE")
     if answers["license"] == "MIT":
@@ -103,8 +103,8 @@ def begin(
         set_param(root / "params.yaml", "data.source", _bring_table(answers["table"], root))
         set_param(root / "params.yaml", "data.target", answers["target"])
     settings = root / "settings.ini"
-    named = re.sub(r"(?m)^(experiment|model) = .*$", rf"\1 = {answers['name']}", settings.read_text(encoding="utf-8"))
-    write_text(named, settings)
+    renamed = re.sub(r"(?m)^(experiment|model) = .*$", rf"\1 = {answers['name']}", settings.read_text(encoding="utf-8"))
+    write_text(renamed, settings)
     _write_license(answers, root)
     write_text(_CHANGELOG.format(name=answers["name"]), root / "CHANGELOG.md")
     write_readme(answers["name"], root)
@@ -116,10 +116,14 @@ def begin(
 def commit_all(
     root: str | Path,  # a project
     message: str,  # its first line says what
+    like: str | Path | None = None,  # the repository whose settings name who commits; the project itself by default
 ) -> None:
     "Commit all that git does not ignore; somebody without a name in git is called nbs."
-    known = git("config", "--get", "--default", "", "user.email", cwd=root).strip()
-    identity = [] if known else ["-c", "user.name=nbs", "-c", "user.email=nbs@localhost"]
+    named = {"user.name": "nbs", "user.email": "nbs@localhost"}
+    identity = []
+    for key, default in named.items():
+        value = git("config", "--get", "--default", default, key, cwd=like or root).strip()
+        identity += ["-c", f"{key}={value}"]
     git("add", "--all", cwd=root)
     git(*identity, "commit", "--quiet", "--no-verify", "--message", message, cwd=root)
 

@@ -151,7 +151,7 @@ def update_project(
         if dry_run:
             return print("nothing was changed: this was a dry run")
         export_library(clone)
-        commit_all(clone, "\n".join([f"Update the template: {current} to {target}", "", *said]))
+        commit_all(clone, "\n".join([f"Update the template: {current} to {target}", "", *said]), like=root)
         _take_over(clone, root)
     print(f"this project has {target} now. next: make check, then make run; `git revert HEAD` takes it back")
 
