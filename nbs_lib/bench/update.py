@@ -242,6 +242,11 @@ class Outcome:
         "The places that a person has to look at."
         return sum(len(change.conflicts) for change in self.changes)
 
+    @property
+    def kept(self) -> int:
+        "The keys whose default has changed, and whose value is the project's own."
+        return sum(len(change.kept) for change in self.changes)
+
 
 def update_history(
     trees: Sequence[Path],  # what each release gives, the first one first
@@ -287,13 +292,16 @@ def bench_update(
 
 
 def _print_table(outcomes: Sequence[Outcome], releases: int) -> None:
-    print(f"{'release':>8} {'updates':>8} {'by itself':>10} {'conflicts':>10} {'broken':>7} {'ms each':>8}")
+    print(
+        f"{'release':>8} {'updates':>8} {'by itself':>10} {'conflicts':>10} {'own values kept':>16} {'broken':>7} {'ms each':>8}"
+    )
     for number in [*range(1, releases + 1), None]:
         rows = [each for each in outcomes if number in (None, each.release)]
         clean, broken = sum(not each.conflicts for each in rows), sum(bool(each.broken) for each in rows)
-        conflicts, ms = sum(each.conflicts for each in rows), 1000 * sum(each.seconds for each in rows) / len(rows)
+        conflicts, kept = sum(each.conflicts for each in rows), sum(each.kept for each in rows)
+        ms = 1000 * sum(each.seconds for each in rows) / len(rows)
         what = "all" if number is None else str(number)
-        print(f"{what:>8} {len(rows):>8} {clean / len(rows):>10.1%} {conflicts:>10} {broken:>7} {ms:>8.0f}")
+        print(f"{what:>8} {len(rows):>8} {clean / len(rows):>10.1%} {conflicts:>10} {kept:>16} {broken:>7} {ms:>8.0f}")
     kinds = Counter(Path(change.path).suffix for each in outcomes for change in each.changes for _ in change.conflicts)
     print("conflicts by kind of file:", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none")
     for each in [each for each in outcomes if each.broken][:5]:

@@ -95,10 +95,10 @@ def begin(
     root: str | Path = ".",  # what copier has written
 ) -> None:
     "Make what copier has written a project: parameters, license, README, library, first commit; raises `UserError`."
-    root = Path(root)
+    root = Path(root).absolute()
     answers = read_answers(root)
     if (root / ".git").exists():
-        raise UserError(f"{root.absolute()} is a git repository already: it was begun before.")
+        raise UserError(f"{root} is a git repository already: it was begun before.")
     if answers["table"] or not answers["demo"]:
         set_param(root / "params.yaml", "data.source", _bring_table(answers["table"], root))
         set_param(root / "params.yaml", "data.target", answers["target"])

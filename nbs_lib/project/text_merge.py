@@ -17,7 +17,8 @@ class Merged:
     "The text of a merged file, and where both sides had changed the same."
 
     text: str
-    conflicts: tuple[str, ...] = ()  # places, as people find them; yours was kept there
+    conflicts: tuple[str, ...] = ()  # places, as people find them; yours was kept there, and a person has to look
+    kept: tuple[str, ...] = ()  # keys to which you had given another value than the default that has changed
 
 
 def merge_lines(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .keyed_merge import merge_ini, merge_lock, merge_yaml, rename_ini_key, rename_yaml_key
+from .keyed_merge import merge_ini, merge_lock, merge_params, merge_yaml, rename_ini_key, rename_yaml_key
 from .library import GENERATED
 from .notebook_merge import merge_notebooks
 from .template import ANSWERS_FILE
@@ -21,7 +21,7 @@ from .text_merge import Merged, merge_lines
 Merge = Callable[[str, str, str], Merged]
 Renamed = Mapping[str, Mapping[str, str]]  # by file: old key to new key
 _BY_NAME: dict[str, Merge] = {
-    "params.yaml": merge_yaml,
+    "params.yaml": merge_params,
     "dvc.yaml": merge_yaml,
     "settings.ini": merge_ini,
     "requirements.lock": merge_lock,
@@ -35,7 +35,8 @@ class Change:
 
     path: str
     what: str  # new, changed, removed, merged, or kept where yours is all that stays
-    conflicts: tuple[str, ...] = ()  # places that both changed; yours was kept there
+    conflicts: tuple[str, ...] = ()  # places that both changed; yours was kept there, and a person has to look
+    kept: tuple[str, ...] = ()  # keys whose default has changed, and to which you had given a value of your own
 
 
 def _files(root: Path) -> set[str]:
@@ -79,7 +80,7 @@ def _settle(name: str, base: bytes | None, yours: bytes | None, theirs: bytes | 
         why = "both added it" if base is None else "both changed it, and it is no text"
         return Change(name, "kept", (why,)), yours
     text = merged.text.encode("utf-8")
-    return Change(name, "kept" if text == yours else "merged", merged.conflicts), text
+    return Change(name, "kept" if text == yours else "merged", merged.conflicts, merged.kept), text
 
 # %% ../../notebooks/lib/project/08_tree_merge.ipynb #ffc7e3a7
 def _rename_keys(root: Path, renamed: Renamed) -> None:

@@ -72,7 +72,9 @@ def _describe(changes: Sequence[Change], news: Sequence[str]) -> list[str]:
     lines = [*news, "", f"{format_count(len(changes), 'file')}: {said}" if changes else "no file changes"]
     lines += [f"  {change.what:8} {change.path}" for change in changes]
     conflicts = [f"  {change.path}: {place}" for change in changes for place in change.conflicts]
-    return [*lines, *(["", "both changed, and yours was kept:", *conflicts] if conflicts else [])]
+    values = [f"  {change.path}: {key}" for change in changes for key in change.kept]
+    lines += ["", "defaults that changed, where your value stays:", *values] if values else []
+    return [*lines, *(["", "both changed, and yours was kept; please look:", *conflicts] if conflicts else [])]
 
 # %% ../../notebooks/lib/project/09_update.ipynb #ccf730fb
 _MIGRATIONS = "nbs_lib/project/migrations.yaml"

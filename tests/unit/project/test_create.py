@@ -1,6 +1,7 @@
 """What can't be made is one sentence, and leaves nothing; plain copier and `nbs new` make the same."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from helpers.templates import make_template
 from nbs_lib.core.errors import UserError
 from nbs_lib.project import create
 from nbs_lib.project.create import begin, new_project
-from nbs_lib.project.template import git
+from nbs_lib.project.template import ANSWERS_FILE, git
 
 
 @pytest.fixture
@@ -67,16 +68,23 @@ def tracked(root: Path) -> dict[str, bytes]:
     return {name: (root / name).read_bytes() for name in git("ls-files", cwd=root).splitlines()}
 
 
-def test_plain_copier_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_copier_makes_the_same(tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template = make_template(tmp_path / "template")
     monkeypatch.setattr(create, "_LIBRARY_ROOT", template)
-    new_project(tmp_path / "one/shop", license="MIT")
+    (tmp_path / "two").mkdir()
+    shutil.copy(table, tmp_path / "two")
+    monkeypatch.setattr(create, "_first_report", lambda folder: None)
+    new_project(tmp_path / "one/shop", table, "again", license="MIT")
     command = [Path(sys.executable).parent / "copier", "copy", "--defaults", "--quiet", "--data", "license=MIT"]
+    command += ["--data", "table=shop.csv", "--data", "target=again"]  # as seen from where it is typed
     subprocess.run([*command, str(template), str(tmp_path / "two/shop")], check=True, capture_output=True)
-    begin(tmp_path / "two/shop")
+    monkeypatch.chdir(tmp_path / "two/shop")  # as `make` does
+    begin()
     one, two = tracked(tmp_path / "one/shop"), tracked(tmp_path / "two/shop")
     assert list(one) == list(two)
-    assert {name for name in one if one[name] != two[name]} == set()
+    assert {name for name in one if one[name] != two[name]} == {ANSWERS_FILE}  # the table's name, as it was typed
+    assert b'source: "data/raw/shop.csv"' in two["params.yaml"]
+    assert (tmp_path / "two/shop/data/raw/shop.csv").read_bytes() == Path(table).read_bytes()
     assert b"MIT License" in one["LICENSE"]
     assert one["nbs_lib/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     assert os.access(tmp_path / "one/shop/.ci/check", os.X_OK)

@@ -119,7 +119,7 @@ def test_what_both_changed_stays_yours_and_theirs_is_shown(project: Path, capsys
     sub(project / NOTEBOOK, "no interval", "nothing")
     commit(project)
     update_project("v1.1.0", root=project)
-    assert "both changed, and yours was kept" in capsys.readouterr().out
+    assert "both changed, and yours was kept; please look:" in capsys.readouterr().out
     cells = json.loads((project / NOTEBOOK).read_text())["cells"]
     tagged = {tag: "".join(cell["source"]) for cell in cells for tag in cell["metadata"].get("tags", [])}
     assert "nothing" in tagged["yours"]
