@@ -291,17 +291,20 @@ def bench_update(
     return outcomes
 
 
+_WIDTHS = (8, 8, 10, 10, 16, 7, 8)
+
+
 def _print_table(outcomes: Sequence[Outcome], releases: int) -> None:
-    print(
-        f"{'release':>8} {'updates':>8} {'by itself':>10} {'conflicts':>10} {'own values kept':>16} {'broken':>7} {'ms each':>8}"
-    )
+    heads = ("release", "updates", "by itself", "conflicts", "own values kept", "broken", "ms each")
+    print(*(head.rjust(width) for head, width in zip(heads, _WIDTHS, strict=True)))
     for number in [*range(1, releases + 1), None]:
         rows = [each for each in outcomes if number in (None, each.release)]
         clean, broken = sum(not each.conflicts for each in rows), sum(bool(each.broken) for each in rows)
         conflicts, kept = sum(each.conflicts for each in rows), sum(each.kept for each in rows)
         ms = 1000 * sum(each.seconds for each in rows) / len(rows)
         what = "all" if number is None else str(number)
-        print(f"{what:>8} {len(rows):>8} {clean / len(rows):>10.1%} {conflicts:>10} {kept:>16} {broken:>7} {ms:>8.0f}")
+        cells = (what, len(rows), f"{clean / len(rows):.1%}", conflicts, kept, broken, f"{ms:.0f}")
+        print(*(str(cell).rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True)))
     kinds = Counter(Path(change.path).suffix for each in outcomes for change in each.changes for _ in change.conflicts)
     print("conflicts by kind of file:", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none")
     for each in [each for each in outcomes if each.broken][:5]:
