@@ -4,6 +4,7 @@
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 LIBRARY := 'notebooks/lib/*.ipynb' 'notebooks/own/*.ipynb'
+TEMPLATE := $(wildcard copier.yml) # whose own tests need more than those of a project
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -15,8 +16,8 @@ doctor: $(READY) ## What is wrong with the table, before anything is learned (TA
 	@$(NBS) doctor $(TABLE) $(if $(TARGET),--target '$(TARGET)')
 
 test: $(READY) ## Every check and test
-	@.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk
-	@.ci/env feast & .ci/env torchserve & .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
+	@$(if $(TEMPLATE),.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk)
+	@$(if $(TEMPLATE),.ci/env feast & .ci/env torchserve &) .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
 
 check: $(READY) ## What to run after each edit: format, lint, types, notebooks and library, examples of what changed
 	@.ci/check
@@ -84,6 +85,7 @@ $(READY): requirements.lock pyproject.toml | $(filter-out uv,$(UV))
 	$(UV) pip install --quiet --python .venv --no-deps -e . || \
 	{ rm -rf .venv; [ ! -d .nbs/venv ] || mv .nbs/venv .venv; echo "make: .venv can't be set up, for the reason above" >&2; exit 1; }
 	@rm -rf .nbs/venv
+	@[ -d .git ] || [ ! -f .copier-answers.yml ] || $(NBS) begin # what plain `copier copy` has written
 	@touch $(READY)
 
 .nbs/uv/bin/uv:

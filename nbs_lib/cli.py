@@ -6,7 +6,8 @@
 __all__ = ['app', 'log_app', 'run_verb', 'doctor_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb', 'feast_verb',
            'materialize_verb', 'parity_verb', 'serve_verb', 'explain_verb', 'shadow_verb', 'simulate_verb',
            'rollback_verb', 'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb', 'cycle_verb',
-           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'notebooks_verb', 'docs_verb', 'deps_verb', 'main']
+           'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'new_verb', 'begin_verb', 'update_verb',
+           'notebooks_verb', 'docs_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/01_cli.ipynb #55bd15b4
 import sys
@@ -45,9 +46,11 @@ class _BenchTarget(StrEnum):
     tables = "tables"
     same = "same"
     alarms = "alarms"
+    update = "update"
 
 
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
+_REPEATED = [_BenchTarget[name] for name in ("pipeline", "serve", "scaling", "explain", "update")]
 _BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates", _BenchTarget.same: "testing.same_answers"}
 
 
@@ -58,9 +61,11 @@ def run_verb(
 ) -> None:
     "Reproduce what changed, register the bundle, print a summary."
     from nbs_lib.pipeline.run import run_pipeline
+    from nbs_lib.project.readme import fill_readme
 
     chdir_root()
     run_pipeline(sample, force)
+    fill_readme()
 
 
 @app.command("doctor")
@@ -128,7 +133,7 @@ def prove_verb(
 def bench_verb(
     what: Annotated[_BenchTarget, typer.Argument(help="What to measure.")] = _BenchTarget.pipeline,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain.")
+        int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain; projects of update.")
     ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="Minutes of the soak test.")] = 30,
     rows: Annotated[
@@ -145,12 +150,10 @@ def bench_verb(
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("nbs_lib"):
             raise
-        raise UserError("benchmarks are not in the wheel: run `nbs bench` in a clone of the project.") from None
+        raise UserError(f"the benchmark {what} is in the template alone: run it in a clone of that.") from None
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
-    repeated = (
-        what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
-    )
-    options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is _BenchTarget.soak else {}
+    options: dict[str, int | None] = {"rounds": rounds} if what in _REPEATED and rounds else {}
+    options |= {"minutes": minutes} if what is _BenchTarget.soak else {}
     options |= {"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {}
     measure(**(options | ({"tables": tables} if what is _BenchTarget.same else {})))
 
@@ -401,6 +404,44 @@ def study_verb(
 
     chdir_root()
     run_studies(name)
+
+# %% ../notebooks/lib/01_cli.ipynb #35edd1e3
+@app.command("new")
+def new_verb(
+    folder: Annotated[Path, typer.Argument(help="A new folder; its name is the project's.")],
+    table: Annotated[str | None, typer.Option(help="Your table; with it the project is run once.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the project and of its model.")] = None,
+    license: Annotated[str | None, typer.Option(help="Apache-2.0, MIT or none, for what you write.")] = None,
+    demo: Annotated[bool | None, typer.Option(help="Keep the demo, the flights.")] = None,
+) -> None:
+    "Make a project of your own, without the demo; what is not given is asked for in a terminal."
+    from nbs_lib.project.create import new_project
+
+    new_project(folder, table, target, name, license, demo, ask=sys.stdin.isatty())
+
+
+@app.command("begin", hidden=True)  # of the Makefile, for what plain `copier copy` has written
+def begin_verb() -> None:
+    "Finish a project that copier has written: parameters, README, library, first commit."
+    from nbs_lib.project.create import begin
+
+    chdir_root()
+    begin()
+
+
+@app.command("update")
+def update_verb(
+    to: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Release, such as v1.2.0; the latest by default.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change, and why.")] = False,
+) -> None:
+    "Bring a later release of the template: your edits stay, and it is one commit."
+    from nbs_lib.project.update import update_project
+
+    chdir_root()
+    update_project(to, dry_run)
 
 # %% ../notebooks/lib/01_cli.ipynb #b889ccad
 @app.command("notebooks")

@@ -27,7 +27,16 @@ os.environ.update(
 ROOT = Path(__file__).resolve().parents[1]
 
 
-LONG = ("test_cycle", "test_pipeline", "test_faults", "test_own", "test_tables", "test_reruns", "test_bench_serve")
+LONG = (
+    "test_new",
+    "test_cycle",
+    "test_pipeline",
+    "test_faults",
+    "test_own",
+    "test_tables",
+    "test_reruns",
+    "test_bench_serve",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

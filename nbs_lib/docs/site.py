@@ -51,7 +51,11 @@ def page_sources(
         *((f"notebooks/guide/{name}.md", f"guide/{name}.html", "Guide") for name in guide),
         (_INDEX, "notebooks.html", "Notebooks/In reading order"),
         *_notebook_sources(index),
-        *((name, f"project/{Path(name).stem.lower()}.html", "Project") for name in _PROJECT),
+        *(
+            (name, f"project/{Path(name).stem.lower()}.html", "Project")
+            for name in _PROJECT
+            if Path(root, name).exists()
+        ),
     ]
 
 
@@ -90,7 +94,8 @@ def link_all(
 ) -> dict[str, str]:  # path in the site: the page's HTML
     "Make the links of all pages, and check those of the template for pull requests."
     known, reports = {page.source: page for page in pages}, _reports(Path(root))
-    link_pages(read_page(_CHECKED_ONLY, "project/none.html", "Project", root), known, reports, root)
+    if Path(root, _CHECKED_ONLY).exists():  # in the template, not in a project
+        link_pages(read_page(_CHECKED_ONLY, "project/none.html", "Project", root), known, reports, root)
     return {page.path: link_pages(page, known, reports, root) for page in pages}
 
 # %% ../../notebooks/lib/docs/05_site.ipynb #6397d101
