@@ -217,6 +217,8 @@ def _inferred_numbers(
 def _described(name: str, how: Mapping[str, Any]) -> str:
     "Say how the files were read."
     many = f"The {how['files']} files of {name} are" if "files" in how else f"{name} is"
+    if "copy" in how:
+        many = f"{name} was fetched to {how['copy']} (delete it, to have it fetched anew), and is"
     if how["format"] != "csv":
         return f"{many} read as {how['format']}."
     parts = [f"separator {how['separator']!r}", f"quotation mark {how['quote']!r}", f"encoding {how['encoding']}"]
