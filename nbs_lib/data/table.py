@@ -7,6 +7,7 @@ __all__ = ['Companion', 'Source', 'parse_duration', 'clean_column', 'clean_table
            'draw_sample', 'html_table']
 
 # %% ../../notebooks/lib/data/01_table.ipynb #0ae362c0
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,9 @@ def clean_table(
         if not name.strip():
             raise DataError(f"{path}: column {position + 1} has no name: give it one.")
         if name in names[:position]:
-            raise DataError(f"{path}: two columns are named {name!r}: rename one.")
+            first = ", or write data.read: {header: false} where the first line is a row"
+            number = separated and re.fullmatch(r"[-\d.,]+", name)
+            raise DataError(f"{path}: two columns are named {name!r}: rename one{first if number else ''}.")
         if name.startswith("_"):
             raise DataError(f"{path}: column {name!r} begins with an underscore, as the pipeline's own do: rename it.")
     if len(names) < 2:

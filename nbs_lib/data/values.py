@@ -13,7 +13,7 @@ from ..core.errors import DataError
 from .arrays import MISSING_TIME, epoch_seconds
 from .reading.columns import MISSING_WORDS, read_bool
 from .reading.numbers import Reading, read_number
-from .reading.times import parse_iso, parse_time
+from .reading.times import digits_in_form, parse_iso, parse_time
 
 # %% ../../notebooks/lib/data/09_values.ipynb #e2a6e404
 def missing_texts(
@@ -50,6 +50,8 @@ def _from_number(value: int | float, reading: Reading) -> Any:
     "Read a number; None where it has no such meaning."
     if reading["type"] == "bool":
         return bool(value) if value in (0, 1) else None
+    if reading["type"] == "time" and digits_in_form(reading.get("format")):
+        return parse_time(str(int(value)), reading["format"]) if value == int(value) >= 0 else None
     if reading["type"] == "text":  # a code: beyond 2^53 another may have become the same number
         whole = isinstance(value, int) or (abs(value) < 2**53 and value.is_integer())
         return str(int(value)) if whole else None

@@ -1,6 +1,7 @@
 """Other tables: with two lines of params.yaml changed, the same pipeline runs to the report. One table of each task."""
 
 import json
+import secrets
 import shutil
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -71,14 +72,15 @@ def test_multiclass_with_missing_values_and_text(finished: Project, tmp_path: Pa
     assert served(project, "penguins.csv", "probability:Gentoo") == rows
 
 
-def test_binary_from_an_address(fresh: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its token comes from the environment, and is written nowhere."""
+def test_binary(fresh: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an address, whose token comes from the environment and is written nowhere."""
     from sklearn.datasets import load_breast_cancer
 
     frame = load_breast_cancer(as_frame=True).frame
     frame["target"] = frame["target"].map({0: "malignant", 1: "benign"})
     frame.to_csv(tmp_path / "cancer.csv", index=False)
-    monkeypatch.setenv("SHOP_TOKEN", "t0ken-of-nobody")
+    token = secrets.token_hex(12)
+    monkeypatch.setenv("SHOP_TOKEN", token)
     monkeypatch.setenv("no_proxy", "*")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -90,7 +92,7 @@ def test_binary_from_an_address(fresh: Project, tmp_path: Path, monkeypatch: pyt
     (copy,) = (fresh.root / "data/fetched").iterdir()
     assert roles["read"]["found"]["sha256"] == sha256(copy) == sha256(tmp_path / "cancer.csv")
     for path in fresh.root.rglob("*"):
-        assert not path.is_file() or b"t0ken-of-nobody" not in path.read_bytes(), path
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path
     assert roles["task"] == "binary"
     assert set(metrics["candidates"]) >= {"dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net", "net_int8"}
     assert metrics["candidates"][gate["champion"]]["test"]["auc"]["value"] > 0.9

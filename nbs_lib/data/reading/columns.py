@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MISSING_MARKS', 'TYPES', 'missing_words', 'without_missing', 'read_bool', 'TextColumn',
-           'infer_reading', 'spelling_twins', 'vanished_class', 'convert_text', 'told_reading']
+           'infer_reading', 'spelling_twins', 'vanished_class', 'convert_text', 'check_told', 'told_reading']
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #58ba483e
 import re
@@ -344,16 +344,26 @@ def convert_text(
     return found
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #1228dcde
+def check_told(
+    name: str,  # of a column
+    told: str,  # what `data.read.columns` says of it
+) -> None:
+    "Refuse what is neither a type nor a form of times; raises `ParamsError`."
+    if "%" not in told and told not in TYPES:
+        raise ParamsError(f"data.read.columns.{name}: there is no type {told!r}{did_you_mean(told, TYPES)}.")
+
+
 def told_reading(
     column: TextColumn,
     told: str,  # text, number, bool, time, or a form such as %d/%m/%Y
     mark: str,  # the decimal mark of the file
 ) -> Reading:  # what its text means
     "Return the reading that `data.read.columns` asks for; raises `ParamsError` where it is none."
+    check_told(column.name, told)
     if "%" in told:
         return {"type": "time", "format": told}
-    if told not in TYPES:
-        raise ParamsError(f"data.read.columns.{column.name}: there is no type {told!r}{did_you_mean(told, TYPES)}.")
     rest, gone = _without_marks(column) if told != "text" else (column, [])
+    if told == "time" and all(text.strip().isdecimal() for text in rest.distinct):
+        raise ParamsError(f"data.read.columns.{column.name}: write the form of its digits, such as '%Y%m%d', not time.")
     found = {"number": number_reading(rest.distinct, mark), "time": _time_reading(rest) if told == "time" else None}
     return (found.get(told) or {"type": told}) | ({"missing": [*column.words, *gone]} if gone else {})

@@ -42,7 +42,7 @@ def decompressed(
 def _encoding(
     data: bytes,  # of a text file
     path: Path,  # named in the message
-    guess: bool,  # whether Western European may be guessed
+    known: str | None,  # that training found; None: nothing is known, and Western European may be guessed
 ) -> str:  # as Python names it
     "Detect the encoding; raises `DataError` where it is not plain."
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -56,7 +56,8 @@ def _encoding(
         data.decode("utf-8")
         return "utf-8"
     except UnicodeDecodeError as error:
-        if guess and all(len(run) < 3 for run in re.findall(rb"[\x80-\xff]+", data)) and _decodes(data, "cp1252"):
+        likely = known is None and all(len(run) < 3 for run in re.findall(rb"[\x80-\xff]+", data))
+        if (likely or known == "cp1252") and _decodes(data, "cp1252"):
             return "cp1252"
         line = data.count(b"\n", 0, error.start) + 1
     raise DataError(
@@ -80,12 +81,12 @@ def _utf8(
     data: bytes,  # of a text file
     path: Path,  # named in the messages
     told: str | None,  # `encoding` of `data.read`
-    guess: bool,  # whether Western European may be guessed
+    known: str | None,  # that training found
 ) -> tuple[bytes, str]:  # the text in UTF-8, all lines ended in one way; the encoding
     "Decode a text file; raises `DataError` where it can't be decoded."
     if not data.strip():
         raise DataError(f"{path} is empty: it has no header and no rows.")
-    encoding = told or _encoding(data, path, guess)
+    encoding = told or _encoding(data, path, known)
     try:
         if encoding != "utf-8":
             data = data.decode(encoding).encode()
@@ -133,11 +134,15 @@ def _dialect(
     db: "duckdb.DuckDBPyConnection",
     file: str,  # in UTF-8
     told: Mapping[str, Any],  # `data.read`
+    known: Mapping[str, Any],  # how training read its file
 ) -> dict[str, str]:  # separator, quote and escape
-    "Find the dialect of a file: as told, else as sniffed, else by a separator that DuckDB does not try."
+    "Find the dialect of a file: as told, else that of training, else as sniffed, or by a rare separator."
+    beginning = Path(file).read_bytes()[:100_000].decode(errors="replace")
+    learned = {key: known[key] for key in ("separator", "quote", "escape") if key in known}
+    if len(learned) == 3 and not {"separator", "quote"} & set(told) and _fits(beginning, learned):
+        return learned
     columns, dialect = _sniffed(db, file, told.get("separator"))
     if columns < 2 and "separator" not in told:
-        beginning = Path(file).read_bytes()[:100_000].decode(errors="replace")
         rare = [_sniffed(db, file, mark)[1] for mark in _RARE_SEPARATORS if mark in beginning]
         dialect = next((found for found in rare if _fits(beginning, found)), dialect)
     if "quote" in told:
@@ -188,41 +193,59 @@ def _describe(
     return f"{found}: correct that row"
 
 # %% ../../../notebooks/lib/data/reading/02_delimited.ipynb #a6f49ea3
+_PLAIN = {"quote": '"', "escape": '"'}
+_NUMBER = re.compile(r"\s*-?\d+(\.\d*)?(e[-+]?\d+)?\s*$", re.I)
+
+
 def _offset_of_line(data: bytes, number: int) -> int:
     "Return where the line after some lines begins."
     return sum(len(line) for line in itertools.islice(io.BytesIO(data), number))
 
 
-def _header_offset(data: bytes) -> int:
-    "Return where the header begins: below blank lines and comments; a line with as many separators as the next is one."
+def _header_offset(data: bytes, separator: str | None) -> int:
+    "Return where the header begins: below blank lines and comments, the last of which may be the header itself."
     offset, comment, above = 0, 0, b""
     for line in io.BytesIO(data):
         if line[:1] == b"#":
             comment, above = offset, line
         elif line.strip():
-            separators = [mark for mark in b",;\t|" if 0 < line.count(mark) == above.count(mark)]
-            return comment if separators else offset
+            return (
+                comment
+                if _is_header(above.decode(errors="replace"), line.decode(errors="replace"), separator)
+                else offset
+            )
         offset += len(line)
     return 0
+
+
+def _is_header(comment: str, line: str, separator: str | None) -> bool:
+    "Tell whether a line that begins with # names the values of the next line; a blank behind # needs numbers there."
+    for mark in separator or ",;\t|":
+        names, values = (next(_records(each, _PLAIN | {"separator": mark}), []) for each in (comment, line))
+        if 1 < len(names) == len(values):
+            return comment[1:2] != " " or any(map(_NUMBER.match, values))
+    return False
 
 
 def read_delimited(
     path: Path,  # a text file of rows, compressed or not
     told: Mapping[str, Any],  # `data.read`: separator, quote, encoding, header, skip
-    guess: bool = True,  # whether Western European may be guessed
+    known: Mapping[str, Any] | None = None,  # how training read its file; None: this is training
 ) -> tuple["pa.Table", dict[str, Any]]:  # text as it stands in the file, None where there is nothing; how it was read
     "Read a text file of rows; raises `DataError` that names the row that is wrong."
     import duckdb
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    data, encoding = _utf8(decompressed(path), path, told.get("encoding"), guess)
-    offset = _offset_of_line(data, told["skip"]) if told.get("skip") else _header_offset(data)
+    data, encoding = _utf8(
+        decompressed(path), path, told.get("encoding"), None if known is None else known.get("encoding", "utf-8")
+    )
+    offset = _offset_of_line(data, told["skip"]) if "skip" in told else _header_offset(data, told.get("separator"))
     body = data[offset:]
     with tempfile.TemporaryDirectory() as folder, duckdb.connect(config={"threads": 1}) as db:
         file = str(Path(folder, "table.csv"))
         Path(file).write_bytes(body)
-        dialect = _dialect(db, file, told)
+        dialect = _dialect(db, file, told, known or {})
         beginning = body if len(body) < 2**20 or body.count(b"\n", 0, 2**20) < 2 else body[: 2**20]
         names = next(_records(beginning.decode(errors="replace"), dialect), [])
         header = bool(told.get("header", True))

@@ -150,7 +150,7 @@ def _read_json_lines(path: Path) -> Raw:
     return Raw(table, untyped, {"format": "jsonl"})
 
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #5ba6e96c
-def _read_file(name: str, path: Path, told: Mapping[str, Any], guess: bool) -> Raw:
+def _read_file(name: str, path: Path, told: Mapping[str, Any], known: Mapping[str, Any] | None) -> Raw:
     "Read one file; raises `DataError` where it can't be."
     kind = "sqlite" if name.startswith(_SQLITE) else file_kind(path)
     if kind == "sqlite":
@@ -161,21 +161,21 @@ def _read_file(name: str, path: Path, told: Mapping[str, Any], guess: bool) -> R
         return _read_json_lines(path)
     if kind is None:
         raise DataError(f"{path} ends in none of {KNOWN_ENDINGS}, alone or with .gz or .zst: save it as one of them.")
-    table, how = read_delimited(path, told, guess)
+    table, how = read_delimited(path, told, known)
     return Raw(table, frozenset(table.column_names), how)
 
 
 def read_raw(
     name: str | Path,  # a path, a folder, a pattern, or sqlite:///file.db
     told: Mapping[str, Any] = {},  # `data.read`
-    guess: bool = True,  # whether an encoding may be guessed
+    known: Mapping[str, Any] | None = None,  # how training read its files; None: this is training
 ) -> Raw:  # the rows of all files, in the order of their names
     "Read all files of a table; raises `DataError` where one can't be read or has other columns."
     import pyarrow as pa
 
     _check_told(told)
     files = find_files(name, told)
-    parts = [_read_file(str(name), path, told, guess) for path in files]
+    parts = [_read_file(str(name), path, told, known) for path in files]
     first = parts[0].table.column_names
     for path, part in zip(files, parts, strict=True):
         other = [*set(part.table.column_names).symmetric_difference(first)]

@@ -84,7 +84,7 @@ def read_batches(
         if len(files) == 1 and file_kind(name) == "parquet":  # which may be larger than the memory
             yield from _parquet_batches(bundle, files[0])
             return
-        raw = read_raw(name, read["given"], guess=read["found"].get("encoding") == "cp1252")
+        raw = read_raw(name, read["given"], read["found"])
         wanted = raw.table.select(_columns_to_read(bundle, raw.table.column_names))
         yield from _settled(bundle, wanted, raw.untyped).combine_chunks().to_batches(BATCH_ROWS)
     except (OSError, pa.ArrowException) as error:
