@@ -74,7 +74,7 @@ def _decodes(data: bytes, encoding: str) -> bool:
 
 # %% ../../../notebooks/lib/data/reading/02_delimited.ipynb #8609dee6
 _LONE_RETURN = re.compile(rb"\r(?!\n)")  # in a text: where lines end otherwise, it is a character like others
-_RETURN = "\ue00d"  # stands for it while DuckDB reads, which ends a line there
+_STAND_INS = tuple(map(chr, range(0xE000, 0xF900)))  # one that the text lacks stands for it while DuckDB reads
 
 
 def _utf8(
@@ -82,7 +82,9 @@ def _utf8(
     path: Path,  # named in the messages
     told: str | None,  # `encoding` of `data.read`
     known: str | None,  # that training found
-) -> tuple[bytes, str]:  # the text in UTF-8, all lines ended in one way; the encoding
+) -> tuple[
+    bytes, str, str
+]:  # the text in UTF-8, all lines ended in one way; the encoding; what stands for a lone return
     "Decode a text file; raises `DataError` where it can't be decoded."
     if not data.strip():
         raise DataError(f"{path} is empty: it has no header and no rows.")
@@ -95,9 +97,12 @@ def _utf8(
     data = data.removeprefix(b"\xef\xbb\xbf")
     if 0 < data.count(b"\r\n") < data.count(b"\n"):
         data = data.replace(b"\r\n", b"\n")
-    if 0 < len(_LONE_RETURN.findall(data)) < data.count(b"\n"):
-        data = _LONE_RETURN.sub(_RETURN.encode(), data)
-    return data, encoding
+    lone, first = len(_LONE_RETURN.findall(data)), re.search(rb"\r\n|\r|\n", data)
+    ends_lines = first is not None and first[0] == b"\r" and lone >= data.count(b"\n")
+    if not lone or ends_lines:
+        return data, encoding, ""
+    mark = next(mark for mark in _STAND_INS if mark.encode() not in data)
+    return _LONE_RETURN.sub(mark.encode(), data), encoding, mark
 
 # %% ../../../notebooks/lib/data/reading/02_delimited.ipynb #340858e7
 _RARE_SEPARATORS = ("^", "~", ":", "\x01", "\x1f", "§", " ")
@@ -237,7 +242,7 @@ def read_delimited(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    data, encoding = _utf8(
+    data, encoding, mark = _utf8(
         decompressed(path), path, told.get("encoding"), None if known is None else known.get("encoding", "utf-8")
     )
     offset = _offset_of_line(data, told["skip"]) if "skip" in told else _header_offset(data, told.get("separator"))
@@ -257,8 +262,9 @@ def read_delimited(
         error = (int(rejected[0][0]) + offset, *rejected[0][1:])
         before = len(list(_records(data[:offset].decode(), dialect))) + header
         raise DataError(f"{path}: {_describe(error, data, dialect, len(names), before)}.")
-    if _RETURN.encode() in body:
-        table = pa.table([pc.replace_substring(column, _RETURN, "\r") for column in table.columns], names=names)
+    if mark:
+        names = [name.replace(mark, "\r") for name in names]
+        table = pa.table([pc.replace_substring(column, mark, "\r") for column in table.columns], names=names)
     how = {"format": "csv", "encoding": encoding, **dialect, "skip": data.count(b"\n", 0, offset), "header": header}
     return table.rename_columns(names), how
 

@@ -618,6 +618,17 @@ def test_a_database_with_numbers_of_two_kinds(tmp_path: Path) -> None:
     assert "column 'x' holds bytes" in refused(lambda: read_source(f"sqlite:///{tmp_path}/e.db", {"target": "y"}))
 
 
+@pytest.mark.parametrize("value", ["v\rw", "v"])
+def test_a_private_character_is_a_character(tmp_path: Path, value: str) -> None:
+    """Such as one that stood for a return within a line, in names too."""
+    names = ["a\ue00d", "b" if value == "v\rw" else "b\rc", "d\x85", "e\u2028", "y"]
+    lines = [",".join(names), *(f"u\ue00d,{value},x\x85,{k},{k % 3}" for k in range(60))]
+    (tmp_path / "t.csv").write_bytes("\n".join(lines).encode())
+    table = read_source(str(tmp_path / "t.csv")).table
+    assert table.columns.tolist() == names
+    assert table.iloc[0].tolist() == ["u\ue00d", value, "x\x85", 0, 0]
+
+
 TYPED = {
     "whole as text": ("n", "text", [f"{20200101 + k % 3}" for k in range(60)]),
     "whole as times": ("n", "%Y%m%d", pd.to_datetime([f"2020-01-0{1 + k % 3}" for k in range(60)], utc=True)),
