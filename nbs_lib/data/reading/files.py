@@ -8,7 +8,6 @@ __all__ = ['KNOWN_ENDINGS', 'file_kind', 'absolute_name', 'find_files', 'Raw', '
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #96d7a751
 import difflib
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import DataError, ParamsError, did_you_mean
 from ...core.files import sha256
 from .databases import read_sqlite
-from .delimited import decompressed, read_delimited
+from .delimited import decompressed, read_delimited, temporary_copy
 from .remote import fetch_table, is_remote
 
 if TYPE_CHECKING:
@@ -137,9 +136,7 @@ def _read_json_lines(path: Path) -> Raw:
     data = decompressed(path)
     if not data.strip():
         raise DataError(f"{path} is empty: it has no rows.")
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect(config={"threads": 1}) as db:
-        file = str(Path(folder, "table.jsonl"))
-        Path(file).write_bytes(data)
+    with temporary_copy(data, path) as file, duckdb.connect(config={"threads": 1}) as db:
         call = f"FROM read_json($file, {_JSON}, columns = $kinds)"
         try:
             kinds, untyped = _json_columns(db, file)
