@@ -146,6 +146,9 @@ def parse_timestamps(
     name = values.name
     is_time = pd.api.types.is_datetime64_any_dtype(values)
     if not is_time and not pd.api.types.is_object_dtype(values):
+        if values.between(1e8, 4e9).all():
+            held = f"column {name!r} holds numbers such as {values.iloc[0]:.15g}"
+            raise DataError(f"data.timestamp: {held}: if they count seconds, write times such as 2020-02-13T08:00Z.")
         write = f"write their form, such as data.read: {{columns: {{{name}: '%Y%m%d'}}}}"
         raise DataError(f"data.timestamp: column {name!r} holds numbers, not times such as 2020-02-13T08:00Z: {write}.")
     try:

@@ -8,6 +8,7 @@ __all__ = ['MISSING_WORDS', 'MISSING_MARKS', 'TYPES', 'missing_words', 'without_
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #58ba483e
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from nbs_lib.data.reading.numbers import (
     number_twins,
     parse_number,
     read_number,
+    split_number,
     why_code,
 )
 from .times import ISO, MixedZonesError, parse_times
@@ -204,6 +206,9 @@ def _like_numbers(column: TextColumn) -> str:
         write = f"data.read: {{missing: {{{column.name}: [{other[:40]!r}]}}}}"
         said = f"row {column.row([other])} holds {other[:80]!r}, and nearly all others numbers"
         return f"{said} (if it marks a missing value, write {write})"
+    symbols = sorted({(split_number(text) or ("", "", ""))[2] for text in numbers} - {""})
+    if len(symbols) > 1:
+        return f"its numbers have several signs, {symbols[0]!r} and {symbols[1]!r} (bring them in one)"
     if not column.typed:
         write = "data.read: {decimal: ','} or {decimal: .} says which mark is decimal"
         return f"its numbers, such as {numbers[0][:40]!r}, have no one form ({write})"
@@ -263,7 +268,8 @@ def spelling_twins(
     "Find two spellings of what is most often one name."
     seen: dict[str, str] = {}
     for text in sorted(texts):
-        other = seen.setdefault(" ".join(text.split()).casefold(), text)
+        visible = "".join(mark for mark in unicodedata.normalize("NFC", text) if unicodedata.category(mark) != "Cf")
+        other = seen.setdefault(" ".join(visible.split()).casefold(), text)
         if other != text:
             return other, text
     return None

@@ -242,6 +242,9 @@ def _header_offset(data: bytes, separator: str | None) -> int:
     return 0
 
 
+_EXCEL = re.compile(rb"sep=(.)\r?\n", re.I)  # the first line of what is meant for Excel
+
+
 def _is_header(comment: str, line: str, separator: str | None) -> bool:
     "Tell whether a line that begins with # names the values of the next line; a blank behind # needs numbers there."
     for mark in separator or ",;\t|":
@@ -258,12 +261,12 @@ def read_delimited(
 ) -> tuple["pa.Table", dict[str, Any]]:  # text as it stands in the file, None where there is nothing; how it was read
     "Read a text file of rows; raises `DataError` that names the row that is wrong."
     import duckdb
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     data, encoding, mark = _utf8(
         decompressed(path), path, told.get("encoding"), None if known is None else known.get("encoding", "utf-8")
     )
+    if "skip" not in told and (first := _EXCEL.match(data)):
+        told = {"separator": first[1].decode(), "skip": 1, **told}
     offset = _offset_of_line(data, told["skip"]) if "skip" in told else _header_offset(data, told.get("separator"))
     body = data[offset:]
     with temporary_copy(body, path) as file, duckdb.connect(config={"threads": 1}) as db:
@@ -279,11 +282,38 @@ def read_delimited(
         error = (int(rejected[0][0]) + offset, *rejected[0][1:])
         before = len(list(_records(data[:offset].decode(), dialect))) + header
         raise DataError(f"{path}: {_describe(error, data, dialect, len(names), before)}.")
+    how = {"format": "csv", "encoding": encoding, **dialect, "skip": data.count(b"\n", 0, offset), "header": header}
+    table = _restored(table.rename_columns(names), mark)
+    if row := _repeated_names(table) if header else 0:
+        raise DataError(f"{path}: row {row} repeats the names of the columns: remove that line.")
+    return table, how
+
+
+def _restored(table: "pa.Table", mark: str) -> "pa.Table":
+    "Put lone returns back, and leave out the blank that stands behind each separator where it does so in the header."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names, columns = table.column_names, table.columns
     if mark:
         names = [name.replace(mark, "\r") for name in names]
-        table = pa.table([pc.replace_substring(column, mark, "\r") for column in table.columns], names=names)
-    how = {"format": "csv", "encoding": encoding, **dialect, "skip": data.count(b"\n", 0, offset), "header": header}
-    return table.rename_columns(names), how
+        columns = [pc.replace_substring(column, mark, "\r") for column in columns]
+    if names[1:] and all(name[:1] == " " and name.strip() for name in names[1:]):
+        names, columns = [name.strip() for name in names], [pc.utf8_ltrim(column, " ") for column in columns]
+    return pa.table(columns, names=names)
+
+
+def _repeated_names(table: "pa.Table") -> int:
+    "Return the first row that holds the names of the columns, as where files were put one below the other; 0 for none."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    same = pa.chunked_array([pa.repeat(True, table.num_rows)])
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        same = pc.and_(same, pc.fill_null(pc.equal(column, name or None), False))
+        if not pc.any(same).as_py():
+            return 0
+    return int(pc.index(same, True).as_py()) + 1
 
 
 def _read_text(

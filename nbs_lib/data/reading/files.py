@@ -8,6 +8,7 @@ __all__ = ['KNOWN_ENDINGS', 'file_kind', 'absolute_name', 'find_files', 'Raw', '
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #96d7a751
 import difflib
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,6 +137,8 @@ def _read_json_lines(path: Path) -> Raw:
     data = decompressed(path)
     if not data.strip():
         raise DataError(f"{path} is empty: it has no rows.")
+    if data.lstrip()[:1] == b"[":
+        raise DataError(f"{path} holds a list, not a record a line: write each record on a line of its own.")
     with temporary_copy(data, path) as file, duckdb.connect(config={"threads": 1}) as db:
         call = f"FROM read_json($file, {_JSON}, columns = $kinds)"
         try:

@@ -154,6 +154,9 @@ def parse_times(
         known = {text: learned[text] or (readings[ISO][text] if "-" in text else None) for text in distinct}
         return _as_series(texts, known, values), str(form)
     unread = next((text for text in distinct if readings[ISO][text] is None), None)
+    if form is None and unread is not None and (zone := _ZONE_NAME.search(unread)):
+        said = f"column {str(values.name)!r} names its zone by letters, as in {unread[:40]!r}"
+        raise DataError(f"{said}: write the offset of {zone[1]}, such as 2020-02-13T08:00+01:00.")
     if form is None and unread is not None:
         readings |= {guess: _parse_in_form(distinct, guess) for guess in _guessed_forms(unread)}
     counts = {name: sum(time is not None for time in read.values()) for name, read in readings.items()}
@@ -165,6 +168,9 @@ def parse_times(
             f"{said}: write times such as 2020-02-13, or the form, such as {same[1]!r}, in data.read.columns."
         )
     return _as_series(texts, readings[best], values), best
+
+
+_ZONE_NAME = re.compile(r":\d{2}(?:[.,]\d+)?\s*(?!AM|PM)([A-Z]{2,5})\s*$")  # no form reads it, or as if it were UTC
 
 
 def _all_of_one_kind(values: "pd.Series") -> "pd.Series | None":

@@ -705,7 +705,7 @@ def test_digits_that_are_times_need_their_form(tmp_path: Path) -> None:
         ("# a,b\n1.5,2\n", ["# a", "b"], "The line with '# a' is read as names"),
         ("# by me, 2020\na,b\n1,x\n", ["a", "b"], "1 lines above the header left out"),
         ("#a^b\n1^x\n", ["#a", "b"], "The line with '#a' is read as names"),
-        ("# by me, 2020\n1,2\n3,4\n", ["# by me", " 2020"], "The line with '# by me' is read as names"),
+        ("# by me, 2020\n1,2\n3,4\n", ["# by me", "2020"], "The line with '# by me' is read as names"),
     ],
 )
 def test_a_header_may_begin_with_the_mark_of_comments(
@@ -765,3 +765,64 @@ def test_what_comes_later_is_read_by_what_was_found(tmp_path: Path) -> None:
     assert "line 2 is not UTF-8" in refused(lambda: read_raw(later, {}, found)), (
         "what training did not guess nobody does"
     )
+
+
+ROWS_OF_TEXT = "".join(f"{k},{'abc'[k % 3]},{'uv'[k % 2]}\n" for k in range(60))
+KEPT = {"x": 59, "k": "c", "y": "v"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"sep=;\nx;k;y\n{ROWS_OF_TEXT.replace(',', ';')}",
+        f"sep=;\r\nx;k;y\r\n{ROWS_OF_TEXT.replace(',', ';')}",
+        f"x, k, y\n{ROWS_OF_TEXT.replace(',', ', ')}",
+        "x, k, y\n" + "".join(f'{k}, "{"abc"[k % 3]}", {"uv"[k % 2]}\n' for k in range(60)),
+    ],
+)
+def test_what_spreadsheets_and_people_add_is_no_part_of_the_table(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    source, roles = learned(str(tmp_path / "t.csv"))
+    assert source.table.iloc[-1].to_dict() == KEPT
+    assert read_known(tmp_path / "t.csv", roles.readings, {}, source.read["found"])["k"].to_pylist()[-1] == "c"
+
+
+def test_files_put_one_below_the_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"x,k,y\n{ROWS_OF_TEXT}x,k,y\n{ROWS_OF_TEXT}")
+    told = refused(lambda: learned(str(tmp_path / "t.csv")))
+    assert told.endswith("t.csv: row 61 repeats the names of the columns: remove that line.")
+    (tmp_path / "t.csv").write_text(f"x,k,y\nx,b,u\n{ROWS_OF_TEXT}")
+    assert learned(str(tmp_path / "t.csv"))[0].table["x"][0] == "x", "a row that holds some of them"
+
+
+@pytest.mark.parametrize("twin", ["ye\u200bs", "yés", "yes\u00a0"])
+def test_spellings_that_nobody_sees_are_twins(tmp_path: Path, twin: str) -> None:
+    one = "ye\u0301s" if twin == "yés" else "yes"
+    path = csv(tmp_path / "t.csv", {"x": [1, 2, 3], "y": [one, "no", twin]})
+    assert "differ only by case or blanks" in refused(lambda: learned(path))
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (
+            ["2020-01-02 03:04:05 CET", "2020-01-03 03:04:05 CET"],
+            "write the offset of CET, such as 2020-02-13T08:00+01:00",
+        ),
+        (["$5", "€7"], "its numbers have several signs, '$' and '€' (bring them in one)"),
+        (["1,23,456.50", "12,34,567"], "'1,23,456.50' is 123456.5"),
+    ],
+)
+def test_zones_by_letters_several_currencies_and_lakhs(tmp_path: Path, texts: list[str], said: str) -> None:
+    source, _ = learned(csv(tmp_path / "t.csv", {"n": texts, "x": [0.5, 2], "y": YES}))
+    assert said in noted(source, "n")
+    assert pd.api.types.is_numeric_dtype(source.table["n"]) is ("123456" in said)
+
+
+def test_what_is_no_table_of_records_or_times_is_said(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('[{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]')
+    told = refused(lambda: read_source(str(tmp_path / "t.jsonl")))
+    assert told.endswith("t.jsonl holds a list, not a record a line: write each record on a line of its own.")
+    path = csv(tmp_path / "t.csv", {"at": [1577836800 + k for k in range(60)], "x": [1, 2], "y": YES})
+    told = refused(lambda: learned(path, timestamp="at"))
+    assert "holds numbers such as 1577836800: if they count seconds, write times such as 2020-02-13T08:00Z" in told
