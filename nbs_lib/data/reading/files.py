@@ -8,7 +8,6 @@ __all__ = ['KNOWN_ENDINGS', 'file_kind', 'absolute_name', 'find_files', 'Raw', '
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #96d7a751
 import difflib
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
