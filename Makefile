@@ -16,7 +16,7 @@ doctor: $(READY) ## What is wrong with the table, before anything is learned (TA
 	@$(NBS) doctor $(TABLE) $(if $(TARGET),--target '$(TARGET)')
 
 test: $(READY) ## Every check and test
-	@$(if $(TEMPLATE),.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk)
+	@$(if $(TEMPLATE),.ci/apt chromium nginx openjdk-17-jre-headless postgresql prometheus redis-server wrk)
 	@$(if $(TEMPLATE),.ci/env feast & .ci/env torchserve &) .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
 
 check: $(READY) ## What to run after each edit: format, lint, types, notebooks and library, examples of what changed
@@ -65,7 +65,7 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 	[ -z "$$changed" ] || $(NBS) notebooks --store $$changed
 
 clean: ## Remove everything that was made, the environment and MLflow's records included
-	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json models served mlruns mlflow.db* reports/*.html site .coverage *.egg-info
+	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json data/fetched models served mlruns mlflow.db* reports/*.html site .coverage *.egg-info
 
 # The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start). uv takes a Python that is here, or brings one.
 # Of the user's settings of pip, only where packages come from counts.

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from ..core.errors import DataError
 from ..core.files import write_text
+from .values import class_name
 
 # %% ../../notebooks/lib/data/03_roles.ipynb #1421dcd3
 @dataclass
@@ -168,16 +168,8 @@ def class_labels(
     values: pd.Series,  # a target of classes
 ) -> pd.Series:  # the same as text: 1.0 is "1", True is "true"; None where missing
     "Return the names of the classes, row by row."
-    names = {value: _label(value) for value in values.dropna().unique()}
+    names = {value: class_name(value) for value in values.dropna().unique()}
     return pd.Series([None if pd.isna(value) else names[value] for value in values], index=values.index, dtype=object)
-
-
-def _label(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value)).lower()
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 # %% ../../notebooks/lib/data/03_roles.ipynb #93757980
 def left_out(

@@ -7,6 +7,7 @@ __all__ = ['Companion', 'Source', 'parse_duration', 'clean_column', 'clean_table
            'draw_sample', 'html_table']
 
 # %% ../../notebooks/lib/data/01_table.ipynb #0ae362c0
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,9 @@ def clean_table(
         if not name.strip():
             raise DataError(f"{path}: column {position + 1} has no name: give it one.")
         if name in names[:position]:
-            raise DataError(f"{path}: two columns are named {name!r}: rename one.")
+            first = ", or write data.read: {header: false} where the first line is a row"
+            number = separated and re.fullmatch(r"[-\d.,]+", name)
+            raise DataError(f"{path}: two columns are named {name!r}: rename one{first if number else ''}.")
         if name.startswith("_"):
             raise DataError(f"{path}: column {name!r} begins with an underscore, as the pipeline's own do: rename it.")
     if len(names) < 2:
@@ -143,6 +146,9 @@ def parse_timestamps(
     name = values.name
     is_time = pd.api.types.is_datetime64_any_dtype(values)
     if not is_time and not pd.api.types.is_object_dtype(values):
+        if values.between(1e8, 4e9).all():
+            held = f"column {name!r} holds numbers such as {values.iloc[0]:.15g}"
+            raise DataError(f"data.timestamp: {held}: if they count seconds, write times such as 2020-02-13T08:00Z.")
         write = f"write their form, such as data.read: {{columns: {{{name}: '%Y%m%d'}}}}"
         raise DataError(f"data.timestamp: column {name!r} holds numbers, not times such as 2020-02-13T08:00Z: {write}.")
     try:

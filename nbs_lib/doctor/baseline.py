@@ -26,6 +26,9 @@ def baseline(
         frequent = table[name].value_counts().index[:200]
         inputs[name] = table[name].where(table[name].isin(frequent), "").astype("category")
     train, target = (table["_split"] == "train").to_numpy(), table["_target"].to_numpy()
+    inputs = inputs.loc[:, inputs[train].notna().any()]  # of a column without a value no tree finds its bins
+    if not inputs.columns.size:
+        return "Baseline: none, as no input has a value in a training row."
     model = HistGradientBoostingRegressor if roles.task == "regression" else HistGradientBoostingClassifier
     learner = model(random_state=0, max_iter=50, categorical_features="from_dtype").fit(inputs[train], target[train])
     if roles.task == "regression":

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe_target', 'describe_quality', 'calibration_agreement', 'output_text', 'decision_banner', 'champion_tiles',
            'splits_table', 'sources_list', 'candidates_plot', 'candidates_caption', 'candidates_table',
-           'views_gain_note', 'budget_note', 'glossary', 'show_weak_spots', 'calibration_note',
+           'views_gain_note', 'budget_note', 'glossary', 'show_weak_spots', 'calibration_note', 'findings_table',
            'excluded_columns_table', 'checks_table', 'gate_ledger_table', 'lineage_table']
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #49a61251
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..core.format import format_interval, format_number
+from ..core.format import format_count, format_interval, format_number
 from .frontier import budget_sentence as against_best
 from .run_results import RunResults, metric_digits, metric_label
 from .scores import WITHOUT_VIEWS
@@ -340,6 +340,18 @@ def _is_excluded(about: dict[str, Any]) -> bool:
     return about["role"] not in ("target", "numeric", "categorical", "time") and not about.get("feature")
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #a05b196c
+_MOST_FINDINGS = 6  # on the first page
+
+
+def findings_table(
+    found: RunResults,
+) -> Block:
+    "Render what was found in the table before anything was learned."
+    more = len(found.findings) - _MOST_FINDINGS
+    shown = blocks.findings_table(found.findings[:_MOST_FINDINGS])
+    return Block(f"{shown.code}<p>And {format_count(more, 'more finding')}.</p>") if more > 0 else shown
+
+
 def excluded_columns_table(
     found: RunResults,
 ) -> Block:

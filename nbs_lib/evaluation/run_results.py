@@ -7,7 +7,7 @@ __all__ = ['Interval', 'Metrics', 'CandidateCost', 'Frontier', 'GateDecision', '
            'metric_digits']
 
 # %% ../../notebooks/lib/evaluation/02_run_results.ipynb #cc47b6e7
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.checks import Check
 from ..core.files import read_json, read_table
+from ..core.findings import FINDINGS_PATH
 from ..core.paths import CONTRACT_FILE
 from ..data.roles import Roles
 from ..models.metrics import METRIC_BY_NAME
@@ -88,6 +89,7 @@ class RunResults:
     lineage: dict[str, Any]  # models/bundle/lineage.json
     bundle: str  # its id
     frontier: Frontier  # models/frontier.json
+    findings: list[dict[str, Any]] = field(default_factory=list)  # data/contract/findings.json
 
     @property
     def champion(self) -> str:
@@ -123,6 +125,7 @@ def load_run_results(
         lineage=read_json(models / "bundle/lineage.json"),
         bundle=read_json(models / "bundle/manifest.json")["id"],
         frontier=read_json(models / "frontier.json"),
+        findings=read_json(Path(root) / FINDINGS_PATH),
     )
 
 # %% ../../notebooks/lib/evaluation/02_run_results.ipynb #f19b8be0

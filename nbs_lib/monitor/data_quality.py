@@ -63,10 +63,10 @@ def _check_schema(reference: Profile, current: Profile) -> Iterator[Check]:
     for name in learned:
         then, now = reference.types.get(name), current.types.get(name)
         if now is None:
-            sentence = f"column {name} is gone: bring it back, or learn without it."
+            sentence = f"column {name} is gone: bring it back, or learn without it (NBS002)."
             yield _entry("schema", False, "missing", "there", sentence, name)
         elif now != then and "nothing" not in (now, then) and current.total(name).sum():
-            sentence = f"column {name} was {then} and is {now}: write it as before."
+            sentence = f"column {name} was {then} and is {now}: write it as before (NBS002)."
             yield _entry("schema", False, now, str(then), sentence, name)
         else:
             continue
@@ -76,7 +76,7 @@ def _check_schema(reference: Profile, current: Profile) -> Iterator[Check]:
     extra = [name for name in current.types if name not in reference.types]
     if extra:
         named = ", ".join(extra[:5]) + (f" and {len(extra) - 5} more" if len(extra) > 5 else "")
-        sentence = f"columns that the reference does not have are ignored: {named}."
+        sentence = f"columns that the reference does not have are ignored: {named} (NBS002)."
         yield _entry("new columns", False, f"{len(extra)} more", "the same", sentence, severity=SEVERITY_WARN)
 
 
@@ -127,7 +127,7 @@ def _duplicates(current: Profile, bounds: QualityBounds) -> Iterator[Check]:
     count = int(current.duplicates.sum())
     share = count / len(current)
     sentence = (
-        f"the id of another row of the same day is repeated in {format_count(count, 'row')}: count each once."
+        f"the id of another row of the same day is repeated in {format_count(count, 'row')}: count each once (NBS021)."
         if count
         else "no row is repeated."
     )

@@ -96,7 +96,7 @@ def read_table(
 ) -> pd.DataFrame:
     "Read a table as training read its own; raises `DataError` where it is missing, empty or damaged."
     given = roles.read.get("given", {}) if roles else {}
-    raw = read_raw(path, given)
+    raw = read_raw(path, given, roles.read.get("found", {}) if roles else None)
     names = raw.table.column_names
     if doubled := [name for position, name in enumerate(names) if name in names[:position]]:
         raise DataError(f"{path}: two columns are named {doubled[0]!r}: rename one.")

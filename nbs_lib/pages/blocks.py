@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GOOD', 'WARN', 'BAD', 'Block', 'inline_code', 'inline_html', 'badge', 'callout', 'metric_tiles', 'table_block',
-           'small_note', 'interval_cell', 'bar']
+           'findings_table', 'small_note', 'interval_cell', 'bar']
 
 # %% ../../notebooks/lib/pages/05_blocks.ipynb #ac46b4d0
 import base64
@@ -95,6 +95,22 @@ def table_block(
         cells = "".join(f"<td>{_cell(value)}</td>" for value in row)
         body += f'<tr class="strong">{cells}</tr>' if number == strong else f"<tr>{cells}</tr>"
     return Block(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def findings_table(
+    entries: Sequence[Mapping[str, Any]],  # of data/contract/findings.json
+    evidence: bool = False,  # whether to show it, and what to write
+) -> Block:
+    "Render what was found in a table before anything was learned, each with its code."
+    if not entries:
+        return Block("<p>Nothing was found to be wrong with the table.</p>")
+    tones = {"grave": BAD, "acknowledged": WARN}
+    rows = []
+    for entry in entries:
+        level = "acknowledged" if entry["acknowledged"] else str(entry["level"])
+        said = (entry["title"], small_note(f"{entry['evidence']} {entry['remedy']}")) if evidence else entry["title"]
+        rows.append([entry["code"], said, ", ".join(entry["columns"]), badge(level, tones.get(level, ""))])
+    return table_block(["code", "what was found", "columns", ""], rows)
 
 
 def small_note(

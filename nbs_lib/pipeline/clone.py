@@ -21,6 +21,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ..core.errors import ParamsError, UserError
 from ..core.files import atomic_write
 from ..core.params import load_params
+from ..data.reading.remote import is_remote
 
 # %% ../../notebooks/lib/pipeline/02_clone.ipynb #8bdb2ec7
 def clone_project(
@@ -122,7 +123,7 @@ def _dvc_config(root: Path) -> str:
 def _link_source(root: Path, to: Path) -> None:
     name = str(load_params(to / "params.yaml")["data.source"])
     name = name.removeprefix("sqlite:///").partition("?")[0] if name.startswith("sqlite:///") else name
-    if Path(name).is_absolute() or name.startswith("~"):
+    if Path(name).is_absolute() or name.startswith("~") or is_remote(name):  # a clone fetches anew
         return
     found = [root / name] if (root / name).exists() else list(root.glob(name))
     files = [file for each in found for file in (each.rglob("*") if each.is_dir() else [each]) if file.is_file()]

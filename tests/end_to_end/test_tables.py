@@ -1,8 +1,12 @@
 """Other tables: with two lines of params.yaml changed, the same pipeline runs to the report. One table of each task."""
 
 import json
+import secrets
 import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pandas as pd
 import pytest
@@ -11,6 +15,7 @@ from conftest import ROOT, Project, small
 from helpers.hostile_notebook import HOSTILE, live
 from ruamel.yaml import YAML
 
+from nbs_lib.core.files import sha256
 from nbs_lib.pipeline.clone import clone_project
 
 
@@ -67,18 +72,32 @@ def test_multiclass_with_missing_values_and_text(finished: Project, tmp_path: Pa
     assert served(project, "penguins.csv", "probability:Gentoo") == rows
 
 
-def test_binary(fresh: Project) -> None:
+def test_binary(fresh: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an address, whose token comes from the environment and is written nowhere."""
     from sklearn.datasets import load_breast_cancer
 
     frame = load_breast_cancer(as_frame=True).frame
     frame["target"] = frame["target"].map({0: "malignant", 1: "benign"})
-    frame.to_csv(fresh.root / "cancer.csv", index=False)
-    roles, metrics, gate = results(small(fresh, "cancer.csv", "target", candidates="auto", epochs="4"))
+    frame.to_csv(tmp_path / "cancer.csv", index=False)
+    token = secrets.token_hex(12)
+    monkeypatch.setenv("SHOP_TOKEN", token)
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/cancer.csv?token=${{SHOP_TOKEN}}"
+        small(fresh, f'"{address}"', "target", candidates="auto", epochs="4")
+        roles, metrics, gate = results(fresh)
+        server.shutdown()
+    assert roles["source"] == address
+    (copy,) = (fresh.root / "data/fetched").iterdir()
+    assert roles["read"]["found"]["sha256"] == sha256(copy) == sha256(tmp_path / "cancer.csv")
+    for path in fresh.root.rglob("*"):
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path
     assert roles["task"] == "binary"
     assert set(metrics["candidates"]) >= {"dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net", "net_int8"}
     assert metrics["candidates"][gate["champion"]]["test"]["auc"]["value"] > 0.9
     assert gate["decision"] == "PROMOTE"
-    assert served(fresh, "cancer.csv", "class") == len(frame)
+    assert served(fresh, str(tmp_path / "cancer.csv"), "class") == len(frame)
 
 
 def test_regression_with_missing_values_and_text(fresh: Project) -> None:

@@ -114,6 +114,21 @@ def test_a_new_champion_is_described_as_soon_as_it_answers(tmp_path: Path) -> No
         assert sum(said["probabilities"].values()) == pytest.approx(1)
 
 
+def test_a_class_that_is_called_as_a_number_may_come_back_as_one(tmp_path: Path) -> None:
+    with serve(make_project(tmp_path, TOLD)) as running:
+        id = promote(tmp_path, TOLD, classes=["0", "1", "true"])
+        until(lambda: running.call("/model")[1]["id"] == id)
+        label = running.call("/openapi.json")[1]["components"]["schemas"]["Feedback"]["properties"]["label"]
+        assert label["enum"] == ["0", "1", "true", 0, 1, True]
+        answer = {"id": running.call("/predict", ROW)[1]["id"]}
+        assert running.call("/feedback", answer | {"label": 1})[1] == {"result": "new"}
+        for same in (1.0, "1"):
+            assert running.call("/feedback", answer | {"label": same})[1] == {"result": "known"}
+        assert running.call("/feedback", answer | {"label": True})[0] == 409, "another class"
+        for other in (2, 0.5, False, "1.0", None):
+            assert running.call("/feedback", answer | {"label": other})[0] == 422
+
+
 def test_numbers_are_predicted_and_told(tmp_path: Path) -> None:
     schema: dict[str, Any] = SCHEMA | {"task": "regression", "classes": [], "threshold": None}
     schema["interval"] = {"coverage": 0.9, "edges": [], "low": [-1.5], "high": [2.0]}

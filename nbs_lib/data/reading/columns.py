@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MISSING_MARKS', 'TYPES', 'missing_words', 'without_missing', 'read_bool', 'TextColumn',
-           'infer_reading', 'spelling_twins', 'vanished_class', 'convert_text', 'told_reading']
+           'infer_reading', 'spelling_twins', 'vanished_class', 'convert_text', 'check_told', 'told_reading']
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #58ba483e
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from nbs_lib.data.reading.numbers import (
     number_twins,
     parse_number,
     read_number,
+    split_number,
     why_code,
 )
 from .times import ISO, MixedZonesError, parse_times
@@ -204,6 +206,9 @@ def _like_numbers(column: TextColumn) -> str:
         write = f"data.read: {{missing: {{{column.name}: [{other[:40]!r}]}}}}"
         said = f"row {column.row([other])} holds {other[:80]!r}, and nearly all others numbers"
         return f"{said} (if it marks a missing value, write {write})"
+    symbols = sorted({(split_number(text) or ("", "", ""))[2] for text in numbers} - {""})
+    if len(symbols) > 1:
+        return f"its numbers have several signs, {symbols[0]!r} and {symbols[1]!r} (bring them in one)"
     if not column.typed:
         write = "data.read: {decimal: ','} or {decimal: .} says which mark is decimal"
         return f"its numbers, such as {numbers[0][:40]!r}, have no one form ({write})"
@@ -263,7 +268,8 @@ def spelling_twins(
     "Find two spellings of what is most often one name."
     seen: dict[str, str] = {}
     for text in sorted(texts):
-        other = seen.setdefault(" ".join(text.split()).casefold(), text)
+        visible = "".join(mark for mark in unicodedata.normalize("NFC", text) if unicodedata.category(mark) != "Cf")
+        other = seen.setdefault(" ".join(visible.split()).casefold(), text)
         if other != text:
             return other, text
     return None
@@ -344,16 +350,26 @@ def convert_text(
     return found
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #1228dcde
+def check_told(
+    name: str,  # of a column
+    told: str,  # what `data.read.columns` says of it
+) -> None:
+    "Refuse what is neither a type nor a form of times; raises `ParamsError`."
+    if "%" not in told and told not in TYPES:
+        raise ParamsError(f"data.read.columns.{name}: there is no type {told!r}{did_you_mean(told, TYPES)}.")
+
+
 def told_reading(
     column: TextColumn,
     told: str,  # text, number, bool, time, or a form such as %d/%m/%Y
     mark: str,  # the decimal mark of the file
 ) -> Reading:  # what its text means
     "Return the reading that `data.read.columns` asks for; raises `ParamsError` where it is none."
+    check_told(column.name, told)
     if "%" in told:
         return {"type": "time", "format": told}
-    if told not in TYPES:
-        raise ParamsError(f"data.read.columns.{column.name}: there is no type {told!r}{did_you_mean(told, TYPES)}.")
     rest, gone = _without_marks(column) if told != "text" else (column, [])
+    if told == "time" and all(text.strip().isdecimal() for text in rest.distinct):
+        raise ParamsError(f"data.read.columns.{column.name}: write the form of its digits, such as '%Y%m%d', not time.")
     found = {"number": number_reading(rest.distinct, mark), "time": _time_reading(rest) if told == "time" else None}
     return (found.get(told) or {"type": told}) | ({"missing": [*column.words, *gone]} if gone else {})

@@ -8,16 +8,16 @@ __all__ = ['KNOWN_ENDINGS', 'file_kind', 'absolute_name', 'find_files', 'Raw', '
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #96d7a751
 import difflib
 import re
-import sqlite3
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote
 
 from ...core.errors import DataError, ParamsError, did_you_mean
-from .delimited import decompressed, read_delimited
+from ...core.files import sha256
+from .databases import read_sqlite
+from .delimited import decompressed, read_delimited, temporary_copy
+from .remote import fetch_table, is_remote
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,15 +47,20 @@ def absolute_name(
     name: str,  # a path, a folder, a pattern, or sqlite:///file.db
 ) -> str:  # the same, from any working directory
     "Return how a table is named by a process that goes elsewhere."
+    if is_remote(name):
+        return name
     kind, path = (_SQLITE, name.removeprefix(_SQLITE)) if name.startswith(_SQLITE) else ("", name)
     return f"{kind}{Path(path).expanduser().absolute()}"
 
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #303a7720
 def find_files(
-    name: str | Path,  # a path, a folder, a pattern, or sqlite:///file.db
-) -> list[Path]:  # one or more, sorted; of a database its file
+    name: str | Path,  # a path, a folder, a pattern, sqlite:///file.db, or an address
+    told: Mapping[str, Any] = {},  # `data.read`: what is asked of a database
+) -> list[Path]:  # one or more, sorted; of a database its file, of an address its copy
     "List the files of a table; raises `DataError` where there are none."
     text = str(name)
+    if is_remote(text):
+        return [fetch_table(text, told)]
     if text.startswith(_SQLITE):
         text = text.removeprefix(_SQLITE).partition("?")[0]
     path = Path(text).expanduser()
@@ -131,9 +136,9 @@ def _read_json_lines(path: Path) -> Raw:
     data = decompressed(path)
     if not data.strip():
         raise DataError(f"{path} is empty: it has no rows.")
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect(config={"threads": 1}) as db:
-        file = str(Path(folder, "table.jsonl"))
-        Path(file).write_bytes(data)
+    if data.lstrip()[:1] == b"[":
+        raise DataError(f"{path} holds a list, not a record a line: write each record on a line of its own.")
+    with temporary_copy(data, path) as file, duckdb.connect(config={"threads": 1}) as db:
         call = f"FROM read_json($file, {_JSON}, columns = $kinds)"
         try:
             kinds, untyped = _json_columns(db, file)
@@ -143,77 +148,33 @@ def _read_json_lines(path: Path) -> Raw:
             raise DataError(f"{path} can't be read as JSON lines ({reason}).") from None
     return Raw(table, untyped, {"format": "jsonl"})
 
-# %% ../../../notebooks/lib/data/reading/05_files.ipynb #1e17fa84
-def _sqlite_query(db: sqlite3.Connection, name: str, told: Mapping[str, Any]) -> str:
-    "Return the query for a table of a database; raises `DataError` where it is not plain which."
-    named = next(iter(parse_qs(name.partition("?")[2]).get("table", [])), None)  # the address comes first
-    if named is None and "query" in told:
-        return str(told["query"])
-    asked = named or told.get("table")
-    tables = [
-        row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")
-    ]
-    if asked is None and len(tables) == 1:
-        asked = tables[0]
-    if asked is None or asked not in tables:
-        what = f"there is no table {asked!r}" if asked else "name the table as data.read: {table: …}"
-        raise DataError(f"{name}: {what}{did_you_mean(asked or '', tables)}.")
-    return 'SELECT * FROM "{}"'.format(asked.replace('"', '""'))
-
-
-def _read_sqlite(name: str, path: Path, told: Mapping[str, Any]) -> Raw:
-    "Read a table or a query of a SQLite file, without writing to it; raises `DataError`."
-    import pyarrow as pa
-
-    try:
-        db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)
-        try:
-            found = db.execute(_sqlite_query(db, name, told))
-            names, rows = [each[0] for each in found.description], found.fetchall()
-        finally:
-            db.close()
-    except sqlite3.Error as error:
-        raise DataError(f"{name} can't be read ({error}).") from None
-    columns, untyped = [], set()
-    for position, each in enumerate(names):
-        values = [row[position] for row in rows]
-        kinds = {type(value) for value in values} - {type(None)}
-        large = kinds == {int, float} and any(isinstance(value, int) and abs(value) > 2**53 for value in values)
-        if bytes in kinds and len(kinds) > 1:
-            raise DataError(f"{name}: column {each!r} holds bytes beside other values: select it otherwise in a query.")
-        if (str in kinds and len(kinds) > 1) or large:
-            untyped.add(each)
-            values = [None if value is None else str(value) for value in values]
-        columns.append(pa.array(values, pa.float64() if kinds == {int, float} and not large else None))
-    return Raw(pa.table(columns, names=names), frozenset(untyped), {"format": "sqlite"})
-
 # %% ../../../notebooks/lib/data/reading/05_files.ipynb #5ba6e96c
-def _read_file(name: str, path: Path, told: Mapping[str, Any], guess: bool) -> Raw:
+def _read_file(name: str, path: Path, told: Mapping[str, Any], known: Mapping[str, Any] | None) -> Raw:
     "Read one file; raises `DataError` where it can't be."
     kind = "sqlite" if name.startswith(_SQLITE) else file_kind(path)
     if kind == "sqlite":
-        return _read_sqlite(name, path, told)
+        return Raw(*read_sqlite(name, path, told), {"format": "sqlite"})
     if kind == "parquet":
         return Raw(read_parquet(path), how={"format": "parquet"})
     if kind == "jsonl":
         return _read_json_lines(path)
     if kind is None:
         raise DataError(f"{path} ends in none of {KNOWN_ENDINGS}, alone or with .gz or .zst: save it as one of them.")
-    table, how = read_delimited(path, told, guess)
+    table, how = read_delimited(path, told, known)
     return Raw(table, frozenset(table.column_names), how)
 
 
 def read_raw(
     name: str | Path,  # a path, a folder, a pattern, or sqlite:///file.db
     told: Mapping[str, Any] = {},  # `data.read`
-    guess: bool = True,  # whether an encoding may be guessed
+    known: Mapping[str, Any] | None = None,  # how training read its files; None: this is training
 ) -> Raw:  # the rows of all files, in the order of their names
     "Read all files of a table; raises `DataError` where one can't be read or has other columns."
     import pyarrow as pa
 
     _check_told(told)
-    files = find_files(name)
-    parts = [_read_file(str(name), path, told, guess) for path in files]
+    files = find_files(name, told)
+    parts = [_read_file(str(name), path, told, known) for path in files]
     first = parts[0].table.column_names
     for path, part in zip(files, parts, strict=True):
         other = [*set(part.table.column_names).symmetric_difference(first)]
@@ -224,6 +185,8 @@ def read_raw(
             )
         if sorted(part.table.column_names) != sorted(first):
             raise DataError(f"{path} has a column twice: rename one.")
+    if is_remote(name):
+        return replace(parts[0], how=parts[0].how | {"copy": files[0].as_posix(), "sha256": sha256(files[0])})
     if len(parts) == 1:
         return parts[0]
     try:

@@ -44,7 +44,7 @@ def split_number(
 
 def _digits_pattern(decimal: str, group: str) -> re.Pattern[str]:
     d, g = re.escape(decimal), re.escape(group)
-    grouped = rf"[1-9]\d{{0,2}}(?:{g}\d{{3}})+|" if group else ""
+    grouped = rf"[1-9]\d{{0,2}}(?:{g}\d{{3}})+|[1-9]\d?(?:{g}\d{{2}})+{g}\d{{3}}|" if group else ""  # 12,34,567 too
     return re.compile(rf"(?:{grouped}\d+)(?:{d}\d*)?(?:[eE][-+]?\d+)?|{d}\d+(?:[eE][-+]?\d+)?", re.ASCII)
 
 

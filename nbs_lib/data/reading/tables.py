@@ -16,6 +16,7 @@ from ...core.errors import DataError, ParamsError, did_you_mean
 from nbs_lib.data.reading.columns import (
     MISSING_WORDS,
     TextColumn,
+    check_told,
     convert_text,
     infer_reading,
     missing_words,
@@ -26,7 +27,7 @@ from nbs_lib.data.reading.columns import (
 )
 from .files import Raw, read_raw
 from .numbers import MAX_NAMES, Reading, decimal_mark, first_row, why_code
-from .times import parse_iso
+from .times import digits_in_form, parse_iso
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,6 +174,9 @@ def settle_column(
     values = _masked(values, tuple(reading.get("missing", ())))
     if reading["type"] == "bool":
         return _truth_values(values, name, first)
+    form = reading.get("format")
+    if reading["type"] == "time" and digits_in_form(form) and (texts := _whole_texts(values, 0)) is not None:
+        return convert_text(texts, reading, name, first, ())
     if reading["type"] == "text" and (texts := _whole_texts(values, 0)) is not None:
         return texts
     return values
@@ -204,19 +208,51 @@ def _inferred_numbers(
     words, asked = missing_words(told, name), told.get("columns", {}).get(name)
     values = _masked(values, words or ())
     kept: Reading = {"missing": list(words)} if words else {}
-    texts = None if asked not in (None, "text") else _whole_texts(values, 0 if asked else 2**24)
-    why = "" if texts is None else "data.read.columns says so" if asked else why_code(texts, target)
+    if asked:
+        values, reading = _told_values(values, name, str(asked))
+        return values, reading | kept, [] if target else _crowded(name, values)
+    texts = _whole_texts(values)
+    why = "" if texts is None else why_code(texts, target)
     if texts is not None and why:
         note = (
             f"Column {name!r} is taken as text: {why} (data.read: {{columns: {{{name}: number}}}} takes it as numbers)."
         )
-        return texts, {"missing": list(MISSING_WORDS)} | kept | {"type": "text"}, [] if asked else [note]
+        return texts, {"missing": list(MISSING_WORDS)} | kept | {"type": "text"}, [note]
     return values, kept, [] if target else _crowded(name, values)
+
+
+def _told_values(values: "pa.ChunkedArray", name: str, asked: str) -> tuple["pa.ChunkedArray", Reading]:
+    "Read a column that has a type of its own as `data.read.columns` says; raises `DataError` where that can't be."
+    import pyarrow as pa
+
+    kind, times = values.type, asked == "time" or "%" in asked
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    own = "number" if number else "bool" if pa.types.is_boolean(kind) else "other"
+    own = "time" if pa.types.is_date(kind) or pa.types.is_timestamp(kind) else own
+    right = own == ("time" if times else asked) or (own, asked) == ("bool", "number")  # which truth is to a model
+    if right or values.null_count == len(values):
+        return values, {}
+    if asked == "bool" and number:
+        return _truth_values(values, name, 1), {}
+
+    texts = _whole_texts(values, 0)
+    if texts is not None and asked == "text":
+        return texts, {"missing": list(MISSING_WORDS), "type": "text"}
+    if texts is not None and digits_in_form(asked):
+        reading = {"type": "time", "format": asked}
+        return convert_text(texts, reading, name, words=()), reading
+    check_told(name, asked)
+    what = "whole numbers have such a form as '%Y%m%d'" if times and number else "only whole numbers can be"
+    raise DataError(
+        f"column {name!r} is of type {str(kind)[:40]} in the file, not {asked}, as data.read.columns says: {what}."
+    )
 
 # %% ../../../notebooks/lib/data/reading/06_tables.ipynb #8cbdfad9
 def _described(name: str, how: Mapping[str, Any]) -> str:
     "Say how the files were read."
     many = f"The {how['files']} files of {name} are" if "files" in how else f"{name} is"
+    if "copy" in how:
+        many = f"{name} was fetched to {how['copy']} (delete it, to have it fetched anew), and is"
     if how["format"] != "csv":
         return f"{many} read as {how['format']}."
     parts = [f"separator {how['separator']!r}", f"quotation mark {how['quote']!r}", f"encoding {how['encoding']}"]
@@ -261,10 +297,16 @@ def _without_counter(raw: Raw) -> tuple[Raw, list[str]]:
     return replace(raw, table=table), notes
 
 
-def _like_a_row(raw: Raw) -> list[str]:
-    "Say that the names of the columns look like values."
-    numbers = [name for name in raw.table.column_names if re.fullmatch(r"-?\d+\.\d+", name)]
-    if not raw.untyped or not numbers or not raw.how.get("header"):
+def _like_a_row(raw: Raw, columns: Mapping[str, "pa.ChunkedArray"]) -> list[str]:
+    "Say that the names of the columns look like values, or like a comment."
+    names = raw.table.column_names
+    if not raw.untyped or not raw.how.get("header"):
+        return []
+    if names[0].startswith("#"):
+        return [f"The line with {names[0]!r} is read as names (data.read: {{skip: 1}} leaves out a line above them)."]
+    numbers = [name for name in names if re.fullmatch(r"-?\d+(\.\d+)?", name)]
+    named = {name for name, values in columns.items() if not _is_text(values.type)} - {*numbers}
+    if not numbers or named or all(re.fullmatch(r"(19|20)\d\d", name) for name in numbers):
         return []
     return [
         f"The first line, with {numbers[0]!r} in it, is read as names (data.read: {{header: false}} where it is a row)."
@@ -294,7 +336,7 @@ def infer_table(
     how = raw.how | ({"decimal": mark} if raw.how.get("format") == "csv" else {})
     columns: dict[str, pa.ChunkedArray] = {}
     readings: dict[str, Reading] = {}
-    notes = [_described(name, how), *notes, *_like_a_row(raw)]
+    said_first, notes = [_described(name, how), *notes], []
     for column, values in zip(raw.table.column_names, map(_decoded, raw.table.columns), strict=True):
         try:
             found = _inferred(values, column, texts.get(column), told, mark, column == target)
@@ -305,6 +347,7 @@ def infer_table(
         columns[column], reading, said = found
         readings |= {column: reading} if reading else {}
         notes += [] if column in drop else said
+    notes = [*said_first, *_like_a_row(raw, columns), *notes]
     return ReadTable(_same_names(raw.table, columns), readings, how, notes)
 
 
@@ -345,10 +388,10 @@ def read_known(
     name: str | Path,  # a path, a folder, a pattern, or sqlite:///file.db
     readings: Mapping[str, Reading],  # as training kept them
     told: Mapping[str, Any] = {},  # `data.read` of training
-    encoding: str | None = None,  # that training found
+    found: Mapping[str, Any] = {},  # how training read its files
 ) -> "pa.Table":  # the columns that training knew have its types, the others stand as in the file
     "Read a table as training read its own; raises `DataError` with column and row."
-    raw = read_raw(name, told, guess=encoding == "cp1252")
+    raw = read_raw(name, told, found)
     columns = {}
     for column, values in zip(raw.table.column_names, raw.table.columns, strict=True):
         reading = readings.get(column)

@@ -75,16 +75,16 @@ def _parquet_batches(bundle: Bundle, path: Path) -> Iterator[pa.RecordBatch]:
 
 def read_batches(
     bundle: Bundle,
-    name: str | Path,  # a file, a folder, a pattern, or sqlite:///file.db
+    name: str | Path,  # a file, a folder, a pattern, sqlite:///file.db, or an address
 ) -> Iterator[pa.RecordBatch]:  # key columns and inputs
     "Read the rows of a table in batches; raises `DataError` where it can't be read."
+    read = bundle.schema.get("read", {"given": {}, "found": {}})
     try:
-        files = find_files(name)
+        files = find_files(name, read["given"])
         if len(files) == 1 and file_kind(name) == "parquet":  # which may be larger than the memory
             yield from _parquet_batches(bundle, files[0])
             return
-        read = bundle.schema.get("read", {"given": {}, "found": {}})
-        raw = read_raw(name, read["given"], guess=read["found"].get("encoding") == "cp1252")
+        raw = read_raw(name, read["given"], read["found"])
         wanted = raw.table.select(_columns_to_read(bundle, raw.table.column_names))
         yield from _settled(bundle, wanted, raw.untyped).combine_chunks().to_batches(BATCH_ROWS)
     except (OSError, pa.ArrowException) as error:

@@ -25,6 +25,7 @@ from nbs_lib.data.roles import Roles, read_yaml
 from nbs_lib.data.schema import infer_schema
 from nbs_lib.data.source import file_digests, read_source
 from nbs_lib.data.table import Source
+from nbs_lib.data.values import settle_value
 from nbs_lib.monitor.from_tables import read_table
 from nbs_lib.serve.clients.batch_predict import column_readings
 
@@ -615,3 +616,213 @@ def test_a_database_with_numbers_of_two_kinds(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "e.db") as db:
         db.execute("INSERT INTO t VALUES (x'00', 1)")
     assert "column 'x' holds bytes" in refused(lambda: read_source(f"sqlite:///{tmp_path}/e.db", {"target": "y"}))
+
+
+@pytest.mark.parametrize("value", ["v\rw", "v"])
+def test_a_private_character_is_a_character(tmp_path: Path, value: str) -> None:
+    """Such as one that stood for a return within a line, in names too."""
+    names = ["a\ue00d", "b" if value == "v\rw" else "b\rc", "d\x85", "e\u2028", "y"]
+    lines = [",".join(names), *(f"u\ue00d,{value},x\x85,{k},{k % 3}" for k in range(60))]
+    (tmp_path / "t.csv").write_bytes("\n".join(lines).encode())
+    table = read_source(str(tmp_path / "t.csv")).table
+    assert table.columns.tolist() == names
+    assert table.iloc[0].tolist() == ["u\ue00d", value, "x\x85", 0, 0]
+
+
+TYPED = {
+    "whole as text": ("n", "text", [f"{20200101 + k % 3}" for k in range(60)]),
+    "whole as times": ("n", "%Y%m%d", pd.to_datetime([f"2020-01-0{1 + k % 3}" for k in range(60)], utc=True)),
+    "leading zeros": ("short", "%d%m%Y", pd.to_datetime([f"2020-01-0{1 + k % 3}" for k in range(60)], utc=True)),
+    "truth": ("flag", "bool", [k % 2 == 1 for k in range(60)]),
+    "text as numbers": ("text", "number", [k % 3 for k in range(60)]),
+}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "db"])
+@pytest.mark.parametrize(("name", "told", "wanted"), TYPED.values(), ids=TYPED.keys())
+def test_a_column_with_a_type_is_read_as_data_read_says(
+    tmp_path: Path, name: str, told: str, wanted: Any, ending: str
+) -> None:
+    rows = range(60)
+    table = pd.DataFrame({"n": [20200101 + k % 3 for k in rows], "short": [1012020 + k % 3 * 10**6 for k in rows]})
+    table["flag"], table["text"], table["y"] = [k % 2 for k in rows], [str(k % 3) for k in rows], YES * 20
+    path = f"{tmp_path}/t.{ending}"
+    if ending == "db":
+        with sqlite3.connect(path) as db:
+            table.to_sql("t", db, index=False)
+        db.close()
+        path = f"sqlite:///{path}"
+    elif ending == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_parquet(path)
+    source, roles = learned(path, read={"columns": {name: told}})
+    assert source.table[name].tolist() == list(wanted)
+    read = {name: roles.readings[name]}
+    kept = read_known(path, read, source.read["given"], source.read["found"])[name].to_pandas()
+    assert kept.tolist() == list(wanted)
+    for value, found in zip(table[name].head(9).tolist(), wanted, strict=False):
+        served = settle_value(value, roles.readings[name])
+        assert served == (int(found.timestamp()) if "%" in told else found), "as the service takes it"
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "said"),
+    [
+        ("x", "text", "is of type double in the file, not text, as data.read.columns says: only whole numbers can be"),
+        ("n", "time", "whole numbers have such a form as '%Y%m%d'"),
+        ("n", "bool", "column 'n', row 1: 20200101 is not a bool"),
+        ("at", "number", "column 'at' is of type timestamp"),
+        ("n", "%Y%m", "column 'n', row 1: '20200101' is not a time"),
+    ],
+)
+def test_a_type_that_a_column_cant_have_is_refused(tmp_path: Path, name: str, told: str, said: str) -> None:
+    table = pd.DataFrame({"n": [20200101] * 60, "x": np.arange(60) / 4, "k": [1, 2] * 30, "y": YES * 20})
+    table.assign(at=pd.Timestamp("2020-01-01")).to_parquet(tmp_path / "t.parquet")
+    told_all = {"columns": {name: told}}
+    assert said in refused(lambda: learned(str(tmp_path / "t.parquet"), read=told_all))
+    assert len(learned(str(tmp_path / "t.parquet"), read=told_all, drop=[name])[0].table) == 60, "nobody reads it"
+    told_all = {"columns": {name: "numbr"}}
+    assert "did you mean 'number'?" in refused(lambda: learned(str(tmp_path / "t.parquet"), read=told_all), ParamsError)
+
+
+def test_digits_that_are_times_need_their_form(tmp_path: Path) -> None:
+    path = csv(tmp_path / "t.csv", {"n": ["20200101", "20200102"], "short": ["1022020", "11022020"], "y": YES})
+    told = refused(lambda: learned(path, read={"columns": {"n": "time"}}), ParamsError)
+    assert told == "data.read.columns.n: write the form of its digits, such as '%Y%m%d', not time."
+    source, roles = learned(path, read={"columns": {"n": "%Y%m%d", "short": "%d%m%Y"}})
+    assert source.table["short"].dt.strftime("%d.%m.").tolist()[:2] == ["01.02.", "11.02."], "a zero in front is lost"
+    for value in (20200102, 20200102.0, "20200102"):
+        assert settle_value(value, roles.readings["n"]) == epoch_seconds("2020-01-02", "n")
+    assert settle_value(1022020, roles.readings["short"]) == epoch_seconds("2020-02-01", "short")
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "said"),
+    [
+        ("#a,b\n1,x\n", ["#a", "b"], "The line with '#a' is read as names (data.read: {skip: 1}"),
+        ('#a,b\n1,"x, y"\n', ["#a", "b"], "The line with '#a' is read as names"),
+        ("# a,b\n1.5,2\n", ["# a", "b"], "The line with '# a' is read as names"),
+        ("# by me, 2020\na,b\n1,x\n", ["a", "b"], "1 lines above the header left out"),
+        ("#a^b\n1^x\n", ["#a", "b"], "The line with '#a' is read as names"),
+        ("# by me, 2020\n1,2\n3,4\n", ["# by me", "2020"], "The line with '# by me' is read as names"),
+    ],
+)
+def test_a_header_may_begin_with_the_mark_of_comments(
+    tmp_path: Path, content: str, columns: list[str], said: str
+) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    told = {"separator": "^"} if "^" in content else {}
+    source = read_source(str(tmp_path / "t.csv"), {"read": told})
+    assert source.table.columns.tolist() == columns
+    assert said in " ".join(source.notes)
+    if content.startswith("# by"):
+        assert read_source(str(tmp_path / "t.csv"), {"read": {"skip": 0}}).table.columns[0] == "# by me"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("1,2,0\n3,4,1\n5,6,0\n", True),
+        ("5,red\n6,blue\n", True),
+        ("country,2019,2020\nDE,1,2\n", False),
+        ("id,1,2\n7,1,2\n", False),
+        ("name,q1\nx,1\n", False),
+    ],
+)
+def test_a_first_row_that_is_taken_as_names_is_said(tmp_path: Path, content: str, said: bool) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    notes = read_source(str(tmp_path / "t.csv")).notes
+    assert ("is read as names (data.read: {header: false} where it is a row)" in " ".join(notes)) is said
+    (tmp_path / "t.csv").write_text("1,0,1\n2,3,4\n")
+    assert "two columns are named '1': rename one, or write data.read: {header: false}" in refused(
+        lambda: read_source(str(tmp_path / "t.csv"))
+    )
+
+
+def test_what_comes_later_is_read_by_what_was_found(tmp_path: Path) -> None:
+    """The encoding and the separator: a small file gives less to guess by than that of training."""
+    path = csv(
+        tmp_path / "t.csv", {"name": ["Müller", "a,b"], "n": ["0,5", "1,5"], "y": YES}, sep=";", encoding="cp1252"
+    )
+    source, roles = learned(path)
+    found = source.read["found"]
+    assert (found["encoding"], found["separator"]) == ("cp1252", ";")
+    later = tmp_path / "later.csv"
+    later.write_bytes("name;n\nÄÖÜ,x,y;1,5\n".encode("cp1252"))
+    assert "line 2 is not UTF-8" in refused(lambda: read_raw(later)), "three such letters side by side may be Cyrillic"
+    wanted = {"name": ["ÄÖÜ,x,y"], "n": [1.5]}
+    readings = {"name": {"type": "text"}, **{name: roles.readings[name] for name in roles.readings}}
+    assert read_known(later, readings, {}, found).to_pydict() == wanted
+    assert read_table(later, roles).to_dict("list") == wanted
+    later.write_text("name;n\nÄÖÜ,x,y;1,5\n")
+    assert read_known(later, readings, {}, found).to_pydict() == wanted, "UTF-8 is never mistaken"
+    later.write_text("name|n\nx;y|1,5\n")
+    assert read_known(later, readings, {}, found).to_pydict() == {"name": ["x;y"], "n": [1.5]}
+    plain = csv(tmp_path / "u.csv", {"name": ["a", "b"], "n": ["0.5", "1.5"], "y": YES})
+    later.write_bytes("name,n\nMüller,1\n".encode("cp1252"))
+    found = read_source(plain).read["found"]
+    assert "line 2 is not UTF-8" in refused(lambda: read_raw(later, {}, found)), (
+        "what training did not guess nobody does"
+    )
+
+
+ROWS_OF_TEXT = "".join(f"{k},{'abc'[k % 3]},{'uv'[k % 2]}\n" for k in range(60))
+KEPT = {"x": 59, "k": "c", "y": "v"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"sep=;\nx;k;y\n{ROWS_OF_TEXT.replace(',', ';')}",
+        f"sep=;\r\nx;k;y\r\n{ROWS_OF_TEXT.replace(',', ';')}",
+        f"x, k, y\n{ROWS_OF_TEXT.replace(',', ', ')}",
+        "x, k, y\n" + "".join(f'{k}, "{"abc"[k % 3]}", {"uv"[k % 2]}\n' for k in range(60)),
+    ],
+)
+def test_what_spreadsheets_and_people_add_is_no_part_of_the_table(tmp_path: Path, content: str) -> None:
+    (tmp_path / "t.csv").write_text(content)
+    source, roles = learned(str(tmp_path / "t.csv"))
+    assert source.table.iloc[-1].to_dict() == KEPT
+    assert read_known(tmp_path / "t.csv", roles.readings, {}, source.read["found"])["k"].to_pylist()[-1] == "c"
+
+
+def test_files_put_one_below_the_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"x,k,y\n{ROWS_OF_TEXT}x,k,y\n{ROWS_OF_TEXT}")
+    told = refused(lambda: learned(str(tmp_path / "t.csv")))
+    assert told.endswith("t.csv: row 61 repeats the names of the columns: remove that line.")
+    (tmp_path / "t.csv").write_text(f"x,k,y\nx,b,u\n{ROWS_OF_TEXT}")
+    assert learned(str(tmp_path / "t.csv"))[0].table["x"][0] == "x", "a row that holds some of them"
+
+
+@pytest.mark.parametrize("twin", ["ye\u200bs", "yés", "yes\u00a0"])
+def test_spellings_that_nobody_sees_are_twins(tmp_path: Path, twin: str) -> None:
+    one = "ye\u0301s" if twin == "yés" else "yes"
+    path = csv(tmp_path / "t.csv", {"x": [1, 2, 3], "y": [one, "no", twin]})
+    assert "differ only by case or blanks" in refused(lambda: learned(path))
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (
+            ["2020-01-02 03:04:05 CET", "2020-01-03 03:04:05 CET"],
+            "write the offset of CET, such as 2020-02-13T08:00+01:00",
+        ),
+        (["$5", "€7"], "its numbers have several signs, '$' and '€' (bring them in one)"),
+        (["1,23,456.50", "12,34,567"], "'1,23,456.50' is 123456.5"),
+    ],
+)
+def test_zones_by_letters_several_currencies_and_lakhs(tmp_path: Path, texts: list[str], said: str) -> None:
+    source, _ = learned(csv(tmp_path / "t.csv", {"n": texts, "x": [0.5, 2], "y": YES}))
+    assert said in noted(source, "n")
+    assert pd.api.types.is_numeric_dtype(source.table["n"]) is ("123456" in said)
+
+
+def test_what_is_no_table_of_records_or_times_is_said(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('[{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]')
+    told = refused(lambda: read_source(str(tmp_path / "t.jsonl")))
+    assert told.endswith("t.jsonl holds a list, not a record a line: write each record on a line of its own.")
+    path = csv(tmp_path / "t.csv", {"at": [1577836800 + k for k in range(60)], "x": [1, 2], "y": YES})
+    told = refused(lambda: learned(path, timestamp="at"))
+    assert "holds numbers such as 1577836800: if they count seconds, write times such as 2020-02-13T08:00Z" in told

@@ -1,6 +1,8 @@
 """Bad tables are refused in one sentence that says where; good ones keep every value."""
 
+import errno
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -232,3 +234,23 @@ def test_rows_that_a_database_has_not_put_into_its_file_yet_count(tmp_path: Path
         assert (tmp_path / "sales.db").read_bytes() == file
         assert file_digests(name) != before
         assert len(read_source(name).table) == 1
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+@pytest.mark.parametrize("full", [True, False])
+def test_no_room_for_temporary_files_is_one_sentence(
+    tmp_path: Path, name: str, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text("a,b\n1,2\n" if name == "t.csv" else '{"a": 1, "b": 2}\n')
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if full:
+        monkeypatch.setattr(Path, "write_bytes", no_room)
+    else:
+        monkeypatch.setattr("tempfile.tempdir", "/proc")
+    told = said(tmp_path / name)
+    assert f"{name} needs 0.0 MB in the folder for temporary files" in told
+    assert told.endswith("free some, or name another folder in TMPDIR.")
+    assert (tmp_path / name).read_bytes()

@@ -12,6 +12,7 @@ from nbs_lib.core.findings import CATALOG, FINDINGS_PAGE, GRAVE, Finding, findin
 from nbs_lib.data.resolve import resolve_roles
 from nbs_lib.data.split import training_set
 from nbs_lib.data.table import Source
+from nbs_lib.doctor.baseline import baseline
 from nbs_lib.doctor.examine import examine, require_acknowledged
 
 N = 1200
@@ -177,3 +178,17 @@ def test_the_guide_lists_the_catalog() -> None:
     page = (ROOT / FINDINGS_PAGE).read_text(encoding="utf-8")
     assert page == findings_page(), "make lib"
     assert all(f"| {code} |" in page for code in CATALOG)
+
+
+def test_a_column_without_a_value_in_training_rows_stops_no_baseline() -> None:
+    table = honest()
+    late = table.assign(late=np.where(np.arange(N) >= 0.9 * N, table["size"], np.nan))
+    for columns in (["at", "late", "size", "y"], ["at", "late", "y"]):
+        rows, roles = resolve_roles(Source(late[columns]), {"source": "made", "target": "y", "timestamp": "at"})
+        said = baseline(training_set(rows, roles, 0.15, 0.25), roles)
+        assert said.startswith("Baseline: AUC 0.")
+    rows, roles = resolve_roles(Source(late), {"source": "made", "target": "y"})
+    ready = training_set(rows, roles, 0.15, 0.25)
+    roles.columns = {name: about for name, about in roles.columns.items() if name in ("late", "y")}
+    found = baseline(ready.assign(late=np.nan), roles)
+    assert found == "Baseline: none, as no input has a value in a training row."

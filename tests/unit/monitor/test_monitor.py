@@ -143,7 +143,11 @@ def test_labels_tell_what_drift_does_not(tmp_path: Path, bundle: Bundle) -> None
 
 
 BROKEN_TABLES: dict[str, tuple[Callable[[], Table], tuple[str, str | None], str]] = {
-    "a column vanished": (lambda: since().drop(columns="width"), ("schema", "width"), "width is gone"),
+    "a column vanished": (
+        lambda: since().drop(columns="width"),
+        ("schema", "width"),
+        "width is gone: bring it back, or learn without it (NBS002)",
+    ),
     "a column was renamed": (
         lambda: since().rename(columns={"width": "breadth"}),
         ("schema", "width"),

@@ -19,6 +19,7 @@ from helpers.hostile_notebook import HOSTILE, figure_of, hostile_notebook, live,
 from nbformat import NotebookNode, v4
 
 from nbs_lib.core.files import write_json, write_table
+from nbs_lib.core.findings import FINDINGS_PATH, Finding, findings_json
 from nbs_lib.data.roles import Roles
 from nbs_lib.evaluation import report_page as report
 from nbs_lib.evaluation import run_results as findings
@@ -126,6 +127,8 @@ def write_run(
     target = random.normal(size=100) if task == "regression" else random.integers(0, len(classes), 100)
     splits = np.repeat(["train", "valid", "test"], [60, 20, 20])
     rows = pd.DataFrame({"_split": splits, "_target": target, "_block": np.arange(100)})
+    found = [Finding(code, (value(1),), value(2), value(3)) for code in ("NBS010", "NBS031")]
+    write_json(findings_json(found, {"NBS010": []}), folder / FINDINGS_PATH)
     write_table(rows, folder / "data/training_set.parquet")
     known = {"binary": ["auc", "log_loss"], "multiclass": ["log_loss", "accuracy"], "regression": ["rmse", "mae"]}[task]
     lead = 0.1 if decision != "REJECT" else -0.1
@@ -188,6 +191,11 @@ def test_the_first_page(task: str, decision: str, words: str, tmp_path: Path, mo
     assert first.find_previous(class_="badge").get_text() == decision
     assert live(page) == []
     assert "snapshot.html" in page
+    tables = BeautifulSoup(page, "html.parser").select("main table")
+    listed = next(table for table in tables if "NBS010" in table.get_text())
+    assert "A column tells the target alone" in listed.get_text()
+    assert [badge.get_text() for badge in listed.select(".badge")] == ["acknowledged", "note"]
+    assert 'href="training_set.html"' in page
 
 
 def test_the_first_page_says_who_won_and_who_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
