@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'log_app', 'run_verb', 'doctor_verb', 'predict_verb', 'features_verb', 'prove_verb', 'bench_verb',
-           'verify_verb', 'feast_verb', 'materialize_verb', 'parity_verb', 'serve_verb', 'explain_verb', 'shadow_verb',
-           'simulate_verb', 'rollback_verb', 'schedule_verb', 'log_compact_verb', 'log_show_verb', 'monitor_verb',
-           'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'notebooks_verb', 'docs_verb',
-           'deps_verb', 'main']
+           'verify_verb', 'review_verb', 'feast_verb', 'materialize_verb', 'parity_verb', 'serve_verb', 'explain_verb',
+           'shadow_verb', 'simulate_verb', 'rollback_verb', 'schedule_verb', 'log_compact_verb', 'log_show_verb',
+           'monitor_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'notebooks_verb',
+           'docs_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/01_cli.ipynb #55bd15b4
 import sys
@@ -168,6 +168,19 @@ def verify_verb(
 
     chdir_root()
     verify(share, seed)
+
+
+@app.command("review")
+def review_verb(
+    base: Annotated[str | None, typer.Argument(help="A commit; where this branch left main by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file; standard output by default.")] = None,
+) -> None:
+    "Write what a change does as one comment in Markdown: cells, parameters, metrics, gate, pages."
+    from nbs_lib.review.review import review
+
+    out = out.resolve() if out else None
+    chdir_root()
+    review(base, out)
 
 # %% ../notebooks/lib/01_cli.ipynb #763aa3b7
 @app.command("feast")
