@@ -46,6 +46,7 @@ class _BenchTarget(StrEnum):
     tables = "tables"
     same = "same"
     alarms = "alarms"
+    forgeries = "forgeries"
 
 
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METRICS_FILE', 'GATE_FILE', 'CANDIDATES_FOLDER', 'Side', 'MetricChange', 'paired_gains', 'ResultChange',
-           'compare_results']
+           'compare_results', 'fetch_results']
 
-# %% ../../notebooks/lib/review/08_results.ipynb #14777216
+# %% ../../notebooks/lib/review/08_results.ipynb #baf9286f
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from nbs_lib.models.metrics import (
 from ..models.predictions import candidate_outputs
 from .lock import Cache, LockedStage, path_md5
 
-# %% ../../notebooks/lib/review/08_results.ipynb #0a337e09
+# %% ../../notebooks/lib/review/08_results.ipynb #929c473c
 @dataclass(frozen=True)
 class Side:
     "A commit, or what lies here."
@@ -63,7 +64,7 @@ class Side:
         place = self.file(path)
         return None if place is None else read_json(place)
 
-# %% ../../notebooks/lib/review/08_results.ipynb #4ffe28fa
+# %% ../../notebooks/lib/review/08_results.ipynb #8e8dc1d9
 _DRAWS = 200  # of the bootstrap
 METRICS_FILE, GATE_FILE, CANDIDATES_FOLDER = "models/metrics.json", "models/gate.json", "models/candidates"
 
@@ -103,7 +104,7 @@ def paired_gains(
     gains = {m.name: metric_gain(m.name, drawn["after", m.name], drawn["before", m.name]) for m in METRICS[task]}
     return len(both), {name: bootstrap_interval(values) for name, values in gains.items()}
 
-# %% ../../notebooks/lib/review/08_results.ipynb #7a66be12
+# %% ../../notebooks/lib/review/08_results.ipynb #31ea753d
 @dataclass(frozen=True)
 class ResultChange:
     "What became of the results."
@@ -113,7 +114,7 @@ class ResultChange:
     rows: int  # test rows that both champions have answered
     gates: tuple[dict[str, Any] | None, dict[str, Any] | None]  # models/gate.json
     candidates: dict[str, tuple[float | None, float | None]]  # the primary metric, where it changed
-    missing: list[str]  # what is not at hand
+    missing: tuple[list[str], list[str]]  # what is not at hand, before and after
     pages: list[str]  # that changed
 
 
@@ -127,12 +128,11 @@ def _pages(before: Side, after: Side) -> list[str]:
     return [path for path in paths if path.startswith("reports/") and before.md5(path) != after.md5(path)]
 
 
-def _missing(before: Side, after: Side) -> list[str]:
-    wanted = {METRICS_FILE: "", GATE_FILE: "", CANDIDATES_FOLDER: "predictions.parquet"}
-    sides = {"before": before, "after": after}
-    return [
-        f"{path} {when}" for path, inside in wanted.items() for when, s in sides.items() if not s.file(path, inside)
-    ]
+_WANTED = {METRICS_FILE: "", GATE_FILE: "", CANDIDATES_FOLDER: "predictions.parquet"}  # what is read of each
+
+
+def _missing(side: Side) -> list[str]:
+    return [path for path, inside in _WANTED.items() if not side.file(path, inside)]
 
 
 def _predictions(side: Side) -> pd.DataFrame | None:
@@ -146,7 +146,7 @@ def compare_results(
 ) -> ResultChange:
     "Compare metrics, gate and pages."
     metrics, gates = ([side.json(path) for side in (before, after)] for path in (METRICS_FILE, GATE_FILE))
-    pages, missing = _pages(before, after), _missing(before, after)
+    pages, missing = _pages(before, after), (_missing(before), _missing(after))
     if None in metrics or None in gates or metrics[0]["task"] != metrics[1]["task"]:
         return ResultChange([], ("", ""), 0, (gates[0], gates[1]), {}, missing, pages)
     was, now = gates[0]["champion"], gates[1]["champion"]
@@ -161,3 +161,24 @@ def compare_results(
     each = {name: tuple(_test_value(m, name, metrics[1]["primary"]) for m in metrics) for name in listed}
     moved = {name: (pair[0], pair[1]) for name, pair in each.items() if pair[0] != pair[1]}
     return ResultChange(changes, (was, now), rows, (gates[0], gates[1]), moved, missing, pages)
+
+# %% ../../notebooks/lib/review/08_results.ipynb #8f465c72
+def fetch_results(
+    before: Side,
+    after: Side,
+    base: str,  # the commit of the first
+    remote: str,  # a folder or an address; empty: none
+) -> None:
+    "Bring what is not at hand into the cache; a remote that can't be reached costs a sentence."
+    if not remote or not (_missing(before) or _missing(after)):
+        return
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    root = after.root.resolve()
+    config = {"remote": {"nbs": {"url": remote if "://" in remote else str(root / remote)}}, "core": {"remote": "nbs"}}
+    try:
+        with Repo(str(root), config=config) as repo:
+            repo.fetch(targets=list(_WANTED), revs=[base])
+    except (DvcException, OSError) as error:
+        print(f"warning: the remote {remote} did not give all results ({error}).", file=sys.stderr)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['first_line', 'review_comment', 'review']
 
-# %% ../../notebooks/lib/review/09_review.ipynb #3054e937
+# %% ../../notebooks/lib/review/09_review.ipynb #afb7bbe8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.format import format_count, format_number, format_with_interval
+from ..core.settings import load_settings
 from ..evaluation.run_results import metric_label
 from .cells import fenced
 from .changes import Changes, ValueChange, find_base, find_changes
 from .hashes import ABSENT, STALE, WRONG, Mismatch, compare_lock, read_current_lock, stages_to_run
 from .lock import Cache, read_lock
-from .results import MetricChange, ResultChange, Side, compare_results
+from .results import MetricChange, ResultChange, Side, compare_results, fetch_results
 
-# %% ../../notebooks/lib/review/09_review.ipynb #c18966ba
+# %% ../../notebooks/lib/review/09_review.ipynb #97d9132b
 _MAX_LISTED = 12  # names in a sentence
 
 
@@ -47,7 +48,7 @@ def _section(title: str, *parts: str) -> list[str]:
     shown = [part for part in parts if part]
     return [f"### {title}", *shown] if shown else []
 
-# %% ../../notebooks/lib/review/09_review.ipynb #dcf465ad
+# %% ../../notebooks/lib/review/09_review.ipynb #1454f84d
 _VALUE_TITLES = {
     "params.yaml": "Parameters",
     "settings.ini": "Settings",
@@ -65,8 +66,17 @@ def _side(value: Any) -> str:
     return "—" if value is None else _code(", ".join(map(str, value)) if isinstance(value, list) else value)
 
 
+_MAX_LINES, _MAX_CHARS = 60, 40_000  # of a notebook, and of all: forges cut a comment at 65,536 characters
+
+
 def _cell_sections(cells: Mapping[str, str]) -> list[str]:
-    parts = [part for name, difference in cells.items() for part in (f"**{_code(name)}**", fenced(difference))]
+    parts, left = [], _MAX_CHARS
+    for name, difference in cells.items():
+        lines = difference.splitlines()
+        shown = "\n".join(lines[:_MAX_LINES])[:left]
+        more = len(lines) - len(shown.splitlines())
+        parts += [f"**{_code(name)}**", fenced(shown) if shown else "", f"And {more} lines more." if more > 0 else ""]
+        left -= len(shown)
     return _section("Code in notebooks", *parts)
 
 
@@ -83,25 +93,30 @@ def _written_sections(found: Changes) -> list[str]:
     told = [f"{what}: {_listed(names)}." for what, names in lines.items() if names]
     return [*parts, *_cell_sections(found.cells), *_section("Other changes", *told)]
 
-# %% ../../notebooks/lib/review/09_review.ipynb #4da89dc8
+# %% ../../notebooks/lib/review/09_review.ipynb #3994dd30
 def _metric_row(change: MetricChange) -> list[str]:
     values = [format_number(value, 4) for value in (change.before, change.after)]
     better = "—" if change.better is None else format_with_interval(vars(change.better), sign=True)
     return [metric_label(change.metric), *values, better]
 
 
-def _how_to_get(missing: Sequence[str]) -> str:
-    if not missing:
-        return ""
-    where = "`dvc fetch` there brings it from the remote, or `make run` makes it anew"
-    return f"Not at hand, so not compared: {_listed(missing)}. Check that commit out in a folder of its own: {where}."
+def _how_to_get(missing: tuple[list[str], list[str]], base: str) -> list[str]:
+    "Say what is not at hand, and how to get it."
+    before, after, found = *missing, []
+    if before:
+        there = f"`git switch --detach {base[:12]}`, then `dvc fetch` or `make run`, and `git switch -` to come back"
+        found.append(f"Not at hand of {base[:12]}, so not compared: {_listed(before)}. To get it: {there}.")
+    if after:
+        found.append(f"Not at hand here, so not compared: {_listed(after)}. To get it: `dvc pull` or `make run`.")
+    return found
 
 
-def _results_section(found: ResultChange) -> list[str]:
+def _results_section(found: ResultChange, base: str) -> list[str]:
     was, now = found.champions
     same = all(each.before == each.after for each in found.metrics) and was == now
     if not found.metrics or same:
-        return _section("Results", _how_to_get(found.missing) or "All metrics of the champion are as before.")
+        missing = _how_to_get(found.missing, base)
+        return _section("Results", *(missing or ["All metrics of the champion are as before."]))
     who = f"Champion: {_code(was)} before, {_code(now)} after." if was != now else f"Champion: {_code(now)}."
     paired = f"The interval (95 %) draws whole days or groups of the {format_count(found.rows, 'test row')} of both."
     note = paired if found.rows else "The test rows are not the same, so there is no interval of the difference."
@@ -127,7 +142,7 @@ def _gate_section(found: ResultChange) -> list[str]:
     line = f"{before['decision']} before, **{after['decision']}** after: {after['sentence']}"
     return _section("Gate", line, table)
 
-# %% ../../notebooks/lib/review/09_review.ipynb #d5ba78c1
+# %% ../../notebooks/lib/review/09_review.ipynb #b162bf0e
 def _lock_section(found: Sequence[Mismatch], again: Sequence[str]) -> list[str]:
     wrong = [f"- {_code(each.path)} {each.why}" for each in found if each.kind == WRONG]
     stale = [f"- {_code(each.path)} {each.why}" for each in found if each.kind == STALE]
@@ -142,7 +157,7 @@ def _lock_section(found: Sequence[Mismatch], again: Sequence[str]) -> list[str]:
     fits = "Inputs, parameters, outputs and cache fit. `nbs verify` runs stages again, which finds what hashes can't."
     return _section("dvc.lock", *(parts or [fits]))
 
-# %% ../../notebooks/lib/review/09_review.ipynb #468b4a0e
+# %% ../../notebooks/lib/review/09_review.ipynb #cb075515
 def _result_points(found: ResultChange) -> Iterator[str]:
     before, after = found.gates
     if before and after and before["decision"] != after["decision"]:
@@ -194,7 +209,7 @@ def first_line(
     told = ", ".join(f"{what} in {format_count(len(names), 'file')}" for what, names in edits.items() if names)
     return f"**Nothing to look at:** {told or 'no file changed'}, and no result."
 
-# %% ../../notebooks/lib/review/09_review.ipynb #7895fb5b
+# %% ../../notebooks/lib/review/09_review.ipynb #6cf552cc
 def review_comment(
     base: str,  # a commit
     root: str | Path = ".",  # the project; the working directory, where the table is named relative to it
@@ -207,10 +222,12 @@ def review_comment(
     now, kept = read_current_lock(root), Cache.of(root)
     changes, mismatches = find_changes(base, root), compare_lock(now, kept, root)
     again = stages_to_run(now, mismatches, root)
-    results = compare_results(Side(then, kept, root), Side(now, kept, root))
+    before, after = Side(then, kept, root), Side(now, kept, root)
+    fetch_results(before, after, base, load_settings(root / "settings.ini").dvc.remote)
+    results = compare_results(before, after)
     parts = [
         first_line(changes, results, mismatches, again),
-        *_results_section(results),
+        *_results_section(results, base),
         *_gate_section(results),
         *_written_sections(changes),
         *_section("Pages that changed", _listed(results.pages)),
