@@ -168,8 +168,9 @@ def compare_lock(
         for name in lock
         if name not in declared
     ]
-    stale = {each.stage for each in found if each.kind == STALE}
-    return found + [each for each in _lineage_mismatches(root) if each.stage not in stale]
+    stale, off = {each.stage for each in found if each.kind == STALE}, {each.path for each in found}
+    told = {name for name in lock if name not in stale and off.isdisjoint(lock[name].deps)}  # else it has been said
+    return found + [each for each in _lineage_mismatches(root) if each.stage in told]
 
 
 def stages_to_run(
