@@ -3503,6 +3503,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'nbs_lib/review/review.py'),
                                        'nbs_lib.review.review._metric_row': ( 'lib/review/review.html#_metric_row',
                                                                               'nbs_lib/review/review.py'),
+                                       'nbs_lib.review.review._mismatch_lines': ( 'lib/review/review.html#_mismatch_lines',
+                                                                                  'nbs_lib/review/review.py'),
                                        'nbs_lib.review.review._result_points': ( 'lib/review/review.html#_result_points',
                                                                                  'nbs_lib/review/review.py'),
                                        'nbs_lib.review.review._results_section': ( 'lib/review/review.html#_results_section',

@@ -75,7 +75,7 @@ def _declared(root: Path) -> dict[str, _Declared]:
 def _declaration_mismatches(name: str, declared: _Declared, locked: LockedStage) -> Iterator[Mismatch]:
     "Compare what `dvc.yaml` says of a stage with what the lock says."
     if declared.command != locked.command:
-        yield Mismatch(name, "dvc.yaml", STALE, f"has another command than `{locked.command}`, which {name} was run by")
+        yield Mismatch(name, "dvc.yaml", STALE, f"has another command than the one that ran, `{locked.command}`")
     for path in sorted(declared.deps ^ set(locked.deps)):
         yield Mismatch(name, path, STALE, "became an input" if path in declared.deps else "is no input any more")
     for path in sorted(declared.outs ^ set(locked.outs)):
@@ -87,7 +87,7 @@ def _param_mismatches(name: str, declared: _Declared, locked: LockedStage, param
     then = flatten({key: AUTO if value is None else value for key, value in locked.params.items()})
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) != then.get(key):
-            yield Mismatch(name, key, STALE, f"is {now.get(key)}, and was {then.get(key)} when {name} ran")
+            yield Mismatch(name, key, STALE, f"is {now.get(key)}, and was {then.get(key)} in the run")
 
 # %% ../../notebooks/lib/review/02_hashes.ipynb #a976d2ce
 Hash = Callable[[str], str]  # of a path relative to the root
@@ -97,10 +97,9 @@ def _input_mismatches(name: str, locked: LockedStage, written: Mapping[str, str]
     for path, expected in locked.deps.items():
         if path in written:
             if written[path] != expected:
-                yield Mismatch(name, path, STALE, f"is not the one that {name} read")
+                yield Mismatch(name, path, STALE, "is not the one that was read")
         elif (found := md5(path)) != expected:
-            what = f"has changed since {name} ran" if found else f"is missing, and {name} reads it"
-            yield Mismatch(name, path, STALE, what)
+            yield Mismatch(name, path, STALE, "has changed since the run" if found else "is missing")
 
 
 def _output_mismatches(name: str, locked: LockedStage, md5: Hash, cache: Cache) -> Iterator[Mismatch]:
@@ -109,7 +108,7 @@ def _output_mismatches(name: str, locked: LockedStage, md5: Hash, cache: Cache) 
         if not found and kept is None:
             yield Mismatch(name, path, ABSENT, "is neither here nor in the cache")
         elif found and found != expected:
-            yield Mismatch(name, path, WRONG, f"is not what {name} wrote")
+            yield Mismatch(name, path, WRONG, "is not what the run wrote")
         if any(path_md5(file) != f"{file.parent.name}{file.name}" for file in (kept or {}).values()):
             yield Mismatch(name, path, WRONG, "is damaged in the cache: a file is not what its name says")
 
@@ -157,14 +156,14 @@ def compare_lock(
     found = list(_source_mismatches(root))
     for name, stage in declared.items():
         if name not in lock:
-            found.append(Mismatch(name, LOCK_FILE, STALE, f"knows no run of {name}"))
+            found.append(Mismatch(name, LOCK_FILE, STALE, "knows no run of it"))
             continue
         found += _declaration_mismatches(name, stage, lock[name])
         found += _param_mismatches(name, stage, lock[name], params)
         found += _input_mismatches(name, lock[name], written, md5)
         found += _output_mismatches(name, lock[name], md5, kept)
     found += [
-        Mismatch(name, LOCK_FILE, WRONG, f"holds {name}, which dvc.yaml does not declare")
+        Mismatch(name, LOCK_FILE, WRONG, "holds a stage that dvc.yaml does not declare")
         for name in lock
         if name not in declared
     ]

@@ -59,7 +59,7 @@ _VALUE_TITLES = {
 
 def _value_section(name: str, changes: Sequence[ValueChange]) -> list[str]:
     rows = [[_code(each.key), *(_side(value) for value in (each.before, each.after))] for each in changes]
-    return _section(_VALUE_TITLES[name], _table(["", "before", "after"], rows))
+    return _section(_VALUE_TITLES[name], _table(["key", "before", "after"], rows))
 
 
 def _side(value: Any) -> str:
@@ -124,7 +124,7 @@ def _results_section(found: ResultChange, base: str) -> list[str]:
     moved = {name: " → ".join(format_number(each, 4) for each in pair) for name, pair in found.candidates.items()}
     others = "; ".join(f"{_code(name)} {pair}" for name, pair in moved.items())
     table = _table(head, map(_metric_row, found.metrics))
-    return _section("Results", who, table, note, f"Each candidate that moved: {others}." if others else "")
+    return _section("Results", who, table, note, f"Candidates that moved: {others}." if others else "")
 
 
 def _gate_section(found: ResultChange) -> list[str]:
@@ -139,19 +139,27 @@ def _gate_section(found: ResultChange) -> list[str]:
         if states[0] != states[1]:
             rows.append([name, *states, _code(entries[1].get(name, entries[0].get(name, {}))["observed"])])
     table = _table(["check", "before", "after", "observed"], rows) if rows else ""
-    line = f"{before['decision']} before, **{after['decision']}** after: {after['sentence']}"
+    same = before["decision"] == after["decision"]
+    line = f"**{after['decision']}**, {'as' if same else before['decision']} before. {after['sentence']}"
     return _section("Gate", line, table)
 
 # %% ../../notebooks/lib/review/09_review.ipynb #b162bf0e
+def _mismatch_lines(found: Iterable[Mismatch]) -> str:
+    "List what does not fit, each with the stages that it concerns."
+    stages: dict[tuple[str, str], list[str]] = {}
+    for each in found:
+        stages.setdefault((each.path, each.why), []).append(each.stage)
+    return "\n".join(f"- {_code(path)} {why} ({', '.join(names)})" for (path, why), names in stages.items())
+
+
 def _lock_section(found: Sequence[Mismatch], again: Sequence[str]) -> list[str]:
-    wrong = [f"- {_code(each.path)} {each.why}" for each in found if each.kind == WRONG]
-    stale = [f"- {_code(each.path)} {each.why}" for each in found if each.kind == STALE]
+    wrong, stale = (_mismatch_lines([each for each in found if each.kind == kind]) for kind in (WRONG, STALE))
     absent = list(dict.fromkeys(each.path for each in found if each.kind == ABSENT))
     parts = []
     if wrong:
-        parts += ["Changed by something other than a run:", "\n".join(wrong)]
+        parts += ["Changed by something other than a run:", wrong]
     if again:
-        parts += [f"`make run` would run {_listed(again)}" + (", because:" if stale else "."), "\n".join(stale)]
+        parts += [f"`make run` would run {_listed(again)}" + (", because:" if stale else "."), stale]
     if absent:
         parts.append(f"Not at hand, so not compared: {_listed(absent)}.")
     fits = "Inputs, parameters, outputs and cache fit. `nbs verify` runs stages again, which finds what hashes can't."

@@ -112,7 +112,7 @@ def run_again(
             except StageError as error:
                 differs = [f"no output ({error})"]
             seconds[name] = time.perf_counter() - started
-            found += [Mismatch(name, path, FORGED, f"is not what {name} writes") for path in differs]
+            found += [Mismatch(name, path, FORGED, "is not what it writes") for path in differs]
             print(f"{name}: {', '.join(differs) or 'identical'}", file=sys.stderr)
         for name, told in _refit(parts, lock, kept, root, there).items():
             seconds[name] = told["seconds"]

@@ -118,7 +118,7 @@ def test_code_without_a_run(change: Project) -> None:
         f"{LOOK} `dvc.lock` is not what the code makes: 10 stages would run again; code in 1 notebook."
     )
     assert "-    if value is None:\n+    if value is None:  # as in a table" in said
-    assert "- `nbs_lib/core/format.py` has changed since train ran" in said
+    assert "- `nbs_lib/core/format.py` has changed since the run (snapshot, features, training_set, train," in said
 
 
 def test_a_parameter_without_a_run(change: Project) -> None:
@@ -150,7 +150,7 @@ def test_a_metric_edited_by_hand(change: Project) -> None:
     write_json(metrics, place)
     said = comment(change)
     assert said.startswith(f"{LOOK} `models/metrics.json` changed by something other than a run;")
-    assert "- `models/metrics.json` is not what evaluate wrote" in said
+    assert "- `models/metrics.json` is not what the run wrote (evaluate)" in said
 
 
 def test_a_page_edited_by_hand(change: Project) -> None:
