@@ -135,9 +135,38 @@ def _missing(side: Side) -> list[str]:
     return [path for path, inside in _WANTED.items() if not side.file(path, inside)]
 
 
+def _same_results(before: Side, after: Side) -> bool:
+    "Return whether all that is compared has the same hash on both sides: then nothing has to be at hand."
+    return all(before.md5(path) == after.md5(path) for path in _WANTED)
+
+
 def _predictions(side: Side) -> pd.DataFrame | None:
     place = side.file(CANDIDATES_FOLDER, "predictions.parquet")
     return None if place is None else read_table(place)
+
+
+def _metric_changes(
+    sides: tuple[Side, Side], metrics: list[dict[str, Any]], champions: tuple[str, str]
+) -> tuple[int, list[MetricChange]]:
+    "Compare the champions; with the number of test rows that both have answered."
+    task, tables = metrics[1]["task"], [_predictions(side) for side in sides]
+    rows, gains = 0, dict[str, Interval]()
+    if tables[0] is not None and tables[1] is not None:
+        rows, gains = paired_gains(task, (tables[0], champions[0]), (tables[1], champions[1]))
+    changes = []
+    for metric in METRICS[task]:
+        values = [_test_value(*each, metric.name) for each in zip(metrics, champions, strict=True)]
+        changes.append(MetricChange(metric.name, values[0], values[1], gains.get(metric.name)))
+    return rows, changes
+
+
+def _moved_candidates(metrics: list[dict[str, Any]]) -> dict[str, tuple[float | None, float | None]]:
+    primary, found = metrics[1]["primary"], {}
+    for name in {**metrics[0]["candidates"], **metrics[1]["candidates"]}:
+        before, after = (_test_value(each, name, primary) for each in metrics)
+        if before != after:
+            found[name] = (before, after)
+    return found
 
 
 def compare_results(
@@ -145,22 +174,16 @@ def compare_results(
     after: Side,
 ) -> ResultChange:
     "Compare metrics, gate and pages."
+    pages = _pages(before, after)
+    if _same_results(before, after):
+        return ResultChange([], ("", ""), 0, (None, None), {}, ([], []), pages)
     metrics, gates = ([side.json(path) for side in (before, after)] for path in (METRICS_FILE, GATE_FILE))
-    pages, missing = _pages(before, after), (_missing(before), _missing(after))
+    missing = (_missing(before), _missing(after))
     if None in metrics or None in gates or metrics[0]["task"] != metrics[1]["task"]:
         return ResultChange([], ("", ""), 0, (gates[0], gates[1]), {}, missing, pages)
-    was, now = gates[0]["champion"], gates[1]["champion"]
-    tables = [_predictions(side) for side in (before, after)]
-    rows, gains = 0, dict[str, Interval]()
-    if tables[0] is not None and tables[1] is not None:
-        rows, gains = paired_gains(metrics[1]["task"], (tables[0], was), (tables[1], now))
-    names = [metric.name for metric in METRICS[metrics[1]["task"]]]
-    values = {name: (_test_value(metrics[0], was, name), _test_value(metrics[1], now, name)) for name in names}
-    changes = [MetricChange(name, *pair, gains.get(name)) for name, pair in values.items()]
-    listed = {**metrics[0]["candidates"], **metrics[1]["candidates"]}
-    each = {name: tuple(_test_value(m, name, metrics[1]["primary"]) for m in metrics) for name in listed}
-    moved = {name: (pair[0], pair[1]) for name, pair in each.items() if pair[0] != pair[1]}
-    return ResultChange(changes, (was, now), rows, (gates[0], gates[1]), moved, missing, pages)
+    champions = (gates[0]["champion"], gates[1]["champion"])
+    rows, changes = _metric_changes((before, after), metrics, champions)
+    return ResultChange(changes, champions, rows, (gates[0], gates[1]), _moved_candidates(metrics), missing, pages)
 
 # %% ../../notebooks/lib/review/08_results.ipynb #8f465c72
 def fetch_results(
@@ -170,7 +193,7 @@ def fetch_results(
     remote: str,  # a folder or an address; empty: none
 ) -> None:
     "Bring what is not at hand into the cache; a remote that can't be reached costs a sentence."
-    if not remote or not (_missing(before) or _missing(after)):
+    if not remote or _same_results(before, after) or not (_missing(before) or _missing(after)):
         return
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -179,6 +202,6 @@ def fetch_results(
     config = {"remote": {"nbs": {"url": remote if "://" in remote else str(root / remote)}}, "core": {"remote": "nbs"}}
     try:
         with Repo(str(root), config=config) as repo:
-            repo.fetch(targets=list(_WANTED), revs=[base])
+            repo.fetch(targets=list(_WANTED), revs=[base], workspace=bool(_missing(after)))
     except (DvcException, OSError) as error:
         print(f"warning: the remote {remote} did not give all results ({error}).", file=sys.stderr)

@@ -115,8 +115,9 @@ def _results_section(found: ResultChange, base: str) -> list[str]:
     was, now = found.champions
     same = all(each.before == each.after for each in found.metrics) and was == now
     if not found.metrics or same:
-        missing = _how_to_get(found.missing, base)
-        return _section("Results", *(missing or ["All metrics of the champion are as before."]))
+        another = not found.metrics and None not in found.gates
+        line = "The task is another one: metrics are not compared." if another else "All metrics are as before."
+        return _section("Results", *(_how_to_get(found.missing, base) or [line]))
     who = f"Champion: {_code(was)} before, {_code(now)} after." if was != now else f"Champion: {_code(now)}."
     paired = f"The interval (95 %) draws whole days or groups of the {format_count(found.rows, 'test row')} of both."
     note = paired if found.rows else "The test rows are not the same, so there is no interval of the difference."
