@@ -3533,6 +3533,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'nbs_lib/review/verify.py'),
                                        'nbs_lib.review.verify._describe_chances': ( 'lib/review/verify.html#_describe_chances',
                                                                                     'nbs_lib/review/verify.py'),
+                                       'nbs_lib.review.verify._describe_cost': ( 'lib/review/verify.html#_describe_cost',
+                                                                                 'nbs_lib/review/verify.py'),
                                        'nbs_lib.review.verify._fail': ('lib/review/verify.html#_fail', 'nbs_lib/review/verify.py'),
                                        'nbs_lib.review.verify._refit': ('lib/review/verify.html#_refit', 'nbs_lib/review/verify.py'),
                                        'nbs_lib.review.verify.draw': ('lib/review/verify.html#draw', 'nbs_lib/review/verify.py'),

@@ -79,14 +79,14 @@ def refit_differences(
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #6d07984f
 def main() -> None:
-    "`python -m nbs_lib.review.refit NAME...`: print what differs and how long it took, as JSON by candidate."
+    "`python -m nbs_lib.review.refit NAME...`: print what differs and the CPU time that it took, as JSON by candidate."
     end_with_parent()
     found: dict[str, Any] = {}
     try:
         chdir_root()
         for name in sys.argv[1:]:
-            started = time.perf_counter()
-            found[name] = {"differs": refit_differences(name), "seconds": time.perf_counter() - started}
+            started = time.process_time()
+            found[name] = {"differs": refit_differences(name), "seconds": time.process_time() - started}
     except UserError as error:
         sys.exit(f"candidate {name} can't be learned again: {error}")
     print(json.dumps(found))

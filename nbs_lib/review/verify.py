@@ -7,14 +7,14 @@ __all__ = ['DURATIONS_FILE', 'training_stage', 'plan_draw', 'draw', 'unseen_chan
 
 # %% ../../notebooks/lib/review/05_verify.ipynb #d3463d7a
 import math
-import os
 import random
 import secrets
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..core.errors import DataError, StageError, UserError
 from ..core.files import read_json, write_json
@@ -41,7 +41,7 @@ def plan_draw(
     train: str,  # the stage that writes the candidates
     candidates: Sequence[str],
     share: float,  # of the CPU time of a run
-    seconds: Mapping[str, float] = {},  # by stage, and by stage/candidate, where they were measured
+    seconds: Mapping[str, float] = {},  # CPU time by stage, and by stage/candidate, where they were measured
 ) -> dict[str, float]:  # the probability of each stage, and of each candidate as stage/candidate
     "Say how probably each stage and each candidate is run again."
     chances = dict.fromkeys(stages, share)
@@ -80,6 +80,13 @@ def unseen_chances(
     }
 
 # %% ../../notebooks/lib/review/05_verify.ipynb #f157fd3d
+def _cpu_seconds() -> float:
+    "Return the CPU time of this process and all below it, those that have ended included."
+    here = psutil.Process()
+    times = [each.cpu_times() for each in (here, *here.children(recursive=True))]
+    return sum(each.user + each.system + each.children_user + each.children_system for each in times)
+
+
 def _refit(
     parts: Sequence[str], lock: Mapping[str, LockedStage], kept: Cache, root: Path, there: Path
 ) -> dict[str, dict[str, Any]]:
@@ -98,24 +105,24 @@ def run_again(
     lock: Mapping[str, LockedStage],  # as `read_lock`
     kept: Cache,
     root: Path,  # the project
-) -> tuple[list[Mismatch], dict[str, float]]:  # what differs, and seconds by name
+) -> tuple[list[Mismatch], dict[str, float]]:  # what differs, and CPU seconds by name
     "Run stages and candidates again in a clone; raises `UserError` where an input is nowhere."
     stages, parts = [name for name in names if "/" not in name], [name for name in names if "/" in name]
     found: list[Mismatch] = []
     seconds: dict[str, float] = {}
     with rerun_clone(root) as there:
         for name in stages:
-            started = time.perf_counter()
+            started = _cpu_seconds()
             try:
                 now = rerun_stage(name, lock, kept, root, there)
                 differs = [path for path, md5 in now.items() if md5 != lock[name].outs[path]]
             except StageError as error:
                 differs = [f"no output ({error})"]
-            seconds[name] = time.perf_counter() - started
+            seconds[name] = round(_cpu_seconds() - started, 1)
             found += [Mismatch(name, path, FORGED, "is not what it writes") for path in differs]
             print(f"{name}: {', '.join(differs) or 'identical'}", file=sys.stderr)
         for name, told in _refit(parts, lock, kept, root, there).items():
-            seconds[name] = told["seconds"]
+            seconds[name] = round(told["seconds"], 1)
             found += [Mismatch(name, path, FORGED, "is not what it learns") for path in told["differs"]]
             print(f"{name}: {', '.join(told['differs']) or 'identical'}", file=sys.stderr)
     return found, seconds
@@ -124,15 +131,11 @@ def run_again(
 def load_durations(
     source: str,  # `data.source`
     root: str | Path = ".",  # the project
-) -> dict[str, Any]:  # cpu and seconds; empty where nothing was measured on this table
+) -> dict[str, Any]:  # its `seconds` by stage and candidate; empty where nothing was measured on this table
     "Load what the full form has measured."
     place = Path(root, DURATIONS_FILE)
     found = read_json(place) if place.is_file() else {}
     return found if found.get("source") == source else {}
-
-
-def _cpu_seconds() -> float:
-    return sum(os.times()[:4])  # of this process, and of those that have ended
 
 
 def _describe_chances(share: float, told: Mapping[str, float]) -> str:
@@ -140,6 +143,11 @@ def _describe_chances(share: float, told: Mapping[str, float]) -> str:
         return "every stage was run again: no forged stage would have gone unseen"
     each = "; ".join(f"{what}: {chance:.3f}" for what, chance in told.items())
     return f"probability that a forgery whose hashes all fit would have gone unseen: {each}"
+
+
+def _describe_cost(used: float, seconds: Mapping[str, float]) -> str:
+    run = sum(value for name, value in seconds.items() if "/" not in name)
+    return f"CPU time: {used:.1f} s" + (f", {used / run:.1%} of the {run:.0f} s of all stages" if run else "")
 
 
 def _fail(found: Sequence[Mismatch]) -> None:
@@ -178,9 +186,6 @@ def verify(
     found, seconds = run_again(names, lock, kept, root) if names else ([], {})
     _fail(found)
     print(_describe_chances(share, unseen_chances(chances, train)))
-    used = _cpu_seconds() - started
     if share >= 1:
-        rounded = {name: round(value, 1) for name, value in seconds.items()}
-        write_json({"source": source, "cpu": round(used, 1), "seconds": rounded}, DURATIONS_FILE)
-    of = f", {used / measured['cpu']:.1%} of the full form" if measured and share < 1 else ""
-    print(f"CPU: {used:.1f} s{of}")
+        write_json({"source": source, "seconds": seconds}, DURATIONS_FILE)
+    print(_describe_cost(_cpu_seconds() - started, measured.get("seconds", {})))

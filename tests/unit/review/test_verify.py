@@ -42,7 +42,7 @@ def test_the_full_form_proves_a_run_and_measures_it(project: Project) -> None:
     assert {"train", "train/hgb_small", "report"} <= measured["seconds"].keys()
     done = project.nbs("verify", "--share", "0")
     assert done.returncode == 0, done.stderr
-    assert "of the full form" in done.stdout
+    assert "of all stages" in done.stdout
 
 
 def only(stage: str, share: float) -> int:
