@@ -139,6 +139,27 @@ def _lineage_mismatches(root: Path) -> Iterator[Mismatch]:
                     continue  # an input is not here: its own line says so
 
 # %% ../../notebooks/lib/review/02_hashes.ipynb #45d22a5d
+def _stage_mismatches(
+    lock: Mapping[str, LockedStage], kept: Cache, root: Path, declared: Mapping[str, _Declared]
+) -> Iterator[Mismatch]:
+    "Compare each stage that is declared."
+    params = load_params(root / "params.yaml")
+    written = {path: md5 for stage in lock.values() for path, md5 in stage.outs.items()}
+
+    @cache
+    def md5(path: str) -> str:
+        return path_md5(root / path)
+
+    for name, stage in declared.items():
+        if name not in lock:
+            yield Mismatch(name, LOCK_FILE, STALE, "knows no run of it")
+            continue
+        yield from _declaration_mismatches(name, stage, lock[name])
+        yield from _param_mismatches(name, stage, lock[name], params)
+        yield from _input_mismatches(name, lock[name], written, md5)
+        yield from _output_mismatches(name, lock[name], md5, kept)
+
+
 def compare_lock(
     lock: Mapping[str, LockedStage],  # as `read_lock`
     kept: Cache,
@@ -146,27 +167,10 @@ def compare_lock(
 ) -> list[Mismatch]:  # in the order of the stages; empty: all fits
     "Compare a lock with `dvc.yaml`, parameters, files and the cache."
     root = Path(root)
-    declared, params = _declared(root), load_params(root / "params.yaml")
-    written = {path: md5 for stage in lock.values() for path, md5 in stage.outs.items()}
-
-    @cache
-    def md5(path: str) -> str:
-        return path_md5(root / path)
-
-    found = list(_source_mismatches(root))
-    for name, stage in declared.items():
-        if name not in lock:
-            found.append(Mismatch(name, LOCK_FILE, STALE, "knows no run of it"))
-            continue
-        found += _declaration_mismatches(name, stage, lock[name])
-        found += _param_mismatches(name, stage, lock[name], params)
-        found += _input_mismatches(name, lock[name], written, md5)
-        found += _output_mismatches(name, lock[name], md5, kept)
-    found += [
-        Mismatch(name, LOCK_FILE, WRONG, "holds a stage that dvc.yaml does not declare")
-        for name in lock
-        if name not in declared
-    ]
+    declared = _declared(root)
+    found = [*_source_mismatches(root), *_stage_mismatches(lock, kept, root, declared)]
+    undeclared = [name for name in lock if name not in declared]
+    found += [Mismatch(name, LOCK_FILE, WRONG, "holds a stage that dvc.yaml does not declare") for name in undeclared]
     stale, off = {each.stage for each in found if each.kind == STALE}, {each.path for each in found}
     told = {name for name in lock if name not in stale and off.isdisjoint(lock[name].deps)}  # else it has been said
     return found + [each for each in _lineage_mismatches(root) if each.stage in told]
@@ -178,13 +182,14 @@ def stages_to_run(
     root: str | Path = ".",  # the project
 ) -> list[str]:  # in the order of `dvc.yaml`
     "List the stages that a run would take, those that read what they write included."
-    names = {each.stage for each in found if each.kind in (STALE, WRONG)}
-    again: list[str] = []
-    for name, stage in _declared(Path(root)).items():  # written in the order of the run
-        outs = {path for other in again for path in (lock[other].outs if other in lock else ())}
-        if name in names or outs & stage.deps:
-            again.append(name)
-    return again
+    declared = _declared(Path(root))
+    again = {each.stage for each in found if each.kind in (STALE, WRONG)}
+    while True:
+        outs = {path for name in again if name in lock for path in lock[name].outs}
+        more = {name for name, stage in declared.items() if name not in again and outs & stage.deps}
+        if not more:
+            return [name for name in declared if name in again]
+        again |= more
 
 # %% ../../notebooks/lib/review/02_hashes.ipynb #bfc5173a
 def uncommitted(

@@ -6,6 +6,7 @@
 __all__ = ['first_line', 'review_comment', 'review']
 
 # %% ../../notebooks/lib/review/09_review.ipynb #afb7bbe8
+import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def _code(text: object) -> str:
     fence = "``" if "`" in plain else "`"
     space = " " if "`" in plain else ""
     return f"{fence}{space}{plain}{space}{fence}" if plain else "—"
+
+
+def _plain(text: object) -> str:
+    "Show a sentence from a file in one line, and nothing of it as HTML."
+    return html.escape(" ".join(str(text).split()), quote=False)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -141,7 +147,7 @@ def _gate_section(found: ResultChange) -> list[str]:
             rows.append([name, *states, _code(entries[1].get(name, entries[0].get(name, {}))["observed"])])
     table = _table(["check", "before", "after", "observed"], rows) if rows else ""
     same = before["decision"] == after["decision"]
-    line = f"**{after['decision']}**, {'as' if same else before['decision']} before. {after['sentence']}"
+    line = f"**{after['decision']}**, {'as' if same else before['decision']} before. {_plain(after['sentence'])}"
     return _section("Gate", line, table)
 
 # %% ../../notebooks/lib/review/09_review.ipynb #b162bf0e
@@ -150,7 +156,7 @@ def _mismatch_lines(found: Iterable[Mismatch]) -> str:
     stages: dict[tuple[str, str], list[str]] = {}
     for each in found:
         stages.setdefault((each.path, each.why), []).append(each.stage)
-    return "\n".join(f"- {_code(path)} {why} ({', '.join(names)})" for (path, why), names in stages.items())
+    return "\n".join(f"- {_code(path)} {_plain(why)} ({', '.join(names)})" for (path, why), names in stages.items())
 
 
 def _lock_section(found: Sequence[Mismatch], again: Sequence[str]) -> list[str]:

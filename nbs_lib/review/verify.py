@@ -21,6 +21,7 @@ from ..core.files import read_json, write_json
 from ..core.format import format_count
 from ..core.params import load_params
 from ..core.stages import load_stages
+from ..pipeline.run import project_lock
 from .hashes import ABSENT, FORGED, Mismatch, compare_lock, read_current_lock, uncommitted
 from .lock import Cache, LockedStage
 from .rerun import CANDIDATES_FOLDER, candidate_names, refit_candidates, rerun_clone, rerun_stage
@@ -131,18 +132,18 @@ def run_again(
 def load_durations(
     source: str,  # `data.source`
     root: str | Path = ".",  # the project
-) -> dict[str, Any]:  # its `seconds` by stage and candidate; empty where nothing was measured on this table
+) -> dict[str, float]:  # CPU seconds by stage, and by stage/candidate; empty where nothing was measured
     "Load what the full form has measured."
     place = Path(root, DURATIONS_FILE)
     found = read_json(place) if place.is_file() else {}
-    return found if found.get("source") == source else {}
+    return dict(found.get("seconds", {})) if found.get("source") == source else {}
 
 
-def _describe_chances(share: float, told: Mapping[str, float]) -> str:
-    if share >= 1:
+def _describe_unseen(unseen: Mapping[str, float]) -> str:
+    if not unseen:
         return "every stage was run again: no forged stage would have gone unseen"
-    each = "; ".join(f"{what}: {chance:.3f}" for what, chance in told.items())
-    return f"probability that a forgery whose hashes all fit would have gone unseen: {each}"
+    told = "; ".join(f"{what} {chance:.3f}" for what, chance in unseen.items())
+    return f"where all hashes fit, a forgery would have gone unseen with probability: {told}"
 
 
 def _describe_cost(used: float, seconds: Mapping[str, float]) -> str:
@@ -163,29 +164,40 @@ def _fail(found: Sequence[Mismatch]) -> None:
     raise UserError(f"dvc.lock is not what the code makes, in {count}: `make run`, and look at what changed.")
 
 # %% ../../notebooks/lib/review/05_verify.ipynb #6234f8a8
+def _draw_names(
+    lock: Mapping[str, LockedStage], kept: Cache, share: float, seed: int, seconds: Mapping[str, float]
+) -> tuple[list[str], dict[str, float]]:
+    "Draw what runs again; with the probability that a forgery goes unseen, by what was forged."
+    train = training_stage(lock)
+    candidates = candidate_names(lock, kept, Path.cwd()) if train else []
+    parts = [f"{train}/{name}" for name in candidates]
+    if share >= 1:  # candidates too, to measure what they cost
+        return [*load_stages(), *parts], {}
+    chances = plan_draw(load_stages(), train, candidates, share, seconds)
+    names = draw(chances, seed)
+    return [name for name in names if train not in names or name not in parts], unseen_chances(chances, train)
+
+
 def verify(
     share: float = 0.1,  # of the CPU time of a run, on average
     seed: int | None = None,  # of the draw; None: any
 ) -> None:
     "Prove that the lock is what the code makes from the data; raises `UserError` where it is not."
-    started, root = _cpu_seconds(), Path.cwd()
-    lock, params, kept = read_current_lock(), load_params(), Cache.of()
-    _fail(compare_lock(lock, kept))
-    count = sum(len(stage.deps) + len(stage.outs) + len(stage.params) for stage in lock.values())
-    print(f"hashes: {count:,} inputs, outputs and parameters of {format_count(len(lock), 'stage')} fit")
-    if loose := uncommitted(lock):
-        print(f"not committed, so this is no proof of a commit: {', '.join(loose)}")
-    train, source = training_stage(lock), str(params["data.source"])
-    measured = load_durations(source)
-    candidates = candidate_names(lock, kept, root) if train else []
-    chances = plan_draw(load_stages(), train, candidates, share, measured.get("seconds", {}))
-    seed = secrets.randbelow(2**32) if seed is None else seed
-    names = draw(chances, seed) + ([f"{train}/{name}" for name in candidates] if share >= 1 else [])
-    names = [name for name in names if share >= 1 or "/" not in name or train not in names]  # which holds them
-    print(f"run again (share {share:g}, seed {seed}): {', '.join(names) or 'nothing was drawn'}")
-    found, seconds = run_again(names, lock, kept, root) if names else ([], {})
-    _fail(found)
-    print(_describe_chances(share, unseen_chances(chances, train)))
+    started = _cpu_seconds()
+    with project_lock():
+        lock, kept, source = read_current_lock(), Cache.of(), str(load_params()["data.source"])
+        _fail(compare_lock(lock, kept))
+        count = sum(len(stage.deps) + len(stage.outs) + len(stage.params) for stage in lock.values())
+        print(f"hashes: {count:,} inputs, outputs and parameters of {format_count(len(lock), 'stage')} fit")
+        if loose := uncommitted(lock):
+            print(f"not committed, so this is no proof of a commit: {', '.join(loose)}")
+        measured = load_durations(source)
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        names, unseen = _draw_names(lock, kept, share, seed, measured)
+        print(f"run again (share {share:g}, seed {seed}): {', '.join(names) or 'nothing was drawn'}")
+        found, seconds = run_again(names, lock, kept, Path.cwd()) if names else ([], {})
+        _fail(found)
+    print(_describe_unseen(unseen))
     if share >= 1:
         write_json({"source": source, "seconds": seconds}, DURATIONS_FILE)
-    print(_describe_cost(_cpu_seconds() - started, measured.get("seconds", {})))
+    print(_describe_cost(_cpu_seconds() - started, measured))
