@@ -147,6 +147,8 @@ def _gate_section(found: ResultChange) -> list[str]:
             rows.append([name, *states, _code(entries[1].get(name, entries[0].get(name, {}))["observed"])])
     table = _table(["check", "before", "after", "observed"], rows) if rows else ""
     same = before["decision"] == after["decision"]
+    if same and not rows and before["sentence"] == after["sentence"]:
+        return []
     line = f"**{after['decision']}**, {'as' if same else before['decision']} before. {_plain(after['sentence'])}"
     return _section("Gate", line, table)
 
