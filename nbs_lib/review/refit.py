@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ..models.onnx_export import export_graph
 from ..models.predictions import predictions_table, select_split
 from ..models.search import FittedCandidate, describe_candidate, fit_setting, mask_groups
 from ..pipeline.fork_server import end_with_parent
-from .rerun import CANDIDATES_FOLDER
+from .lock import CANDIDATES_FOLDER
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #8e02a34d
 def _refit(one: Candidate, setting: Mapping[str, Any], masks: Mapping[str, Any]) -> FittedCandidate:
@@ -58,7 +59,7 @@ def refit_differences(
     name: str,  # a candidate
 ) -> list[str]:  # what is not as training left it
     "Fit a candidate again, in the working directory; raises `UserError` where a file is missing or damaged."
-    facts, search = (read_json(CANDIDATES_FOLDER / f"{each}.json") for each in ("candidates", "search"))
+    facts, search = (read_json(f"{CANDIDATES_FOLDER}/{each}.json") for each in ("candidates", "search"))
     [one] = [each for each in select_candidates(name) if each.name == name]
     if name not in facts:
         return [f"{name}: no such candidate in candidates.json"]
@@ -72,10 +73,10 @@ def refit_differences(
     answers = {name: fitted.answers(unseen)} | {each.name: each.fitted.answers(unseen) for each in variants}
     found = [line for each in graphs for line in _fact_differences(each, now[each], facts.get(each, {}))]
     for each, graph in graphs.items():
-        place = CANDIDATES_FOLDER / f"{each}.onnx"
+        place = Path(CANDIDATES_FOLDER, f"{each}.onnx")
         if not place.is_file() or place.read_bytes() != graph.SerializeToString():
             found.append(place.name)
-    return found + _answer_differences(answers, unseen, read_table(CANDIDATES_FOLDER / "predictions.parquet"))
+    return found + _answer_differences(answers, unseen, read_table(f"{CANDIDATES_FOLDER}/predictions.parquet"))
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #6d07984f
 def main() -> None:

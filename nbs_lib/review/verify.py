@@ -22,9 +22,9 @@ from ..core.format import format_count
 from ..core.params import load_params
 from ..core.stages import load_stages
 from ..pipeline.run import project_lock
-from .hashes import ABSENT, FORGED, Mismatch, compare_lock, read_current_lock, uncommitted
-from .lock import Cache, LockedStage
-from .rerun import CANDIDATES_FOLDER, candidate_names, refit_candidates, rerun_clone, rerun_stage
+from .hashes import ABSENT, FORGED, SOURCE_FILE, Mismatch, compare_lock, read_current_lock, uncommitted
+from .lock import CANDIDATES_FOLDER, Cache, LockedStage
+from .rerun import candidate_names, refit_candidates, rerun_clone, rerun_stage
 
 # %% ../../notebooks/lib/review/05_verify.ipynb #3a479ff2
 DURATIONS_FILE = Path("data/contract/durations.json")
@@ -34,7 +34,7 @@ def training_stage(
     lock: Mapping[str, LockedStage],  # as `read_lock`
 ) -> str:  # empty where there is none
     "Return the stage that writes the candidates."
-    return next((name for name, stage in lock.items() if CANDIDATES_FOLDER.as_posix() in stage.outs), "")
+    return next((name for name, stage in lock.items() if CANDIDATES_FOLDER in stage.outs), "")
 
 
 def plan_draw(
@@ -88,7 +88,7 @@ def _cpu_seconds() -> float:
     return sum(each.user + each.system + each.children_user + each.children_system for each in times)
 
 
-def _refit(
+def _refit_parts(
     parts: Sequence[str], lock: Mapping[str, LockedStage], kept: Cache, root: Path, there: Path
 ) -> dict[str, dict[str, Any]]:
     "Learn candidates again, each named as stage/candidate; where that fails, nothing is as it was."
@@ -122,7 +122,7 @@ def run_again(
             seconds[name] = round(_cpu_seconds() - started, 1)
             found += [Mismatch(name, path, FORGED, "is not what it writes") for path in differs]
             print(f"{name}: {', '.join(differs) or 'identical'}", file=sys.stderr)
-        for name, told in _refit(parts, lock, kept, root, there).items():
+        for name, told in _refit_parts(parts, lock, kept, root, there).items():
             seconds[name] = round(told["seconds"], 1)
             found += [Mismatch(name, path, FORGED, "is not what it learns") for path in told["differs"]]
             print(f"{name}: {', '.join(told['differs']) or 'identical'}", file=sys.stderr)
@@ -178,6 +178,15 @@ def _draw_names(
     return [name for name in names if train not in names or name not in parts], unseen_chances(chances, train)
 
 
+def _print_limits(lock: Mapping[str, LockedStage]) -> None:
+    "Say what the proof does not hold for."
+    if loose := uncommitted(lock):
+        print(f"not committed, so this is no proof of a commit: {', '.join(loose)}")
+    stages = load_stages()  # the source's digest is taken anew with the hashes
+    if others := [name for name, each in lock.items() if name not in stages and SOURCE_FILE not in each.outs]:
+        print(f"never run again, because they are no notebooks: {', '.join(others)}")
+
+
 def verify(
     share: float = 0.1,  # of the CPU time of a run, on average
     seed: int | None = None,  # of the draw; None: any
@@ -189,8 +198,7 @@ def verify(
         _fail(compare_lock(lock, kept))
         count = sum(len(stage.deps) + len(stage.outs) + len(stage.params) for stage in lock.values())
         print(f"hashes: {count:,} inputs, outputs and parameters of {format_count(len(lock), 'stage')} fit")
-        if loose := uncommitted(lock):
-            print(f"not committed, so this is no proof of a commit: {', '.join(loose)}")
+        _print_limits(lock)
         measured = load_durations(source)
         seed = secrets.randbelow(2**32) if seed is None else seed
         names, unseen = _draw_names(lock, kept, share, seed, measured)
