@@ -22,7 +22,7 @@ from .hashes import flatten
 from .lock import LOCK_FILE, file_at, git_output
 
 # %% ../../notebooks/lib/review/07_changes.ipynb #f3b209ca
-_MAIN = ("main", "origin/main")  # the second where only a branch was fetched
+_MAIN = ("refs/heads/main", "refs/remotes/*/main")  # the second where only a branch was fetched
 
 
 def find_base(
@@ -37,7 +37,8 @@ def find_base(
         if found is None:
             raise UserError(f"there is no commit {name} here: `git fetch` brings what others have, or name another.")
         return found.strip()
-    for main in _MAIN:
+    listed = git_output("for-each-ref", "--format=%(refname)", *_MAIN, root=root) or ""
+    for main in sorted(listed.split()):
         if found := git_output("merge-base", "HEAD", main, root=root):
             return found.strip()
     raise UserError("there is no branch main here to compare with: name a commit, such as `nbs review HEAD~1`.")
