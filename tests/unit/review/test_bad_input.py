@@ -51,6 +51,13 @@ def test_no_branch_main(repository: Path) -> None:
         find_base(None, repository)
 
 
+def test_a_branch_main_that_only_the_remote_has(repository: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", str(repository), "clone")
+    git(tmp_path / "clone", "checkout", "-b", "change")
+    git(tmp_path / "clone", "branch", "--delete", "main")
+    assert find_base(None, tmp_path / "clone") == find_base("main", repository)
+
+
 def test_no_commit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no commit here to compare with: `git init`, `git add -A`"):
         find_base(None, tmp_path)
