@@ -1,6 +1,6 @@
 # The front door. `make help` lists the verbs; behind each stands `nbs VERB --help`.
 .DEFAULT_GOAL := help
-.PHONY: help run doctor test check cover serve cycle lab ui study prove bench docs clean lib
+.PHONY: help run doctor test check cover serve cycle lab ui study prove verify review bench docs clean lib
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 LIBRARY := 'notebooks/lib/*.ipynb' 'notebooks/own/*.ipynb'
@@ -42,6 +42,12 @@ study: $(READY) ## The longer experiments of notebooks/studies
 
 prove: $(READY) ## Run three times, once from a fresh clone, and compare every output
 	@$(NBS) prove $(if $(SAMPLE),--sample $(SAMPLE))
+
+verify: $(READY) ## Prove that dvc.lock is what this code makes: hashes, and a tenth of a run again (SHARE=1: all of it)
+	@$(NBS) verify $(if $(SHARE),--share $(SHARE))
+
+review: $(READY) ## What this branch changes, as one comment: cells, parameters, metrics, gate, pages (BASE=…: beside another commit)
+	@$(NBS) review $(BASE) $(if $(OUT),--out $(OUT))
 
 bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features, serve, …: what those cost)
 	@$(if $(filter features,$(WHAT)),.ci/env bench)
