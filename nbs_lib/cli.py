@@ -87,7 +87,7 @@ def predict_verb(
 ) -> None:
     "Score a file with the champion."
     from nbs_lib.data.reading.files import absolute_name
-    from nbs_lib.serve.clients.batch_predict import predict_table
+    from nbs_lib.score.one_file import predict_table
 
     table, out = absolute_name(table), out.resolve() if out else None
     chdir_root()

@@ -199,9 +199,17 @@ class FallbackLadder:
         first: int = 1,  # the number of the first row, for messages
     ) -> dict[str, Array]:  # as `Bundle.predict`, and `rung` and `history` [N]
         "Answer raw rows, whatever fails; raises `DataError` with column and row where they can't be read."
-        read = self._reading.many(rows, first)
+        return self.answer_read(self._reading.many(rows, first))
+
+    def answer_read(
+        self,
+        read: InputRows,  # their arrays are filled with what the store knows
+        statuses: Sequence[Sequence[str]] | None = None,  # of each view, where its values are there already [views][N]
+    ) -> dict[str, Array]:  # as `answer`
+        "Answer rows that were read, whatever fails."
         n = len(read.empty)
-        statuses = self.view_inputs.many(read) if self._own else []
+        if statuses is None:
+            statuses = self.view_inputs.many(read) if self._own else []
         states = list(zip(*statuses, strict=True)) if statuses else [()] * n
         rungs = [self.first_rung(state, empty) for state, empty in zip(states, read.empty.tolist(), strict=True)]
         output, margin, rungs = self.run_graphs(read.arrays, rungs)
