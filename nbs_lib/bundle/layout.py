@@ -196,7 +196,9 @@ class RowReader(InputLayout):
         nothing = LevelColumn(np.array([None], dtype=object), np.zeros(n, dtype=np.intp))
         for name in self.longest.keys() & found.keys():
             _by_level(_check_length, found[name], self.longest[name], name, first)
-        arrays = {kind: np.empty((n, len(wide)), dtype=ARRAY_TYPES[kind]) for kind, wide in self.names.items()}
+        arrays: dict[str, Array] = {
+            kind: np.empty((n, len(wide)), dtype=ARRAY_TYPES[kind]) for kind, wide in self.names.items()
+        }
         for kind, wide in self.names.items():
             for place, name in enumerate(wide):
                 arrays[kind][:, place] = _by_level(ARRAY_CONVERTERS[kind], found.get(name, nothing), name, first)

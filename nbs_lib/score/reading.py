@@ -155,7 +155,7 @@ def _read_whole(reader: TableReader, part: Part) -> pa.Table:
     if part.end is None:
         return reader.raw(part.file, part.first)
     with _as_file(part) as piece:
-        return reader.raw(piece, part.first, **({"skip": 0} if part.begin and "skip" in reader.given else {}))
+        return reader.raw(piece, part.first)
 
 
 def read_part(
