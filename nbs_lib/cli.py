@@ -44,6 +44,7 @@ class _BenchTarget(StrEnum):
     load = "load"
     soak = "soak"
     tables = "tables"
+    score = "score"
     same = "same"
     alarms = "alarms"
 
@@ -172,9 +173,10 @@ def bench_verb(
     ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="Minutes of the soak test.")] = 30,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="drift: also on this many rows; tables: none with more.")
+        int | None, typer.Option(min=1, help="drift: also on this many rows; tables: none with more; score: so many.")
     ] = None,
     tables: Annotated[int | None, typer.Option(min=1, help="same: so many generated tables; 500 by default.")] = None,
+    kills: Annotated[int | None, typer.Option(min=1, help="score: kill a job so many times instead.")] = None,
 ) -> None:
     "Measure costs, and same: whether training, `nbs predict` and the service answer alike."
     from importlib import import_module
@@ -191,7 +193,8 @@ def bench_verb(
         what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
     )
     options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is _BenchTarget.soak else {}
-    options |= {"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {}
+    options |= {"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables, _BenchTarget.score) else {}
+    options |= {"kills": kills} if what is _BenchTarget.score else {}
     measure(**(options | ({"tables": tables} if what is _BenchTarget.same else {})))
 
 # %% ../notebooks/lib/01_cli.ipynb #763aa3b7

@@ -20,17 +20,17 @@ from ..data.roles import Roles
 from ..monitor.counts.binning import fit_bins
 from ..monitor.counts.histogram import ColumnBins, Profile, add_profiles
 from ..monitor.counts.profile import profile_table
-from ..monitor.drift import MIN_DRIFT_LIMITS, column_distances
-from ..monitor.from_tables import TRAINING_SET, load_reference
-from ..monitor.monitoring_data import monitored_inputs
 
 # %% ../../notebooks/lib/score/07_drift_counts.ipynb #e7be62a9
 def reference_profile(
     bundle: Bundle,  # the champion
     roles: Roles,
-    path: str | Path = TRAINING_SET,
+    path: str | Path,  # of the training set
 ) -> Profile:
     "Count what the champion learned from; raises `DataError` where that table is gone."
+    from nbs_lib.monitor.from_tables import load_reference
+    from nbs_lib.monitor.monitoring_data import monitored_inputs
+
     kinds = monitored_inputs(bundle)
     table = load_reference(bundle, roles, path)[list(kinds)]
     return profile_table(table, fit_bins(table, kinds))
@@ -67,6 +67,8 @@ def drift_of(
     profiles: Sequence[Profile],  # of the parts
 ) -> dict[str, Any]:  # what JSON holds: rows, and by column the distances; those furthest off first
     "Measure how far the answered rows are from what the champion learned from."
+    from nbs_lib.monitor.drift import MIN_DRIFT_LIMITS, column_distances  # half a second, which no worker needs
+
     rows = add_profiles(profiles)
     limit = MIN_DRIFT_LIMITS["distance"]
     found = column_distances(reference, rows)

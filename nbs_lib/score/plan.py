@@ -210,8 +210,8 @@ def plan_parts(
         if kind == "parquet":
             schema, rows = _parquet_schema(name, reader)
             first = first or (name, schema)
-            _check_schema(name, schema, first, key)
             parts = _ranges(name, rows, most)
+            _check_schema(name, schema, first, key if rows else ())
         else:
             parts = _sqlite_parts(name, reader.given) if kind == "sqlite" else _text_parts(Path(name), reader.given)
         if not parts:

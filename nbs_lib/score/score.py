@@ -27,7 +27,6 @@ from ..data.reading.files import file_kind
 from ..data.roles import Roles
 from ..features.online.lookup import open_lookup
 from ..monitor.counts.histogram import Profile
-from ..monitor.from_tables import TRAINING_SET
 from ..pipeline.fork_server import end_with_parent
 from ..pipeline.run import project_lock
 from .drift_counts import drift_of, reference_profile
@@ -157,7 +156,7 @@ def score_files(
         known = _known(root, bundle, files, views)
         options = {"features": "past" if past else "store", "explain": explain, "drift": drift, "part_rows": size}
         job = Job(out, describe_job(files, bundle.id, known, **options), parts)
-        reference = reference_profile(bundle, roles, root / TRAINING_SET) if drift and roles else None
+        reference = reference_profile(bundle, roles, root / "data/training_set.parquet") if drift and roles else None
         if reference:
             reference.save(out / REFERENCE_FILE)
         task, start = Task(str(root), str(out), bundle.id, known, past, explain, drift), time.monotonic()
