@@ -40,7 +40,9 @@ def _write_rows(
 ) -> None:
     "Write rows drawn from the training set, as files of half a million."
     bundle, rng = open_champion(), np.random.default_rng(0)
-    table = pq.read_table(TRAINING_SET, columns=[name for names in bundle.names.values() for name in names])
+    header = pq.read_schema(TRAINING_SET).names
+    inputs = [name for each in (bundle.names, bundle.context_names) for names in each.values() for name in names]
+    table = pq.read_table(TRAINING_SET, columns=[name for name in dict.fromkeys(inputs) if name in header])
     for number, start in enumerate(range(0, rows, _FILE_ROWS)):
         drawn = rng.integers(0, table.num_rows, min(_FILE_ROWS, rows - start))
         pq.write_table(table.take(drawn), folder / f"rows-{number:04}.parquet")

@@ -7,7 +7,7 @@ __all__ = ['LOOKUP_ROWS', 'array_values', 'column_values', 'SayOnce', 'Answered'
 
 # %% ../../notebooks/lib/score/02_answers.ipynb #323d4559
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from ..bundle.bundle import Bundle
 from ..bundle.fallback import FallbackLadder
-from ..bundle.layout import LevelColumn, RowReader, column_readings
-from ..data.arrays import Array
+from ..bundle.layout import InputRows, LevelColumn, RowReader, column_readings
+from ..data.arrays import ARRAY_CONVERTERS, Array
 from ..data.table import clean_column
 from ..features.online.lookup import Lookup
 
@@ -111,23 +111,46 @@ class Scorer:
         self,
         values: Mapping[str, Any],  # by column, as `column_values` gives them, and those of views
         first: int,  # the number of the first row, for messages
-        statuses: Sequence[Sequence[str]] | None = None,  # of each view, where its values are among them [views][N]
+        known: Mapping[str, Sequence[str]] | None = None,  # what became of the views whose values are among them [N]
     ) -> Answered:
         "Answer rows; raises `DataError` with column and row."
         read = self._rows.columns(values, first)
-        return Answered(self.ladder.answer_read(read, statuses), read.arrays)
+        known = self._look_up(read) if known is None else known
+        return Answered(self.ladder.answer_read(read, known), read.arrays)
 
-    def answer_by_lookup(
-        self,
-        values: Mapping[str, Any],  # by column, as `column_values` gives them
-        first: int,  # the number of the first row, for messages
-    ) -> Answered:
-        "Answer rows whose views may have to be read from the store, some at a time."
-        n = len(next(iter(values.values())))
-        if self._rows.view_of.keys() <= values.keys():
-            return self.answer(values, first)
-        parts = [self.answer(_slice(values, at, at + LOOKUP_ROWS), first + at) for at in range(0, n, LOOKUP_ROWS)]
-        return Answered(_joined([part.answer for part in parts]), _joined([part.arrays for part in parts]))
+    def _look_up(self, read: InputRows) -> dict[str, Sequence[str]]:  # what became of each view [N]
+        "Read the views that did not come with the rows: each different entity once, some at a time."
+        known: dict[str, Sequence[str]] = {}
+        codes = {name: _codes(values) for name, values in read.entities.items()}
+        for view, names in self._rows.inputs.items():
+            if view in read.sent:
+                continue
+            entity = self._rows.entity[view]
+            rows, place = _different([codes[name] for name in entity], len(read.empty))
+            keys = {name: [read.entities[name][row] for row in rows] for name in entity}
+            statuses, values = self._read_view(view, keys, len(rows))
+            known[view] = np.array(statuses, dtype=object)[place].tolist()
+            for kind, column, name in self._places(names):
+                if name in values:
+                    read.arrays[kind][:, column] = ARRAY_CONVERTERS[kind](values[name], name)[place]
+        return known
+
+    def _read_view(self, view: str, keys: dict[str, list[Any]], count: int) -> tuple[list[str], dict[str, list[Any]]]:
+        "Read a view of some entities; raises nothing: where the store fails, the ladder knows why."
+        statuses, values = list[str](), dict[str, list[Any]]()
+        for start in range(0, count, LOOKUP_ROWS):
+            some = {name: each[start : start + LOOKUP_ROWS] for name, each in keys.items()}
+            size = min(LOOKUP_ROWS, count - start)
+            status, found = self.ladder.view_inputs.lookup_views(some, size, [view])
+            statuses += status[view]
+            for name in self._rows.inputs[view]:
+                values.setdefault(name, []).extend(found.get(name, [None] * size))
+        return statuses, values
+
+    def _places(self, names: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+        "Give kind and column of some inputs."
+        for kind, wide in self._rows.names.items():
+            yield from ((kind, wide.index(name), name) for name in names if name in wide)
 
     def table(
         self,
@@ -145,15 +168,16 @@ class Scorer:
         return pa.record_batch(_add_names(told, {**keys, **number}, self.say))
 
 
-def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    "Lay the rows of parts below each other."
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _codes(values: Sequence[Any]) -> Array:
+    "Number the different values of a column, and return the number of each row."
+    known: dict[Any, int] = {}
+    return np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int64)
 
 
-def _slice(values: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    "Take some rows."
-    some = slice(start, stop)
-    return {
-        name: LevelColumn(each.levels, each.codes[some]) if isinstance(each, LevelColumn) else each[some]
-        for name, each in values.items()
-    }
+def _different(codes: Sequence[Array], count: int) -> tuple[list[int], Array]:
+    "Find the rows that differ in some columns: the first of each kind, and which of them each row is like."
+    whole = np.zeros(count, dtype=np.int64)
+    for each in codes:
+        whole = np.unique(whole * (int(each.max(initial=0)) + 1) + each, return_inverse=True)[1]
+    rows, place = np.unique(whole, return_index=True, return_inverse=True)[1:]
+    return rows.tolist(), place

@@ -74,7 +74,7 @@ def _answers(scorer: Scorer, name: str) -> Iterator[pa.RecordBatch]:
     "Answer the rows of a table in batches, and say why rows are answered on a lower rung."
     rows = 0
     for batch in read_batches(scorer.bundle, name):
-        answer = scorer.answer_by_lookup(column_values(scorer.bundle, batch), rows + 1).answer
+        answer = scorer.answer(column_values(scorer.bundle, batch), rows + 1).answer
         for reason in scorer.ladder.reasons.values():
             scorer.say(f"{reason} Such rows are answered on a lower rung.")
         yield scorer.table(batch, answer, rows + 1)

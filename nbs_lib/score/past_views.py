@@ -33,7 +33,7 @@ class ViewColumns:
     "The values of views for some rows."
 
     values: dict[str, Any] = field(default_factory=dict)  # by input, N each
-    statuses: list[Sequence[str]] = field(default_factory=list)  # of each view, N each: present, expired or missing
+    statuses: dict[str, Sequence[str]] = field(default_factory=dict)  # by view: N of present, expired and missing
 
 
 class PastViews:
@@ -84,6 +84,6 @@ class PastViews:
             db.register("asked", asked)
             query = join_query(db, self._views, self._folder, "asked", status=True)
             found = db.sql(query).to_arrow_table().combine_chunks()
-        statuses = [found[f"{view['name']}_status"].to_pylist() for view in self._views]
+        statuses = {view["name"]: found[f"{view['name']}_status"].to_pylist() for view in self._views}
         names = [name for name in found.column_names if not name.endswith("_status")]
         return ViewColumns({name: array_values(found[name].combine_chunks()) for name in names}, statuses)

@@ -97,7 +97,7 @@ class Worker:
         if self._past:
             views = self._past.read(batch, first)
             return self._scorer.answer({**values, **views.values}, first, views.statuses)
-        found = self._scorer.answer_by_lookup(values, first)
+        found = self._scorer.answer(values, first)
         for view in self.bundle.views:
             if reason := self._scorer.ladder.reasons.get(view["name"]):
                 raise StoreError(f"{reason} No row is answered without it: mend that and run this again.")

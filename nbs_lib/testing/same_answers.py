@@ -82,7 +82,7 @@ def _of_batch(learned: LearnedTable) -> Answered:
     "Answer the file as `nbs predict` does."
     scorer, parts = Scorer(learned.bundle), []
     for batch in read_batches(learned.bundle, learned.path):
-        found, n = scorer.answer_by_lookup(column_values(learned.bundle, batch), 1), batch.num_rows
+        found, n = scorer.answer(column_values(learned.bundle, batch), 1), batch.num_rows
         parts.append(found.arrays | {key: found.answer[key].reshape(n, -1) for key in ("output", "margin")})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

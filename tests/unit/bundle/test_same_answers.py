@@ -59,7 +59,7 @@ def scored(found: LearnedTable, folder: Path, values: list[Any]) -> None:
     """Score a Parquet file, in which values have types."""
     pd.DataFrame({"x": values, "n": 1}).to_parquet(folder / "t.parquet")
     for batch in read_batches(found.bundle, folder / "t.parquet"):
-        Scorer(found.bundle).answer_by_lookup(column_values(found.bundle, batch), 1)
+        Scorer(found.bundle).answer(column_values(found.bundle, batch), 1)
 
 
 def test_times_are_sent_in_the_form_that_training_learned(tmp_path: Path) -> None:
