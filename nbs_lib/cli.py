@@ -130,9 +130,12 @@ def score_verb(
         return print(check_job(check))
     if not names or out is None:
         raise UserError("name what to score and the folder of the answers: nbs score INPUT… --out FOLDER.")
+    from nbs_lib.score.plan import EXPLAINED_PART_ROWS, PART_ROWS
     from nbs_lib.score.score import score_files
+    from nbs_lib.score.worker import Options
 
-    score_files(names, out, workers, features is _Features.past, explain, drift)
+    options = Options(features is _Features.past, explain, drift, EXPLAINED_PART_ROWS if explain else PART_ROWS)
+    score_files(names, out, options, workers)
 
 # %% ../notebooks/lib/01_cli.ipynb #bd520e5c
 @app.command("features")

@@ -29,6 +29,7 @@ from ..monitor.from_tables import TRAINING_SET
 from ..score.one_file import open_champion
 from ..score.plan import PART_ROWS
 from ..score.score import score_files
+from ..score.worker import Options
 
 # %% ../../notebooks/lib/bench/12_score.ipynb #d9cf4084
 _FILE_ROWS = PART_ROWS // 2
@@ -212,7 +213,7 @@ def _contents(out: Path) -> dict[str, str]:
 
 def _run_job(names: Sequence[str], out: Path, part_rows: int, workers: int) -> None:
     with contextlib.redirect_stdout(None):
-        score_files(names, out, workers, part_rows=part_rows)
+        score_files(names, out, Options(part_rows=part_rows), workers)
 
 
 def _kill(process: multiprocessing.process.BaseProcess, rng: random.Random) -> bool:
@@ -262,7 +263,7 @@ def _print_kills(folder: Path, place: Path, kills: int) -> None:
     pq.write_table(pq.read_table(next(iter(sorted(folder.glob("*.parquet")))))[:20_000], rows / "rows.parquet")
     found = kill_and_resume([str(rows)], rows, kills, part_rows=500)
     print(
-        f"{found.kills} kills at random moments: {found.jobs} jobs ended, {found.identical} identical to an undisturbed one"
+        f"{found.kills} kills at random moments: {found.identical} of {found.jobs} jobs are identical to an undisturbed one"
     )
 
 

@@ -169,7 +169,7 @@ class Scorer:
 
 
 def _codes(values: Sequence[Any]) -> Array:
-    "Number the different values of a column, and return the number of each row."
+    "Give each different value of a column a number, and return that of each row."
     known: dict[Any, int] = {}
     return np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int64)
 

@@ -16,6 +16,7 @@ from .answers import Answered
 
 # %% ../../notebooks/lib/score/06_explained.ipynb #973d4a7d
 USUAL, MOVED = "usual_margin", "moved:"  # the margin of a usual row, and what stands before an input's name
+_MAX_ROWS = 256  # that are explained at a time: a call of ten seconds would draw its progress
 
 
 def reason_columns(
@@ -27,10 +28,12 @@ def reason_columns(
     ways = np.where(np.isin(rungs, (CONTEXT_RUNG, PRIOR_RUNG)), rungs, MODEL_RUNG)
     usual, moved = np.empty(len(ways)), np.empty((len(ways), len(explainer.groups)))
     for way in np.unique(ways.astype(str)):
-        rows = np.flatnonzero(ways == way)
-        found = explainer.explain({kind: part[rows] for kind, part in answered.arrays.items()}, str(way), strict=True)
-        told = found.output.argmax(axis=1)  # 0 where there is one output
-        usual[rows] = found.base[told]
-        moved[rows] = explainer.grouped(found.values)[np.arange(len(rows)), :, told]
+        every = np.flatnonzero(ways == way)
+        for rows in np.array_split(every, -(-len(every) // _MAX_ROWS)):
+            arrays = {kind: part[rows] for kind, part in answered.arrays.items()}
+            found = explainer.explain(arrays, str(way), strict=True)
+            told = found.output.argmax(axis=1)  # 0 where there is one output
+            usual[rows] = found.base[told]
+            moved[rows] = explainer.grouped(found.values)[np.arange(len(rows)), :, told]
     columns = {f"{MOVED}{group.code}": moved[:, k] for k, group in enumerate(explainer.groups)}
     return {name: values.astype(np.float32) for name, values in {USUAL: usual, **columns}.items()}

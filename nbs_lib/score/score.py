@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ from ..features.online.lookup import open_lookup
 from ..monitor.counts.histogram import Profile
 from ..pipeline.fork_server import end_with_parent
 from ..pipeline.run import project_lock
-from .drift_counts import drift_of, reference_profile
+from .drift_counts import TRAINING_SET, drift_of, reference_profile
 from .job import LOCK_FILE, Job, describe_job
 from .one_file import open_champion
 from .past_views import PastViews
-from .plan import PART_ROWS, InputFile, list_inputs, plan_parts
+from .plan import InputFile, list_inputs, plan_parts
 from .reading import Part, TableReader
-from .worker import REFERENCE_FILE, Task, Worker, answer_part, counts_path, known_views
+from .worker import REFERENCE_FILE, Options, Task, Worker, answer_part, counts_path, known_views
 
 # %% ../../notebooks/lib/score/10_score.ipynb #aeff8afd
 _Jobs = Sequence[tuple[Part, InputFile]]  # parts, each with its file
@@ -115,55 +116,53 @@ def _known(root: Path, bundle: Bundle, files: Sequence[InputFile], past: PastVie
     return known
 
 # %% ../../notebooks/lib/score/10_score.ipynb #a07de09b
-_EXPLAINED_PART_ROWS = 2**14  # of a part whose rows are explained, which takes a minute
-
-
-def _write_drift(job: Job, reference: Profile) -> None:
+def _write_drift(job: Job) -> None:
     "Write how far the rows are from what the champion learned from, and print the columns that are furthest off."
-    found = drift_of(reference, [Profile.load(counts_path(job.out, part)) for part in job.parts])
+    counts = [Profile.load(counts_path(job.out, part)) for part in job.parts]
+    found = drift_of(Profile.load(job.out / REFERENCE_FILE), counts)
     write_json(found, job.out / "_drift.json")
     far = [each for each in found["columns"] if (each["distance"] or 0) > found["limit"]]
     for each in far[:10]:
-        print(f"{each['column']}: {each['distance']:.3f} from what was learned from")
+        print(f"{each['column']}: {each['distance']:.3f} away from the training set")
     print(f"{len(far)} of {len(found['columns'])} columns are further than {found['limit']}: {job.out / '_drift.json'}")
+
+
+def _begin(names: Sequence[str], out: Path, options: Options, root: Path) -> tuple[Job, Task, dict[str, InputFile]]:
+    "Begin a job, or go on with it."
+    bundle = open_champion(root)
+    roles = Roles.load(root / CONTRACT_FILE) if options.past or options.drift else None
+    past = PastViews(bundle, roles, root / "data/features") if options.past and roles else None
+    files, reader = list_inputs(names), TableReader(bundle, [past.time] if past else [])
+    parts = plan_parts([each.name for each in files], reader, bundle.schema["key"], options.part_rows)
+    known = _known(root, bundle, files, past)
+    job = Job(out, describe_job(files, bundle.id, known, asdict(options)), parts)
+    if options.drift and roles:
+        reference_profile(bundle, roles, root / TRAINING_SET).save(out / REFERENCE_FILE)
+    return job, Task(str(root), str(out), bundle.id, known, options), {each.name: each for each in files}
+
+
+_BY_DEFAULT = Options()
 
 
 def score_files(
     names: Sequence[str],  # files, folders, patterns, or sqlite:///file.db, read like `data.source`
     out: str | Path,  # the folder of the answers
+    options: Options = _BY_DEFAULT,
     workers: int = 1,  # processes
-    past: bool = False,  # features as they were known at each row's own time; else from the online store
-    explain: bool = False,  # why each row is answered so
-    drift: bool = False,  # count how far the rows are from what the champion learned from
     root: str | Path = ".",  # the project
-    run: Run | None = None,  # instead of processes of this machine
-    part_rows: int | None = None,  # of a part of a Parquet file; 2**20 by default
+    run: Run | None = None,  # what answers the parts, in place of processes of this machine
 ) -> dict[str, Any]:  # the manifest
     "Answer files into a folder, each row once; raises `UserError` that names the file."
-    out, root, bundle = Path(out), Path(root).absolute(), open_champion(root)
-    roles = Roles.load(root / CONTRACT_FILE) if past or drift else None
-    views = PastViews(bundle, roles, root / "data/features") if past and roles else None
+    out, start = Path(out), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     with project_lock(out / LOCK_FILE):
-        files = list_inputs(names)
-        size = part_rows or (_EXPLAINED_PART_ROWS if explain else PART_ROWS)
-        parts = plan_parts(
-            [each.name for each in files],
-            TableReader(bundle, [views.time] if views else []),
-            bundle.schema["key"],
-            size,
-        )
-        known = _known(root, bundle, files, views)
-        options = {"features": "past" if past else "store", "explain": explain, "drift": drift, "part_rows": size}
-        job = Job(out, describe_job(files, bundle.id, known, **options), parts)
-        reference = reference_profile(bundle, roles, root / "data/training_set.parquet") if drift and roles else None
-        if reference:
-            reference.save(out / REFERENCE_FILE)
-        task, start = Task(str(root), str(out), bundle.id, known, past, explain, drift), time.monotonic()
-        run = run or (_answer_here if workers == 1 else _by_processes(workers))
-        new = _answer_parts(job, task, {each.name: each for each in files}, run)
-        whole, rate = job.finish(), new / max(time.monotonic() - start, 1e-9)
-        if reference:
-            _write_drift(job, reference)
-    print(f"{out}: {whole['rows']:,} rows in {len(parts)} parts; {new:,} of them answered now, {rate:,.0f} a second")
+        job, task, files = _begin(names, out, options, Path(root).absolute())
+        new = _answer_parts(job, task, files, run or (_answer_here if workers == 1 else _by_processes(workers)))
+        whole = job.finish()
+        if options.drift:
+            _write_drift(job)
+    rate = new / max(time.monotonic() - start, 1e-9)
+    print(
+        f"{out}: {whole['rows']:,} rows in {len(job.parts)} parts; {new:,} of them answered now, {rate:,.0f} a second"
+    )
     return whole

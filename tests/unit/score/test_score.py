@@ -33,7 +33,9 @@ from nbs_lib.registry.pointers import champion_path
 from nbs_lib.score import plan
 from nbs_lib.score.check import check_job
 from nbs_lib.score.job import entry_path
+from nbs_lib.score.plan import PART_ROWS
 from nbs_lib.score.score import score_files
+from nbs_lib.score.worker import Options, Worker
 from nbs_lib.testing.example_project import DAY_US, write_example_project
 
 PEOPLE = ("ann", "old", "eve", None)
@@ -58,8 +60,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def score(*names: str, out: str = "out", part_rows: int = 250, **options: Any) -> dict[str, Any]:
-    return score_files(names or ("in",), out, part_rows=part_rows, **options)
+def score(*names: str, out: str = "out", part_rows: int = 250, **how: Any) -> dict[str, Any]:
+    return score_files(names or ("in",), out, Options(part_rows=part_rows), **how)
 
 
 def contents(out: str | Path) -> dict[str, str]:
@@ -139,13 +141,13 @@ def test_a_worker_that_is_killed_is_one_sentence(here: Path) -> None:
         "def end():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if __name__ == '__main__':\n"
         "    score._start_worker = end\n"
-        "    try:\n        score.score_files(['in'], 'out', workers=2, part_rows=250)\n"
+        "    try:\n        score.score_files(['in'], 'out', workers=2)\n"
         "    except UserError as error:\n        print(error)\n"
     )
     done = subprocess.run([sys.executable, "killed.py"], capture_output=True, text=True, timeout=120)
-    assert "a worker was killed, with 6 parts of" in done.stdout
+    assert "a worker was killed, with 2 parts of" in done.stdout
     assert "what is done stays, so run this again" in done.stdout
-    score(workers=2)
+    score(workers=2, part_rows=PART_ROWS)
     assert check_job("out")
 
 
@@ -183,7 +185,6 @@ def test_another_champion_in_the_middle(here: Path, monkeypatch: pytest.MonkeyPa
 
 def in_the_middle(change: Callable[[], object], after: int) -> Any:
     """Answer parts in this process, and change something after some of them."""
-    from nbs_lib.score.worker import Worker
 
     def run(task: Any, jobs: Any, answered: Any) -> Iterator[dict[str, Any]]:
         worker = Worker(task)
@@ -318,7 +319,7 @@ def test_a_wrong_value_names_file_and_row(here: Path) -> None:
 
 def test_no_space_left(here: Path) -> None:
     """A limit on the size of files ends a write as a full disk does."""
-    code = "from nbs_lib.score.score import score_files\nscore_files(['in'], 'out', part_rows=250)"
+    code = "from nbs_lib.score.score import score_files\nscore_files(['in'], 'out')"
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
@@ -328,8 +329,8 @@ def test_no_space_left(here: Path) -> None:
     said = done.stderr.splitlines()[-1]
     assert "part-000000.parquet can't be written (" in said
     assert "what is done stays, so run this again" in said
-    score()
-    score(out="undisturbed")
+    score(part_rows=PART_ROWS)
+    score(out="undisturbed", part_rows=PART_ROWS)
     assert contents("out") == contents("undisturbed")
 
 
