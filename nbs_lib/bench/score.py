@@ -32,14 +32,14 @@ from ..score.score import score_files
 from ..score.worker import Options
 
 # %% ../../notebooks/lib/bench/12_score.ipynb #d9cf4084
-_FILE_ROWS = PART_ROWS // 2
+_FILE_ROWS = PART_ROWS // 2  # so that there are parts for two workers
 
 
 def _write_rows(
     folder: Path,
     rows: int,
 ) -> None:
-    "Write rows drawn from the training set, as files of half a million."
+    "Write rows drawn from the training set, as files."
     bundle, rng = open_champion(), np.random.default_rng(0)
     header = pq.read_schema(TRAINING_SET).names
     inputs = [name for each in (bundle.names, bundle.context_names) for names in each.values() for name in names]

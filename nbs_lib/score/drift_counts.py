@@ -39,6 +39,9 @@ def reference_profile(
     return profile_table(table, fit_bins(table, kinds))
 
 
+_COUNTED_ROWS = 2**16  # that are counted at a time
+
+
 class DriftCounter:
     "Counts rows as they are answered."
 
@@ -48,7 +51,7 @@ class DriftCounter:
         columns: dict[str, ColumnBins],  # of the reference
     ) -> None:
         layout = InputLayout(bundle)
-        self._columns, self._profiles = columns, list[Profile]()
+        self._columns, self._profiles, self._waiting = columns, list[Profile](), list[pa.Table]()
         self._places = {name: (kind, k) for kind, names in layout.names.items() for k, name in enumerate(names)}
 
     def add(
@@ -58,10 +61,15 @@ class DriftCounter:
         "Count rows."
         places = {name: self._places[name] for name in self._columns}
         table = pa.table({name: pa.array(arrays[kind][:, k]) for name, (kind, k) in places.items()})
-        self._profiles = [add_profiles([*self._profiles, profile_table(table, self._columns)])]
+        self._waiting.append(table)
+        if sum(each.num_rows for each in self._waiting) >= _COUNTED_ROWS:
+            self.total()
 
     def total(self) -> Profile:
         "Return the counts of all rows so far."
+        if self._waiting:
+            new = profile_table(pa.concat_tables(self._waiting), self._columns)
+            self._profiles, self._waiting = [add_profiles([*self._profiles, new])], []
         return self._profiles[0]
 
 # %% ../../notebooks/lib/score/07_drift_counts.ipynb #8465bad9

@@ -149,7 +149,7 @@ def _text_parts(path: Path, given: Mapping[str, Any]) -> list[Part]:
     return _cut_text(path, given)
 
 # %% ../../notebooks/lib/score/04_plan.ipynb #75fdeba1
-PART_ROWS = 2**20  # of Parquet: what its writers put into one row group
+PART_ROWS = 2**18  # of Parquet: some seconds
 EXPLAINED_PART_ROWS = 2**12  # of Parquet whose rows are explained, which takes a minute
 _SQLITE_ROWS = 2**16  # of a SQLite table, whose values are Python's
 

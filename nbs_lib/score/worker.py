@@ -77,7 +77,7 @@ def counts_path(
     return entry_path(out, part).with_suffix(".npz")
 
 # %% ../../notebooks/lib/score/09_worker.ipynb #2e7999f2
-_EXPLAINED_ROWS, _JOINED_ROWS = 2**12, 2**17  # of a batch: explanations take long, and each join sorts the views
+_EXPLAINED_ROWS, _JOINED_ROWS = 2**12, 2**16  # of a batch: explanations take long, and each join sorts the views
 
 
 class Worker:
