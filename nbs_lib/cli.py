@@ -110,6 +110,9 @@ def score_verb(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the answers; a second run goes on with it.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster, instead of processes here.")
+    ] = None,
     features: Annotated[
         _Features, typer.Option(help="store: as they are known now; past: as of each row's own time.")
     ] = _Features.store,
@@ -135,7 +138,12 @@ def score_verb(
     from nbs_lib.score.worker import Options
 
     options = Options(features is _Features.past, explain, drift, EXPLAINED_PART_ROWS if explain else PART_ROWS)
-    score_files(names, out, options, workers)
+    run = None
+    if ray:
+        from nbs_lib.score.on_ray import by_ray
+
+        run = by_ray(ray)
+    score_files(names, out, options, workers, run=run)
 
 # %% ../notebooks/lib/01_cli.ipynb #bd520e5c
 @app.command("features")
