@@ -16,7 +16,7 @@ doctor: $(READY) ## What is wrong with the table, before anything is learned (TA
 
 test: $(READY) ## Every check and test
 	@.ci/apt chromium nginx openjdk-17-jre-headless prometheus redis-server wrk
-	@.ci/env feast & .ci/env torchserve & .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
+	@.ci/env feast & .ci/env torchserve & .ci/env ray & .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
 
 check: $(READY) ## What to run after each edit: format, lint, types, notebooks and library, examples of what changed
 	@.ci/check

@@ -95,7 +95,7 @@ def predict_verb(
     chdir_root()
     predict_table(table, out)
 
-
+# %% ../notebooks/lib/01_cli.ipynb #6c391a83
 class _Features(StrEnum):
     "Where the values of feature views come from."
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .timing import EngineCost, run_engine
@@ -263,7 +262,7 @@ def _print_kills(folder: Path, place: Path, kills: int) -> None:
     pq.write_table(pq.read_table(next(iter(sorted(folder.glob("*.parquet")))))[:20_000], rows / "rows.parquet")
     found = kill_and_resume([str(rows)], rows, kills, part_rows=500)
     print(
-        f"{found.kills} kills at random moments: {found.identical} of {found.jobs} jobs are identical to an undisturbed one"
+        f"{found.kills} kills at random moments: {found.identical} of {found.jobs} jobs identical to an undisturbed one"
     )
 
 

@@ -8,7 +8,6 @@ __all__ = ['USUAL', 'MOVED', 'reason_columns']
 # %% ../../notebooks/lib/score/06_explained.ipynb #b7b8dbec
 import numpy as np
 
-from ..bundle.bundle import Bundle
 from ..bundle.fallback import CONTEXT_RUNG, MODEL_RUNG, PRIOR_RUNG
 from ..data.arrays import Array
 from ..explain.explainer import Explainer
