@@ -66,7 +66,7 @@ def _fingerprint(db: duckdb.DuckDBPyConnection, relation: str, names: Sequence[s
     return db.sql(f"SELECT count(*), sum(hash({key})::HUGEINT) FROM {relation}").fetchall()[0]
 
 # %% ../../notebooks/lib/score/11_check.ipynb #840c3497
-def _check_output(db: duckdb.DuckDBPyConnection, path: Path, entry: Mapping[str, Any]) -> None:
+def _check_output(db: duckdb.DuckDBPyConnection, path: Path, entry: Mapping[str, Any], key: Sequence[str]) -> None:
     "Check one file of answers; raises `UserError` where it is not what its entry says."
     if not path.exists():
         raise UserError(f"{path} is missing: run the job again.")
@@ -77,11 +77,10 @@ def _check_output(db: duckdb.DuckDBPyConnection, path: Path, entry: Mapping[str,
     rows = db.sql(f"SELECT count(*) FROM read_parquet({quote_path(path)})").fetchall()[0][0]
     if rows != entry["rows"]:
         raise UserError(f"{path} has {rows:,} rows, and its entry says {entry['rows']:,}: delete it and run again.")
-    if "row" in pq.read_schema(path).names:
+    if not set(key) & set(pq.read_schema(path).names):
         query = f"SELECT min(row), max(row), count(DISTINCT row) FROM read_parquet({quote_path(path)})"
-        first, last, different = db.sql(query).fetchall()[0]
         begin = entry["part"]["first"]
-        if "row" not in entry.get("key", ()) and (first, last, different) != (begin, begin + rows - 1, rows):
+        if db.sql(query).fetchall()[0] != (begin, begin + rows - 1, rows):
             raise UserError(f"{path} does not hold the rows {begin:,} to {begin + rows - 1:,} once each.")
 
 
@@ -96,11 +95,11 @@ def _check_ranges(name: str, entries: Sequence[Mapping[str, Any]], rows: int) ->
         raise UserError(f"{name} has {rows:,} rows, and {following - 1:,} were answered.")
 
 
-def _check_keys(db: duckdb.DuckDBPyConnection, out: Path, name: str, entries: Sequence[Mapping[str, Any]]) -> None:
+def _check_keys(db: duckdb.DuckDBPyConnection, name: str, outputs: Sequence[Path], key: Sequence[str]) -> None:
     "Compare the keys of a Parquet file with those of its answers; raises `UserError`."
-    outputs = [out / entry["output"] for entry in entries]
-    header = pq.read_schema(file_path(name)).names
-    shared = [column for column in pq.read_schema(outputs[0]).names if column in header]
+    one, other = pq.read_schema(file_path(name)), pq.read_schema(outputs[0])
+    there = [column for column in key if column in one.names and column in other.names]
+    shared = [column for column in there if one.field(column).type == other.field(column).type]  # not read otherwise
     if shared:
         answers = f"read_parquet([{', '.join(map(quote_path, outputs))}])"
         if _fingerprint(db, _input_relation(name), shared) != _fingerprint(db, answers, shared):
@@ -115,6 +114,7 @@ def check_job(
     "Count inputs and answers anew; raises `UserError` that names the file where a row is lost or doubled."
     out = Path(out)
     manifest = read_manifest(out)
+    key = manifest["job"]["key"]
     by_file = {name: list(each) for name, each in groupby(manifest["parts"], lambda entry: entry["part"]["file"])}
     with open_database(spill, _MEMORY) as db:
         for about in manifest["job"]["files"]:
@@ -122,10 +122,10 @@ def check_job(
             if sha256(file_path(name)) != about["sha256"]:
                 raise UserError(f"{name} has changed since it was answered: bring it back, or answer it again.")
             for entry in entries:
-                _check_output(db, out / entry["output"], entry)
+                _check_output(db, out / entry["output"], entry, key)
             _check_ranges(name, entries, _input_rows(db, name, given))
             if file_kind(name) == "parquet":
-                _check_keys(db, out, name, entries)
+                _check_keys(db, name, [out / entry["output"] for entry in entries], key)
     spare = {path.name for path in out.glob("*.parquet")} - {entry["output"] for entry in manifest["parts"]}
     if spare:
         raise UserError(f"{out / min(spare)} is of no part of the job: delete it.")

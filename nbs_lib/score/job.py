@@ -28,12 +28,14 @@ _FORMAT = 1
 def describe_job(
     files: Sequence[InputFile],
     bundle: str,  # the id of the champion
+    key: Sequence[str],  # columns that identify a row
     known: str,  # of the views, as text; it changes when their values do
     options: Mapping[str, Any],  # what else was asked
 ) -> dict[str, Any]:  # what JSON holds
     "Describe a job: two that are equal make the same folder."
     listed = [{"name": each.name, "size": each.size, "sha256": each.digest} for each in files]
-    return {"format": _FORMAT, "bundle": bundle, "files": listed, "known": known, "options": dict(options)}
+    about = {"format": _FORMAT, "bundle": bundle, "key": list(key), "files": listed}
+    return about | {"known": known, "options": dict(options)}
 
 
 VIEWS_CHANGED = "the values of the feature views have changed since {} was begun: name another folder."

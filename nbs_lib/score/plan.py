@@ -57,18 +57,18 @@ def list_inputs(
 ) -> list[InputFile]:  # in the order of the names, those of a folder sorted
     "List the files to answer; raises `DataError` where there are none, or one is there twice."
     every = [[name] if file_kind(name) == "sqlite" else [str(path) for path in find_files(name)] for name in names]
-    found: list[InputFile] = []
+    found, places, contents = list[InputFile](), set[tuple[Path, str]](), dict[tuple[str, str, str], str]()
     for name in (name for each in every for name in each):
-        path = file_path(name)
+        path, query = file_path(name), name.partition("?")[2]
         if path.stat().st_size == 0:
             raise DataError(f"{name} is empty: it has no rows.")
+        if (path.resolve(), query) in places:
+            raise DataError(f"{name} is named twice: its rows would be answered twice.")
         new = InputFile(name, *file_state(name), sha256(path))
-        for old in found:
-            query = [each.name.partition("?")[2] for each in (old, new)]
-            if file_path(old.name).samefile(path) and query[0] == query[1]:
-                raise DataError(f"{name} is named twice: its rows would be answered twice.")
-            if (file_path(old.name).name, old.digest, query[0]) == (path.name, new.digest, query[1]):
-                raise DataError(f"{name} is a copy of {old.name}: its rows would be answered twice, so leave one out.")
+        if old := contents.get((path.name, new.digest, query)):
+            raise DataError(f"{name} is a copy of {old}: its rows would be answered twice, so leave one out.")
+        places.add((path.resolve(), query))
+        contents[path.name, new.digest, query] = name
         found.append(new)
     return found
 
