@@ -62,21 +62,22 @@ class _ViewInputs:
     def many(
         self,
         rows: InputRows,  # their arrays are filled
+        known: Mapping[str, Sequence[str]],  # what became of the views whose values are there already [N]
     ) -> list[Sequence[str]]:  # what became of each view [N]
         "Put what the store knows into the arrays, but for what came with the rows."
         n, sent, arrays = len(rows.empty), rows.sent, rows.arrays
-        asked = [view for view in self.layout.inputs if view not in sent or not sent[view].all()]
-        statuses, known = self.lookup_views(rows.entities, n, asked)
-        if known:
+        asked = [v for v in self.layout.inputs if v not in known and (v not in sent or not sent[v].all())]
+        statuses, found = self.lookup_views(rows.entities, n, asked)
+        if found:
             for kind, names in self.layout.view_columns.items():
                 if names:
                     places = self.layout.view_positions[kind]
-                    brought = self._sent_mask(sent, kind, n)
-                    arrays[kind][:, places] = np.where(brought, arrays[kind][:, places], _to_array(known, kind, names))
-        for view, mask in sent.items():
+                    brought = self._sent_mask({**sent, **dict.fromkeys(known, np.ones(n, dtype=bool))}, kind, n)
+                    arrays[kind][:, places] = np.where(brought, arrays[kind][:, places], _to_array(found, kind, names))
+        for view in sent.keys() - known.keys():
             values = np.where(self._has_values(arrays, view), VIEW_PRESENT, VIEW_MISSING)
-            statuses[view] = np.where(mask, values, statuses.get(view, values)).tolist()
-        return [statuses[view] for view in self.layout.inputs]
+            statuses[view] = np.where(sent[view], values, statuses.get(view, values)).tolist()
+        return [{**statuses, **known}[view] for view in self.layout.inputs]
 
     def lookup_views(
         self,
@@ -199,9 +200,16 @@ class FallbackLadder:
         first: int = 1,  # the number of the first row, for messages
     ) -> dict[str, Array]:  # as `Bundle.predict`, and `rung` and `history` [N]
         "Answer raw rows, whatever fails; raises `DataError` with column and row where they can't be read."
-        read = self._reading.many(rows, first)
+        return self.answer_read(self._reading.many(rows, first))
+
+    def answer_read(
+        self,
+        read: InputRows,  # their arrays are filled with what the store knows
+        known: Mapping[str, Sequence[str]] = {},  # what became of the views whose values are there already [N]
+    ) -> dict[str, Array]:  # as `answer`
+        "Answer rows that were read, whatever fails."
         n = len(read.empty)
-        statuses = self.view_inputs.many(read) if self._own else []
+        statuses = self.view_inputs.many(read, known) if self._own else []
         states = list(zip(*statuses, strict=True)) if statuses else [()] * n
         rungs = [self.first_rung(state, empty) for state, empty in zip(states, read.empty.tolist(), strict=True)]
         output, margin, rungs = self.run_graphs(read.arrays, rungs)

@@ -20,8 +20,6 @@ import numpy as np
 import pandas as pd
 
 from ..bundle.bundle import Bundle
-from ..bundle.fallback import FallbackLadder
-from ..bundle.layout import RowReader
 from ..bundle.metadata import build_fallback, build_reference, build_schema
 from ..bundle.predictor import Predictor
 from ..bundle.request import RequestParser
@@ -34,7 +32,8 @@ from ..models.candidates import CANDIDATES, Task
 from ..models.encoding import FeatureLayout
 from ..models.onnx_export import export_graph
 from ..models.search import tune_candidate
-from ..serve.clients.batch_predict import column_values, read_batches
+from ..score.answers import Scorer, column_values
+from ..score.reading import read_batches
 
 # %% ../../notebooks/lib/testing/04_same_answers.ipynb #6f228a8a
 _KEYS = ("task", "timestamp", "entity", "key", "drop", "later", "as_of", "horizon", "label_delay", "timezone", "read")
@@ -81,11 +80,10 @@ def _of_training(learned: LearnedTable) -> Answered:
 
 def _of_batch(learned: LearnedTable) -> Answered:
     "Answer the file as `nbs predict` does."
-    ladder, reader, parts = FallbackLadder(learned.bundle), RowReader(learned.bundle), []
+    scorer, parts = Scorer(learned.bundle), []
     for batch in read_batches(learned.bundle, learned.path):
-        values = column_values(learned.bundle, batch)
-        answer, n = ladder.answer(values), batch.num_rows
-        parts.append(reader.many(values, 1).arrays | {key: answer[key].reshape(n, -1) for key in ("output", "margin")})
+        found, n = scorer.answer(column_values(learned.bundle, batch), 1), batch.num_rows
+        parts.append(found.arrays | {key: found.answer[key].reshape(n, -1) for key in ("output", "margin")})
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 

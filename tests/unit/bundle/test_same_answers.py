@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from skl2onnx.common import _container
 
-from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.bundle.request import RequestError, RequestParser
 from nbs_lib.core.errors import DataError
 from nbs_lib.data.reading.tables import read_inferred
-from nbs_lib.serve.clients.batch_predict import column_values, read_batches
+from nbs_lib.score.answers import Scorer, column_values
+from nbs_lib.score.reading import read_batches
 from nbs_lib.testing.same_answers import LearnedTable, check_same_answers, differences, learn_table
 
 PARTS = 4  # which run beside each other
@@ -59,7 +59,7 @@ def scored(found: LearnedTable, folder: Path, values: list[Any]) -> None:
     """Score a Parquet file, in which values have types."""
     pd.DataFrame({"x": values, "n": 1}).to_parquet(folder / "t.parquet")
     for batch in read_batches(found.bundle, folder / "t.parquet"):
-        FallbackLadder(found.bundle).answer(column_values(found.bundle, batch))
+        Scorer(found.bundle).answer(column_values(found.bundle, batch), 1)
 
 
 def test_times_are_sent_in_the_form_that_training_learned(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nbs_lib.bundle.layout import column_readings
 from nbs_lib.bundle.metadata import build_schema
 from nbs_lib.core.errors import DataError, ParamsError, UserError
 from nbs_lib.data.arrays import epoch_seconds
@@ -27,7 +28,6 @@ from nbs_lib.data.source import file_digests, read_source
 from nbs_lib.data.table import Source
 from nbs_lib.data.values import settle_value
 from nbs_lib.monitor.from_tables import read_table
-from nbs_lib.serve.clients.batch_predict import column_readings
 
 
 def csv(path: Path, columns: dict[str, list[Any]], **options: Any) -> str:

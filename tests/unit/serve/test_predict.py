@@ -1,6 +1,7 @@
 """`nbs predict TABLE`: the champion answers a file whole, or says in one sentence why not."""
 
 import datetime
+import functools
 import io
 import json
 from pathlib import Path
@@ -18,9 +19,9 @@ from helpers.bundles import blank_project as blank_project
 from nbs_lib.bundle import metadata as contents
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.bundle.fallback import FallbackLadder
+from nbs_lib.bundle.layout import RowReader
 from nbs_lib.core.errors import BundleError, DataError, UserError
 from nbs_lib.data import source
-from nbs_lib.data.arrays import input_arrays
 from nbs_lib.data.resolve import resolve_roles
 from nbs_lib.data.roles import Roles, column_kind
 from nbs_lib.data.split import feature_table
@@ -28,8 +29,8 @@ from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import Lookup, open_store
 from nbs_lib.registry.model_registry import deploy_bundle
 from nbs_lib.registry.pointers import champion_path
-from nbs_lib.serve.clients import batch_predict as scoring
-from nbs_lib.serve.clients.batch_predict import predict_table
+from nbs_lib.score import answers, one_file, reading
+from nbs_lib.score.one_file import predict_table
 
 OUT = Path("scored.csv")
 PROBABILITIES = 1 / (1 + np.exp(-np.array(MARGINS)))
@@ -142,8 +143,9 @@ def agree(path: Path, table: pd.DataFrame, form: str | None = None) -> None:
     names = {kind: ["x"] if kind == role else [] for kind in ("numeric", "categorical", "time")}
     schema = {"inputs": [entry], "key": []}
     bundle = SimpleNamespace(schema=schema, names=names, context_names={}, views=[])
-    asked = [scoring._values(batch["x"]) for batch in scoring.read_batches(bundle, path)]  # type: ignore[arg-type]
-    np.testing.assert_array_equal(input_arrays({"x": np.concatenate(asked)}, {role: ["x"]})[role][:, 0], learned)
+    batches = reading.read_batches(bundle, path)  # type: ignore[arg-type]
+    asked = [RowReader(bundle).columns(answers.column_values(bundle, batch), 1) for batch in batches]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.concatenate([each.arrays[role][:, 0] for each in asked]), learned)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +188,14 @@ def test_without_a_key_rows_are_numbered(here: Path) -> None:
 
 
 def test_many_batches_are_one_answer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "BATCH_ROWS", 1000)
+    monkeypatch.setattr(one_file, "read_batches", functools.partial(reading.read_batches, size=1000))
     table = pd.concat([pd.DataFrame(ROWS)] * 2000, ignore_index=True)
     table["width"] = np.arange(len(table)) / 1000
     table.to_csv("t.csv", index=False)
     table.to_parquet("t.parquet")
     for name in ("t.csv", "t.parquet"):
         assert predict_table(name, OUT) == 6000
-        whole = scoring.Bundle.open(champion_path()).predict(table)["margin"]
+        whole = Bundle.open(champion_path()).predict(table)["margin"]
         np.testing.assert_allclose(pd.read_csv(OUT)["margin"], whole, rtol=1e-6)
 
 
