@@ -43,12 +43,14 @@ class _BenchTarget(StrEnum):
     load = "load"
     soak = "soak"
     tables = "tables"
+    quality = "quality"
     same = "same"
     alarms = "alarms"
 
 
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
 _BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates", _BenchTarget.same: "testing.same_answers"}
+_BENCH_MODULES |= {_BenchTarget.quality: "bench.quality.compare"}
 
 
 @app.command("run")
@@ -130,13 +132,17 @@ def bench_verb(
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Repetitions of pipeline, serve, scaling or explain.")
     ] = None,
-    minutes: Annotated[int, typer.Option(min=1, help="Minutes of the soak test.")] = 30,
+    minutes: Annotated[
+        int | None, typer.Option(min=1, help="soak: how long, 30 by default; quality: also AutoGluon, for so long.")
+    ] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="drift: also on this many rows; tables: none with more.")
     ] = None,
     tables: Annotated[int | None, typer.Option(min=1, help="same: so many generated tables; 500 by default.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="TABLE", help="quality: one table; all by default.")] = None,
 ) -> None:
-    "Measure costs, and same: whether training, `nbs predict` and the service answer alike."
+    "Measure costs, quality beside other libraries, and same: whether training, batch and service answer alike."
+    import inspect
     from importlib import import_module
 
     chdir_root()
@@ -147,12 +153,9 @@ def bench_verb(
             raise
         raise UserError("benchmarks are not in the wheel: run `nbs bench` in a clone of the project.") from None
     measure = getattr(module, "bench" if what is _BenchTarget.pipeline else f"bench_{what}")
-    repeated = (
-        what in (_BenchTarget.pipeline, _BenchTarget.serve, _BenchTarget.scaling, _BenchTarget.explain) and rounds
-    )
-    options = {"rounds": rounds} if repeated else {"minutes": minutes} if what is _BenchTarget.soak else {}
-    options |= {"rows": rows} if what in (_BenchTarget.drift, _BenchTarget.tables) else {}
-    measure(**(options | ({"tables": tables} if what is _BenchTarget.same else {})))
+    given = {"rounds": rounds, "minutes": minutes, "rows": rows, "tables": tables, "only": only}
+    takes = inspect.signature(measure).parameters
+    measure(**{name: value for name, value in given.items() if value is not None and name in takes})
 
 # %% ../notebooks/lib/01_cli.ipynb #763aa3b7
 @app.command("feast")
