@@ -113,7 +113,7 @@ def run_autogluon(
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
         told = {"label": "_target", "problem_type": task, "eval_metric": metrics[task]}
-        model = TabularPredictor(path=place, verbosity=0, **told)
+        model = TabularPredictor(path=f"{place}/model", verbosity=0, **told)
         model.fit(rows[learn], time_limit=60 * minutes, presets="best_quality")
         seconds, asked = time.perf_counter() - started, rows[~learn].drop(columns="_target")
         answer = model.predict if task == "regression" else model.predict_proba
