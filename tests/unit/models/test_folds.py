@@ -26,6 +26,7 @@ from nbs_lib.models.folds import (
 from nbs_lib.models.metrics import evaluate
 from nbs_lib.models.onnx_export import export_graph
 from nbs_lib.models.search import fit_setting
+from nbs_lib.testing.installed_tables import hourly_table
 
 COLUMNS = {"x": {"role": "numeric"}, "who": {"role": "entity", "feature": True}}
 
@@ -131,19 +132,12 @@ def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
 
 def autoregressive() -> tuple[pd.DataFrame, Roles]:
     """Three places by the hour over a year: near the value before, in a season that no row has seen twice."""
-    rng, hours = np.random.default_rng(0), 24 * 360
-    value = np.zeros((hours, 3))
-    for hour in range(1, hours):
-        value[hour] = 0.97 * value[hour - 1] + rng.normal(size=3)
-    value += (-20 * np.cos(2 * np.pi * np.arange(hours) / (24 * 365)) + 4 * np.sin(np.arange(hours) * np.pi / 12))[
-        :, None
-    ]
-    before, month = np.vstack([value[:1], value[:-1]]), np.repeat(np.arange(hours) // (24 * 30), 3)
-    table = pd.DataFrame({"before": before.ravel(), "month": month, "who": np.tile(list("abc"), hours)})
+    made, hour = hourly_table(), np.arange(24 * 360)
+    table = pd.DataFrame({"before": made["before"], "month": np.repeat(hour // (24 * 30), 3), "who": made["who"]})
     table = table.astype({"before": "float32", "month": "float32"})
     columns = {"before": {"role": "numeric"}, "month": {"role": "numeric"}, "who": COLUMNS["who"]}
     about = roles("regression", timestamp="at", entity=["who"], columns=columns)
-    return table.assign(_target=value.ravel(), _block=np.repeat(np.arange(hours) // 24, 3)), about
+    return table.assign(_target=made["value"], _block=np.repeat(hour // 24, 3)), about
 
 
 def test_masks_never_cost_the_whole_rows_more_than_noise() -> None:
