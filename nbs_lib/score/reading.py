@@ -43,7 +43,7 @@ class TableReader:
         self._others = [*bundle.schema["key"], *others]
         read = bundle.schema.get("read", {"given": {}, "found": {}})
         self.given: Mapping[str, Any] = read["given"]
-        self._guess = read["found"].get("encoding") == "cp1252"
+        self._found: Mapping[str, Any] = read["found"]
 
     def columns(
         self,
@@ -79,7 +79,7 @@ class TableReader:
         **given: Any,  # changes of `data.read`
     ) -> pa.Table:  # of the columns to read
         "Read a table whole; raises `DataError` where it can't be read."
-        raw = read_raw(name, {**self.given, **given}, guess=self._guess)
+        raw = read_raw(name, {**self.given, **given}, self._found)
         wanted: Raw = Raw(raw.table.select(self.columns(raw.table.column_names)), raw.untyped)
         return self.settled(wanted.table, wanted.untyped, first)
 
@@ -182,6 +182,7 @@ def read_batches(
     size: int = BATCH_ROWS,  # rows of a batch
 ) -> Iterator[pa.RecordBatch]:  # key columns and inputs
     "Read the rows of a table in batches; raises `DataError` where it can't be read."
-    files = find_files(name)
+    reader = TableReader(bundle)
+    files = find_files(name, reader.given)
     one = len(files) == 1 and file_kind(name) == "parquet"
-    return read_part(TableReader(bundle), Part(0, str(files[0] if one else name)), size)
+    return read_part(reader, Part(0, str(files[0] if one else name)), size)

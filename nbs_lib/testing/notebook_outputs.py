@@ -275,6 +275,7 @@ _PACKAGES = [
     "monitor",
     "retrain",
     "project",
+    "review",
     "demos",
     "studies",
     "bench",

@@ -14,6 +14,7 @@ from typing import Any
 from ...bundle.bundle import Bundle
 from ...bundle.request import RequestField, request_fields
 from ...data.arrays import MAX_FLOAT32
+from ..log.feedback_request import label_values
 from ..log.writer import ID_PATTERN
 
 # %% ../../../notebooks/lib/serve/web/02_openapi.ipynb #14a8515b
@@ -228,7 +229,7 @@ def feedback_schema(
     label: dict[str, Any] = {"type": ["string", "number"]}
     if bundle:
         label = {"type": "number", "minimum": -MAX_FLOAT32, "maximum": MAX_FLOAT32}
-        label = label if bundle.task == "regression" else {"enum": bundle.classes}
+        label = label if bundle.task == "regression" else {"enum": label_values(bundle.classes)}
     return {
         "type": "object",
         "properties": {
