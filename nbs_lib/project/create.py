@@ -135,7 +135,8 @@ def _template_address() -> tuple[str, str]:
     "Return where new projects are copied from, and the address by which they remember it."
     root = _LIBRARY_ROOT
     if (root / "copier.yml").exists():
-        return str(root), git("config", "--get", "--default", str(root), "remote.origin.url", cwd=root).strip()
+        remotes = git("remote", cwd=root).split()
+        return str(root), git("remote", "get-url", remotes[0], cwd=root).strip() if remotes else str(root)
     if (root / ANSWERS_FILE).exists():  # within a project: from the same template
         address = str(read_answers(root)["_src_path"])
         return address, address

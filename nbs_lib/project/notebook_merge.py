@@ -43,7 +43,7 @@ def _tagged(cell: "NotebookNode", tag: str) -> "NotebookNode":
     return cell
 
 
-def _shown(cell: "NotebookNode | None", said: str) -> "NotebookNode":
+def _shown(cell: "NotebookNode | None", said: str, id: str) -> "NotebookNode":
     "Return what the release has as a cell of text, which neither runs nor is exported."
     from nbformat.v4 import new_markdown_cell
 
@@ -53,7 +53,7 @@ def _shown(cell: "NotebookNode | None", said: str) -> "NotebookNode":
         fence = "````" if "```" in cell.source else "```"
         kind = "python" if cell.cell_type == "code" else "markdown"
         text = f"**Theirs:** {said}\n\n{fence}{kind}\n{cell.source}\n{fence}"
-    return _tagged(new_markdown_cell(text), "theirs")  # type: ignore[no-untyped-call]
+    return _tagged(new_markdown_cell(text, id=f"{id[:50]}-theirs"), "theirs")  # type: ignore[no-untyped-call]
 
 
 def _names(cell: "NotebookNode") -> set[str]:
@@ -75,8 +75,8 @@ _REMOVED = "the release removed the cell above, which you changed. Remove it too
 def _conflict(yours: "NotebookNode | None", theirs: "NotebookNode | None") -> "list[NotebookNode]":
     "Return a cell that both sides changed, as two cells."
     if yours is None:
-        return [_shown(theirs, _DELETED)]
-    return [_tagged(yours, "yours"), _shown(theirs, _BOTH if theirs is not None else _REMOVED)]
+        return [_shown(theirs, _DELETED, theirs.id if theirs is not None else "")]
+    return [_tagged(yours, "yours"), _shown(theirs, _BOTH if theirs is not None else _REMOVED, yours.id)]
 
 
 def _resolved(
