@@ -54,7 +54,8 @@ class _BenchTarget(StrEnum):
 
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
 _BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates", _BenchTarget.same: "testing.same_answers"}
-_BENCH_MODULES |= {_BenchTarget.quality: "bench.quality.compare"}
+_BENCH_MODULES |= {_BenchTarget.quality: "bench.quality.compare", _BenchTarget.update: "bench.project.update"}
+_BENCH_MODULES |= {_BenchTarget.forgeries: "bench.project.forgeries"}
 
 
 @app.command("run")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'WITHOUT_VIEWS', 'MIN_LEVEL_SHARE', 'score_on_valid', 'score_on_test', 'scores_table', 'leads_table',
-           'compare_without_views', 'views_gain_table', 'slice_columns', 'score_slices', 'coverage_table',
-           'reliability_curve', 'roc_curves']
+           'compare_without_views', 'views_gain_table', 'slice_columns', 'score_slices', 'within_intervals',
+           'coverage_table', 'reliability_curve', 'roc_curves']
 
 # %% ../../notebooks/lib/evaluation/03_scores.ipynb #e305dd29
 from collections.abc import Mapping, Sequence
@@ -210,12 +210,22 @@ def score_slices(
     return found
 
 # %% ../../notebooks/lib/evaluation/03_scores.ipynb #56acc6a7
+def within_intervals(
+    ends: tuple[Floats, Floats] | None,  # where each row's interval begins and ends; None: there are none
+    happened: NDArray[Any],  # row by row
+) -> NDArray[np.bool_]:  # row by row; of no row without intervals
+    "Tell whether what happened lay within its interval."
+    return (ends[0] <= happened) & (happened <= ends[1]) if ends else np.zeros(0, bool)
+
+
 def coverage_table(
-    within: NDArray[np.bool_],  # whether what happened lay within its interval, row by row
+    within: NDArray[np.bool_],  # as `within_intervals`
     columns: pd.DataFrame,  # what to slice by, row by row as in `within`
     block: NDArray[np.int64] | None = None,  # the day of each row, where rows have a time
-) -> pd.DataFrame:  # where, rows, within
+) -> pd.DataFrame:  # where, rows, within; no line without intervals
     "Render how often the intervals held what happened: on all rows, over time, and level by level."
+    if not len(within):
+        return pd.DataFrame(columns=["where", "rows", "within"])
     parts = {"all test rows": np.ones(len(within), bool)}
     if block is not None:
         quarter = np.minimum(4 * np.argsort(np.argsort(block, kind="stable")) // len(block), 3)

@@ -65,9 +65,10 @@ def _platt(margin: _Floats, target: NDArray[Any]) -> tuple[float, float]:
 
 
 def _temperature(margins: _Floats, target: NDArray[Any]) -> float:
-    classes = margins.shape[1]
-    rows = np.bincount(target, minlength=classes)[target][:, None]
-    share = np.where(target[:, None] == np.arange(classes), rows + 1, 1) / (rows + classes)
+    rows, classes = margins.shape
+    share = (rows * (target[:, None] == np.arange(classes)) + 1 / classes) / (
+        rows + 1
+    )  # a row more, of every class a part
 
     def loss(log_slope: _Floats) -> tuple[float, _Floats]:
         slope = np.exp(log_slope[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from nbs_lib.bench.update import bench_update, find_broken
+from nbs_lib.bench.project.update import bench_update, find_broken
 from nbs_lib.core.errors import UserError
 from nbs_lib.project import update as module
 from nbs_lib.project.template import ANSWERS_FILE, git

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
-from nbs_lib.bench.forgeries import bench_forgeries, forge, forgeries
+from nbs_lib.bench.project.forgeries import bench_forgeries, forge, forgeries
 from nbs_lib.core.files import read_json
 from nbs_lib.core.stages import load_stages
 from nbs_lib.review.verify import draw, plan_draw, unseen_chances
