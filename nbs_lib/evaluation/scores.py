@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'WITHOUT_VIEWS', 'MIN_LEVEL_SHARE', 'score_on_valid', 'score_on_test', 'scores_table', 'leads_table',
-           'compare_without_views', 'views_gain_table', 'slice_columns', 'score_slices', 'within_intervals',
-           'coverage_table', 'reliability_curve', 'roc_curves']
+           'compare_without_views', 'views_gain_table', 'slice_columns', 'score_slices', 'coverage_table',
+           'reliability_curve', 'roc_curves']
 
 # %% ../../notebooks/lib/evaluation/03_scores.ipynb #e305dd29
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..bundle.bundle import Bundle
 from ..core.errors import ParamsError, did_you_mean
 from ..core.format import format_number, format_with_interval
+from ..data.roles import Roles
 from .run_results import metric_label
 from nbs_lib.models.metrics import (
     Floats,
@@ -210,22 +212,29 @@ def score_slices(
     return found
 
 # %% ../../notebooks/lib/evaluation/03_scores.ipynb #56acc6a7
-def within_intervals(
-    ends: tuple[Floats, Floats] | None,  # where each row's interval begins and ends; None: there are none
-    happened: NDArray[Any],  # row by row
-) -> NDArray[np.bool_]:  # row by row; of no row without intervals
-    "Tell whether what happened lay within its interval."
-    return (ends[0] <= happened) & (happened <= ends[1]) if ends else np.zeros(0, bool)
-
-
 def coverage_table(
-    within: NDArray[np.bool_],  # as `within_intervals`
-    columns: pd.DataFrame,  # what to slice by, row by row as in `within`
-    block: NDArray[np.int64] | None = None,  # the day of each row, where rows have a time
-) -> pd.DataFrame:  # where, rows, within; no line without intervals
+    bundle: Bundle,
+    test: pd.DataFrame,  # kept predictions of the test rows
+    name: str,  # the candidate that the bundle holds
+    table: pd.DataFrame,  # the training set's rows of the test, in the order of `test`
+    roles: Roles,
+    by: str | Sequence[str],  # `evaluate.slices`: "auto", a column, or several
+) -> pd.DataFrame:  # where, rows, within; no line where the bundle has no intervals
     "Render how often the intervals held what happened: on all rows, over time, and level by level."
-    if not len(within):
+    ends = bundle.intervals(test[name].to_numpy()) if roles.task == "regression" else None
+    if ends is None:
         return pd.DataFrame(columns=["where", "rows", "within"])
+    happened = test["_target"].to_numpy()
+    within = (ends[0] <= happened) & (happened <= ends[1])
+    columns = table[slice_columns(table, roles.categorical, by)]
+    return _shares_within(within, columns, test["_block"].to_numpy() if roles.timestamp else None)
+
+
+def _shares_within(
+    within: NDArray[np.bool_],  # whether what happened lay within its interval, row by row
+    columns: pd.DataFrame,  # what to slice by, row by row
+    block: NDArray[np.int64] | None,  # the day of each row, where rows have a time
+) -> pd.DataFrame:  # where, rows, within
     parts = {"all test rows": np.ones(len(within), bool)}
     if block is not None:
         quarter = np.minimum(4 * np.argsort(np.argsort(block, kind="stable")) // len(block), 3)

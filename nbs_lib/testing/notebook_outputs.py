@@ -273,6 +273,7 @@ _PACKAGES = [
     "serve",
     "explain",
     "monitor",
+    "score",
     "retrain",
     "project",
     "review",

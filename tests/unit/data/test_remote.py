@@ -22,7 +22,7 @@ from nbs_lib.core.files import sha256
 from nbs_lib.data.reading.files import read_raw
 from nbs_lib.data.resolve import resolve_roles
 from nbs_lib.data.source import file_digests, main, read_source
-from nbs_lib.pipeline.clone import _link_source
+from nbs_lib.pipeline.clone import link_source
 
 ROWS = pd.DataFrame({"code": ["007", "7"] * 30, "n": range(60), "y": ["yes", "no", "no"] * 20})
 BODY = ROWS.to_csv(index=False).encode()
@@ -211,7 +211,7 @@ def test_a_password_comes_from_the_environment_and_stays_there(
 def test_a_clone_fetches_anew(tmp_path: Path) -> None:
     """A turn of the cycle learns from the table as it is now."""
     (tmp_path / "params.yaml").write_text("data: {source: 'https://host/**t.csv'}\n")
-    _link_source(tmp_path, tmp_path)
+    link_source(tmp_path, tmp_path)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "params.yaml"]
 
 
