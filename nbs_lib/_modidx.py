@@ -3552,6 +3552,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'nbs_lib.registry.notify._empty_outbox': ( 'lib/registry/notify.html#_empty_outbox',
                                                                                     'nbs_lib/registry/notify.py'),
                                          'nbs_lib.registry.notify._sign': ('lib/registry/notify.html#_sign', 'nbs_lib/registry/notify.py'),
+                                         'nbs_lib.registry.notify._tell': ('lib/registry/notify.html#_tell', 'nbs_lib/registry/notify.py'),
                                          'nbs_lib.registry.notify.notify': ( 'lib/registry/notify.html#notify',
                                                                              'nbs_lib/registry/notify.py')},
             'nbs_lib.registry.pointers': { 'nbs_lib.registry.pointers.ChampionChange': ( 'lib/registry/pointers.html#championchange',

@@ -156,9 +156,11 @@ def load_settings(
                 f"{variable} is set, but there is no section {section}{did_you_mean(section, sections)}."
             )
         written.setdefault(section, {})[key] = value
-    return Settings(
-        **{name: _section(name, kind, written.get(name, {}), path, environment) for name, kind in sections.items()}
-    )
+    found = {name: _section(name, kind, written.get(name, {}), path, environment) for name, kind in sections.items()}
+    if (url := found["notify"].url) and not url.startswith(("http://", "https://")):
+        where = "NBS_NOTIFY_URL" if "NBS_NOTIFY_URL" in environment else path
+        raise SettingsError(f"{where}: url in [notify] must begin with http:// or https://.")
+    return Settings(**found)
 
 
 def _section(name: str, kind: Any, written: dict[str, str], path: str | Path, environment: Mapping[str, str]) -> Any:

@@ -85,7 +85,7 @@ def _lead_over_folds(
     if name != metrics["best"] or metric != metrics["primary"]:
         return None
     on_test = _metric_difference(metrics, name, "linear", metric, confidence)
-    behind = _at_confidence((metrics["candidates"]["linear"].get("folds") or {}).get("behind"), confidence)
+    behind = _at_confidence((metrics["candidates"]["linear"].get("folds") or {}).get("behind_taken"), confidence)
     return behind if behind and on_test and behind["lo"] > 0 and on_test["diff"] > 0 else None
 
 

@@ -295,14 +295,16 @@ def choose_over_folds(
     seed: int = 0,  # of the bootstrap
 ) -> tuple[
     str, dict[str, dict[str, Any]]
-]:  # the one that is taken; by candidate value, lo, hi, and how far it is `behind`
+]:  # the one that is taken; by candidate value, lo, hi, how far it is `behind` the best, and `behind_taken`
     "Choose the best candidate over folds; of those that can't be told apart, the cheapest."
     drawn, metric = bootstrap_folds(answers, list(costs), task, classes, seed), primary_metric(task)
     first = max(costs, key=lambda name: metric_gain(metric, drawn[name][0], 0.0))
     behind = {name: bootstrap_interval(metric_gain(metric, drawn[first], drawn[name])) for name in costs}
-    level = [name for name, told in behind.items() if name != "dummy" and told.lo is not None and told.lo <= 0]
-    found = {name: asdict(bootstrap_interval(drawn[name])) | {"behind": asdict(behind[name])} for name in costs}
-    return min([first, *level], key=lambda name: (costs[name], name != first)), found
+    level = [name for name, far in behind.items() if name != "dummy" and far.lo is not None and far.lo <= 0]
+    best = min([first, *level], key=lambda name: (costs[name], name != first))
+    lead = {name: bootstrap_interval(metric_gain(metric, drawn[best], drawn[name])) for name in costs}
+    told = {name: {"behind": asdict(behind[name]), "behind_taken": asdict(lead[name])} for name in costs}
+    return best, {name: asdict(bootstrap_interval(drawn[name])) | told[name] for name in costs}
 
 
 def choice_table(

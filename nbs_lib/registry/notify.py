@@ -15,9 +15,10 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..core.checks import HOLD, PROMOTE, REJECT
-from ..core.errors import SettingsError
+from ..core.errors import UserError
 from ..core.files import read_json, write_json
 from ..core.settings import load_settings
 from .mlflow_client import file_lock, warn
@@ -62,19 +63,27 @@ def notify(
     root: str | Path = ".",  # the project
     **facts: Any,  # what JSON can hold, such as the id of a bundle
 ) -> None:
-    "Tell the address in `settings.ini` of an event; raises `SettingsError` where it is none."
+    "Tell the address in `settings.ini` of an event; what can't be told is a warning, for nothing may fail by it."
     root = Path(root)
-    settings = load_settings(root / "settings.ini")
-    if not (url := settings.notify.url):
-        return
-    if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"settings.ini: url in [notify] must begin with http:// or https://, but is {url!r}.")
+    try:
+        settings = load_settings(root / "settings.ini")
+        if settings.notify.url:
+            _tell(
+                {"event": event, "model": settings.tracking.model, "sentence": sentence, **facts},
+                settings.notify.url,
+                root,
+            )
+    except (UserError, OSError, ValueError) as error:
+        warn(f"nobody was told of the event {event!r} ({str(error).rstrip('.')})")
+
+
+def _tell(message: dict[str, Any], url: str, root: Path) -> None:
+    "Put a message behind those that wait, unless it is as the last one was, and deliver them."
     at, last = time.time_ns(), root / _LAST_FILE
-    told = {"event": event, "model": settings.tracking.model, "sentence": sentence, **facts}
     with file_lock(root / ".nbs/outbox.lock"):
-        if not (last.exists() and read_json(last) == told):
-            write_json({"id": f"{at:x}", "time": at // 1_000_000_000, **told}, root / _OUTBOX / f"{at:020d}.json")
-            write_json(told, last)
+        if not (last.exists() and read_json(last) == message):
+            write_json({"id": f"{at:x}", "time": at // 1_000_000_000, **message}, root / _OUTBOX / f"{at:020d}.json")
+            write_json(message, last)
         _empty_outbox(root, url, os.environ.get("NBS_NOTIFY_SECRET", ""))
 
 
@@ -87,6 +96,6 @@ def _empty_outbox(root: Path, url: str, secret: str) -> None:
         if why := _deliver(url, path.read_bytes(), secret):
             count = len(list((root / _OUTBOX).glob("*.json")))
             return warn(
-                f"{url} in [notify] of settings.ini was not told ({why}); {count} in {_OUTBOX} go with the next"
+                f"the webhook at {urlsplit(url).hostname} was not told ({why}); {count} in {_OUTBOX} go with the next"
             )
         path.unlink()

@@ -44,7 +44,9 @@ def test_one_that_does_not_beat_linear_loses_to_it() -> None:
     ids=["confirmed", "not told apart over the folds", "behind on the test rows"],
 )
 def test_folds_tell_what_few_test_rows_can_not(behind: Any, lead: Any, champion: str) -> None:
-    found = metrics(linear=LINEAR | {"folds": {"behind": interval(*behind)}}, net=candidate(0.66, (0.12, 0.19), lead))
+    found = metrics(
+        linear=LINEAR | {"folds": {"behind_taken": interval(*behind)}}, net=candidate(0.66, (0.12, 0.19), lead)
+    )
     decision = decide_gate(found, 1e-6, 1.0)
     assert (decision["decision"], decision["champion"]) == ("PROMOTE", champion)
     told = next(entry for entry in decision["ledger"] if entry["check"] == "beats linear")

@@ -96,6 +96,19 @@ def test_a_fold_without_a_class_is_left_out_and_without_any_the_validation_rows_
     assert (outputs, [trial.folds for trial in fitted.trials]) == ([], [1, 1])
 
 
+def test_the_one_that_is_taken_is_compared_with_the_others_itself() -> None:
+    """The net leads linear for certain; the trees, taken because they can't be told from the net, do not."""
+    block, zeros = np.arange(200) // 20, np.zeros(200)
+    outputs = {"net": zeros + 0.1, "hgb_small": np.where(block % 2, 0.05, 0.16), "linear": zeros + 0.13}
+    answers = pd.DataFrame({"_fold": 0, "_target": zeros, "_block": block, **outputs})
+    best, told = choose_over_folds(
+        answers, {name: candidate_cost(CANDIDATES[name], 1) for name in outputs}, "regression", 0
+    )
+    assert best == "hgb_small"
+    assert told["linear"]["behind"]["lo"] > 0
+    assert told["linear"]["behind_taken"]["lo"] < 0
+
+
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
     rng = np.random.default_rng(0)

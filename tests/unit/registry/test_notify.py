@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers.bundles import blank_project, decision, make_ladder_bundle, manifest, mlflow_project, mlflow_template  # noqa: F401
 
+from nbs_lib.core.errors import SettingsError
 from nbs_lib.core.settings import load_settings
 from nbs_lib.pipeline.run import _register
 from nbs_lib.registry import notify as module
@@ -130,3 +131,19 @@ def test_a_run_tells_what_became_of_its_bundle(here: Path, receiver: Receiver, g
         _register(told, load_settings())
     assert receiver.events == [event]
     assert receiver.taken[0][0]["bundle"] == told["bundle"]
+
+
+def test_what_can_not_be_told_fails_nothing(here: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / ".nbs").mkdir(exist_ok=True)
+    (here / ".nbs/notified.json").write_text("{")
+    notify("promotion", "The challenger takes over.")
+    assert "nobody was told of the event 'promotion'" in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_is_refused_before_anything_is_learned(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBS_NOTIFY_URL", "example.org/secret-hook")
+    with pytest.raises(SettingsError, match=r"NBS_NOTIFY_URL: url in .notify. must begin with http") as told:
+        load_settings()
+    assert "secret-hook" not in str(told.value)
