@@ -533,7 +533,7 @@ def test_connections_are_shared_evenly(tmp_path: Path) -> None:
     with service(root, SERVE_WORKERS="2") as running:
         until(lambda: running.metric("nbs_workers") == 2)
         least = []
-        for _ in range(5):  # the kernel wakes both, and whoever is first could take all
+        for _ in range(15):  # the kernel wakes both, and whoever is first could take all
             with contextlib.ExitStack() as stack:
                 made = [stack.enter_context(client(running.port)) for _ in range(clients)]
                 for each in made:
@@ -544,7 +544,7 @@ def test_connections_are_shared_evenly(tmp_path: Path) -> None:
                 ]
             assert sum(counts) == clients
             least.append(min(counts))
-        assert sorted(least)[2] >= clients // 2 - 3, least  # one that is not let run by the system can take none
+        assert sorted(least)[7] >= 3, least  # without turns it is 0; on a busy system one of the two may run late
 
 
 # Clients
