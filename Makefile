@@ -92,7 +92,7 @@ $(READY): requirements.lock pyproject.toml | $(filter-out uv,$(UV))
 	$(UV) pip install --quiet --python .venv --no-deps -e . || \
 	{ rm -rf .venv; [ ! -d .nbs/venv ] || mv .nbs/venv .venv; echo "make: .venv can't be set up, for the reason above" >&2; exit 1; }
 	@rm -rf .nbs/venv
-	@[ -d .git ] || [ ! -f .copier-answers.yml ] || $(NBS) begin # what plain `copier copy` has written
+	@[ -e .git ] || [ -f README.md ] || [ ! -f .copier-answers.yml ] || $(NBS) begin # what plain `copier copy` has written
 	@touch $(READY)
 
 .nbs/uv/bin/uv:

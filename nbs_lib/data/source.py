@@ -20,7 +20,8 @@ from ..core.errors import DataError, UserError
 from ..core.files import sha256, write_json
 from ..core.params import load_params
 from ..core.paths import chdir_root, output_path
-from .reading.files import file_kind, find_files
+from .reading.endings import file_kind
+from .reading.files import find_files
 from .reading.numbers import Reading
 from .reading.tables import read_inferred
 from .table import Source, clean_table

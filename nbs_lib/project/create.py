@@ -135,8 +135,9 @@ def _template_address() -> tuple[str, str]:
     "Return where new projects are copied from, and the address by which they remember it."
     root = _LIBRARY_ROOT
     if (root / "copier.yml").exists():
-        remotes = git("remote", cwd=root).split()
-        return str(root), git("remote", "get-url", remotes[0], cwd=root).strip() if remotes else str(root)
+        remotes = sorted(git("remote", cwd=root).split(), key=lambda name: name != "origin")
+        address = git("remote", "get-url", remotes[0], cwd=root).strip() if remotes else str(root)
+        return str(root), re.sub(r"^(https?://)[^@/]*@", r"\1", address)  # a project is committed with it
     if (root / ANSWERS_FILE).exists():  # within a project: from the same template
         address = str(read_answers(root)["_src_path"])
         return address, address

@@ -37,6 +37,7 @@ def merge_values(
     theirs: Plain,  # of the later release
     conflicts: list[str],  # gets the keys that both changed; yours stays
     key: str = "",  # of these values, such as data.read
+    sets: bool = True,  # lists are merged by what they hold; else each is one value
 ) -> Plain:
     "Merge values key by key."
     if yours == theirs or theirs == base:
@@ -44,8 +45,8 @@ def merge_values(
     if yours == base:
         return theirs
     if isinstance(yours, Mapping) and isinstance(theirs, Mapping):
-        return _merge_mappings(base if isinstance(base, Mapping) else {}, yours, theirs, conflicts, key)
-    if all(isinstance(side, list) for side in (base, yours, theirs)):
+        return _merge_mappings(base if isinstance(base, Mapping) else {}, yours, theirs, conflicts, key, sets)
+    if sets and all(isinstance(side, list) for side in (base, yours, theirs)):
         return _merge_lists(base, yours, theirs)
     conflicts.append(key)
     return yours
@@ -55,13 +56,18 @@ _GONE = object()  # in place of the value of a key that is not there
 
 
 def _merge_mappings(
-    base: Mapping[str, Plain], yours: Mapping[str, Plain], theirs: Mapping[str, Plain], conflicts: list[str], key: str
+    base: Mapping[str, Plain],
+    yours: Mapping[str, Plain],
+    theirs: Mapping[str, Plain],
+    conflicts: list[str],
+    key: str,
+    sets: bool,
 ) -> dict[str, Plain]:
     "Merge two mappings; the order is yours, and a new key follows the one that it follows in the release."
     merged = {}
     for name in _order(list(yours), list(theirs)):
         old, mine, new = (side.get(name, _GONE) for side in (base, yours, theirs))
-        value = merge_values(old, mine, new, conflicts, f"{key}.{name}".lstrip("."))
+        value = merge_values(old, mine, new, conflicts, f"{key}.{name}".lstrip("."), sets)
         if value is not _GONE:
             merged[name] = value
     return merged
@@ -113,8 +119,8 @@ def merge_params(
     yours: str,  # of the project
     theirs: str,  # of the later release
 ) -> Merged:
-    "Merge `params.yaml` key by key; a value that you chose stays, whatever the new default."
-    return _as_chosen(merge_yaml(base, yours, theirs))
+    "Merge `params.yaml` key by key; a value that you chose stays, a list as a whole, whatever the new default."
+    return _as_chosen(_merge(base, yours, theirs, _load, _yaml_text, sets=False))
 
 
 def _as_chosen(merged: Merged) -> Merged:
@@ -130,11 +136,16 @@ def _yaml_text(values: Mapping[str, Plain], yours: str, theirs: str) -> str:
 
 
 def _merge(
-    base: str, yours: str, theirs: str, load: Callable[[str], Any], write: Callable[[Any, str, str], str]
+    base: str,
+    yours: str,
+    theirs: str,
+    load: Callable[[str], Any],
+    write: Callable[[Any, str, str], str],
+    sets: bool = True,
 ) -> Merged:
     "Take the merged lines where they say what the merged keys say, else what the keys say."
     conflicts: list[str] = []
-    values = merge_values(load(base), load(yours), load(theirs), conflicts)
+    values = merge_values(load(base), load(yours), load(theirs), conflicts, sets=sets)
     lines = merge_lines(base, yours, theirs)
     try:
         whole = not lines.conflicts and load(lines.text) == values
@@ -143,7 +154,7 @@ def _merge(
     return Merged(lines.text if whole else write(values, yours, theirs), tuple(conflicts))
 
 # %% ../../notebooks/lib/project/07_keyed_merge.ipynb #dfda893b
-Block = tuple[str, str, str]  # section, key (empty for the rest of a section), text
+Block = tuple[str, str, str]  # section, key (empty for its header, a line break for what follows the last key), text
 
 
 def _blocks(text: str) -> list[Block]:
@@ -157,14 +168,14 @@ def _blocks(text: str) -> list[Block]:
             blocks, lines = [*blocks, (section, "", lines)], ""
         elif key := re.match(r"([A-Za-z]\w*)\s*=", line):
             blocks, lines = [*blocks, (section, key[1], lines)], ""
-    return [*blocks, (section, "", lines)] if lines else blocks
+    return [*blocks, (section, "\n", lines)] if lines else blocks
 
 
 def _ini_values(text: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for section, key, block in _blocks(text):
         values = found.setdefault(section, {}) if section else {}
-        if key:
+        if key.strip():
             values[key] = block.splitlines()[-1].partition("=")[2].strip()
     return found
 
@@ -179,6 +190,7 @@ def _ini_text(values: Mapping[str, Mapping[str, str]], yours: str, theirs: str) 
         for key, value in keys.items():
             *comment, _ = blocks[section, key].splitlines(keepends=True)
             written += [*comment, f"{key} = {value}".rstrip() + "\n"]
+        written.append(blocks.get((section, "\n"), ""))
     return "".join(written)
 
 

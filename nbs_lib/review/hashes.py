@@ -120,9 +120,10 @@ def _source_mismatches(root: Path) -> Iterator[Mismatch]:
     place = root / SOURCE_FILE
     if not place.is_file():
         return
-    name = str(load_params(root / "params.yaml")["data.source"])
+    params = load_params(root / "params.yaml")
+    name = str(params["data.source"])
     try:
-        digests = {display_path(file): digest for file, digest in file_digests(name).items()}
+        digests = {display_path(file): digest for file, digest in file_digests(name, params["data.read"]).items()}
     except (UserError, OSError) as error:
         yield Mismatch("source", name, ABSENT, f"can't be read ({str(error).rstrip('.')})")
         return

@@ -19,6 +19,7 @@ from typing import Any
 from ..core.errors import DataError, StageError
 from ..core.files import read_json
 from ..core.paths import CONTRACT_FILE
+from ..data.reading.remote import FETCHED_FOLDER
 from ..pipeline.clone import clone_project, link_source
 from ..pipeline.fork_server import fork_server
 from ..pipeline.runner import stage_environment
@@ -73,6 +74,9 @@ def rerun_clone(
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         there = clone_project(Path(folder) / "clone", root)
         link_source(Path(root).resolve(), there)
+        if (fetched := Path(root).resolve() / FETCHED_FOLDER).is_dir():  # what the run read, not what is there today
+            (there / FETCHED_FOLDER).parent.mkdir(parents=True, exist_ok=True)
+            (there / FETCHED_FOLDER).symlink_to(fetched)
         with fork_server(stage_environment()):
             yield there
 

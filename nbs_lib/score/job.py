@@ -29,12 +29,13 @@ def describe_job(
     files: Sequence[InputFile],
     bundle: str,  # the id of the champion
     key: Sequence[str],  # columns that identify a row
+    read: Mapping[str, Any],  # how tables are read: `data.read`, and what training found
     known: str,  # of the views, as text; it changes when their values do
     options: Mapping[str, Any],  # what else was asked
 ) -> dict[str, Any]:  # what JSON holds
     "Describe a job: two that are equal make the same folder."
     listed = [{"name": each.name, "size": each.size, "sha256": each.digest} for each in files]
-    about = {"format": _FORMAT, "bundle": bundle, "key": list(key), "files": listed}
+    about = {"format": _FORMAT, "bundle": bundle, "key": list(key), "files": listed, "read": dict(read)}
     return about | {"known": known, "options": dict(options)}
 
 

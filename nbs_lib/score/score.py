@@ -24,7 +24,7 @@ from ..bundle.layout import InputLayout
 from ..core.errors import StoreError, UserError
 from ..core.files import write_json
 from ..core.paths import CONTRACT_FILE
-from ..data.reading.files import file_kind
+from ..data.reading.endings import file_kind
 from ..data.roles import Roles
 from ..features.online.lookup import open_lookup
 from ..monitor.counts.histogram import Profile
@@ -135,7 +135,8 @@ def _begin(names: Sequence[str], out: Path, options: Options, root: Path) -> tup
     files, reader = list_inputs(names), TableReader(bundle, [past.time] if past else [])
     parts = plan_parts([each.name for each in files], reader, bundle.schema["key"], options.part_rows)
     known = _known(root, bundle, files, past)
-    job = Job(out, describe_job(files, bundle.id, bundle.schema["key"], known, asdict(options)), parts)
+    read = {"given": reader.given, "found": reader.found}
+    job = Job(out, describe_job(files, bundle.id, bundle.schema["key"], read, known, asdict(options)), parts)
     if options.drift and roles:
         reference_profile(bundle, roles, root / TRAINING_SET).save(out / REFERENCE_FILE)
     return job, Task(str(root), str(out), bundle.id, known, options), {each.name: each for each in files}

@@ -93,6 +93,9 @@ class Worker:
         roles = Roles.load(root / CONTRACT_FILE) if task.options.past else None
         folders = root / "data/features", root / ".nbs/spill"
         self._past = PastViews(self.bundle, roles, *folders) if roles else None
+        self._state = self._past.state() if self._past else []
+        if self._past and known_views(None, self._past) != task.known:
+            raise UserError(VIEWS_CHANGED.format(self.out))
         self._lookup = open_lookup(self.bundle.views, root) if self.bundle.views and not task.options.past else None
         self.reader = TableReader(self.bundle, [self._past.time] if self._past else [])
         self._scorer = Scorer(self.bundle, self._lookup)
@@ -133,7 +136,11 @@ class Worker:
             raise UserError(f"{file.name} has changed since this run began: bring it back, or name another folder.")
         if (now := champion_path(task.root).name) != task.bundle:
             raise UserError(champion_changed(out, task.bundle, now))
-        if task.known and not task.options.past and known_views(self._lookup, None) != task.known:
+        if self._past:
+            moved = self._past.state() != self._state
+        else:
+            moved = bool(task.known) and known_views(self._lookup, None) != task.known
+        if moved:
             raise UserError(VIEWS_CHANGED.format(out))
 
     def answer_part(
@@ -156,6 +163,10 @@ class Worker:
                 if writer is None:
                     raise DataError(f"{part.file} has no rows: leave it out.")
                 writer.close()
+                if part.rows and rows != part.rows:
+                    raise DataError(
+                        f"{part.file}: {rows:,} rows were read of the {part.rows:,} from {part.first:,} on."
+                    )
                 self._check_unmoved(file)
             if counter:
                 counter.total().save(counts_path(self.out, part))

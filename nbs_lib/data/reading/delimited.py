@@ -267,7 +267,10 @@ def read_delimited(
     )
     if "skip" not in told and (first := _EXCEL.match(data)):
         told = {"separator": first[1].decode(), "skip": 1, **told}
-    offset = _offset_of_line(data, told["skip"]) if "skip" in told else _header_offset(data, told.get("separator"))
+    if "skip" in told:
+        offset = _offset_of_line(data, told["skip"])
+    else:  # without a header, what begins with # may be a row
+        offset = _header_offset(data, told.get("separator")) if told.get("header", True) else 0
     body = data[offset:]
     with temporary_copy(body, path) as file, duckdb.connect(config={"threads": 1}) as db:
         dialect = _dialect(db, file, told, known or {})

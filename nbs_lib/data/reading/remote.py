@@ -25,6 +25,7 @@ from ...core.errors import DataError, ParamsError
 from ...core.files import atomic_write
 from ...core.settings import FetchSettings, load_settings
 from .databases import read_database, table_in_address
+from .endings import file_kind
 
 # %% ../../../notebooks/lib/data/reading/09_remote.ipynb #4cbaf4b0
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -40,12 +41,18 @@ def is_remote(
     return bool(_ADDRESS.match(str(name))) and not str(name).startswith("sqlite:///")
 
 
+_SETTING = re.compile(r"(\w+) *= *([^;]*)")  # of a text such as that of odbc_connect
+
+
 def _holds_secret(name: str) -> bool:
     "Tell whether an address holds a password, or something like it."
     parts = urlsplit(name)
     user = re.match(r"[^:]+://[^@/:]*:([^@]*)@", name)  # a password may hold what ends a host
-    password = parts.password if parts.scheme.lower() in _WEB else user and user[1]
-    asked = [value for key, value in parse_qsl(parts.query) if _SECRET.search(key)]
+    in_web = parts.scheme.lower() in _WEB  # where a name alone is a token
+    password = parts.password or parts.username if in_web else user and user[1]
+    query = parse_qsl(parts.query)
+    asked = [value for key, value in query if _SECRET.search(key)]
+    asked += [value for _, text in query for key, value in _SETTING.findall(text) if _SECRET.search(key)]
     return any(value and not _VARIABLE.fullmatch(value) for value in [password, *asked])
 
 
@@ -104,12 +111,14 @@ def _ending(answer: Any, address: str) -> str:
     "Return what the name of a fetched file ends in."
     kinds = {"text/csv": ".csv", "text/tab-separated-values": ".tsv", "application/x-ndjson": ".jsonl"}
     kinds |= {"application/vnd.apache.parquet": ".parquet", "application/jsonl": ".jsonl"}
-    disposed = answer.headers.get_filename() or ""
-    for named in (urlsplit(address).path, urlsplit(answer.url).path, disposed):
-        if found := re.search(r"\.\w{2,7}(\.(gz|zst|bz2))?$", named.lower()):
-            packed = answer.headers.get("Content-Encoding") == "gzip" and not found[2]
-            return found[0] + (".gz" if packed else "")
-    return kinds.get(answer.headers.get_content_type(), "")
+    packed = ".gz" if answer.headers.get("Content-Encoding") == "gzip" else ""
+    disposed, known = answer.headers.get_filename() or "", kinds.get(answer.headers.get_content_type(), "")
+    named = (urlsplit(address).path, urlsplit(answer.url).path, disposed)
+    endings = [found for name in named if (found := re.search(r"\.\w{2,7}(\.(gz|zst|bz2))?$", name.lower()))]
+    for found in endings:
+        if file_kind(f"table{found[0]}"):  # not that of a program, such as .php
+            return found[0] + ("" if found[2] else packed)
+    return known + packed if known or not endings else endings[0][0]
 
 # %% ../../../notebooks/lib/data/reading/09_remote.ipynb #59f74fda
 def _copy_body(answer: Any, to: Path, limits: FetchSettings, until: float) -> None:
@@ -202,11 +211,9 @@ def _fetch_database(address: str, told: Mapping[str, Any], to: Path, limits: Fet
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = read_database(address, told, limits.timeout_s)
+    table = read_database(address, told, limits.timeout_s, limits.max_mb)
     if not table.num_rows:
         raise DataError("it gives no rows")
-    if table.nbytes > limits.max_mb * 1_000_000:
-        raise DataError(f"it is larger than {limits.max_mb:,} MB: raise max_mb in [fetch] of settings.ini")
     try:
         with atomic_write(to) as temporary:
             pq.write_table(table, temporary, write_page_checksum=True)

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from ...core.errors import DataError
 from ...core.sql import quote_identifier
-from ...data.reading.files import file_kind, find_files
+from ...data.reading.endings import file_kind
+from ...data.reading.files import find_files
 from ...data.reading.tables import read_inferred
 
 # %% ../../../notebooks/lib/monitor/counts/02_scan.ipynb #47ff7864

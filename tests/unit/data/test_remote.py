@@ -41,6 +41,7 @@ class Shop(BaseHTTPRequestHandler):
             "/t.csv": lambda: self.send(BODY),
             "/packed.csv": lambda: self.send(gzip.compress(BODY), **{"Content-Encoding": "gzip"}),
             "/download": lambda: self.send(BODY, **{"Content-Disposition": 'attachment; filename="sales.CSV"'}),
+            "/export.php": lambda: self.send(BODY, **{"Content-Type": "text/csv"}),
             "/typed": lambda: self.send(BODY, **{"Content-Type": "text/csv; charset=utf-8"}),
             "/moved": lambda: self.redirect(f"{self.base}/t.csv"),
             "/loop": lambda: self.redirect(f"{self.base}/loop"),
@@ -118,7 +119,7 @@ def refused(name: str, error: type[UserError] = DataError) -> str:
     return sentence
 
 
-@pytest.mark.parametrize("path", ["t.csv", "packed.csv", "download?id=3", "typed", "moved"])
+@pytest.mark.parametrize("path", ["t.csv", "packed.csv", "download?id=3", "typed", "export.php", "moved"])
 def test_a_table_is_fetched_once(web: type[Shop], path: str, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"{web.base}/{path}"
     before = file_digests(name)
@@ -172,6 +173,10 @@ HELD = (
     "postgresql+psycopg://me@host/db?password=pa55word",
     "https://host/t.csv?access_token=pa55word&n=1",
     "https://host/t.csv?X-Amz-Signature=pa55word",
+    "https://pa55word@host/t.csv",
+    "mssql+pyodbc://me@host/db?PWD=pa55word",
+    "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7Bx%7D%3BUID%3Dme%3BPWD%3Dpa55word",
+    "mssql+pyodbc:///?odbc_connect=DRIVER=x;UID=me;Password=pa55word",
 )
 
 
@@ -238,6 +243,18 @@ def test_a_database_is_asked_once_by_table_or_query(web: type[Shop], tmp_path: P
     assert len(read_source(f"{name}?table=old sales", queried).table) == 3, "the address comes first"
     assert file_digests(name, queried["read"]) != file_digests(name, {"table": "old sales"})
     assert len(fetched()) == 3
+
+
+def test_a_database_that_gives_too_much_is_stopped_on_the_way(
+    web: type[Shop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The query gives rows for as long as it is asked for more."""
+    monkeypatch.setenv("NBS_FETCH_MAX_MB", "1")
+    name = make_database(tmp_path / "shop.db")
+    query = "WITH RECURSIVE more(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more) SELECT n, 'yes' AS y FROM more"
+    with pytest.raises(DataError, match="it is larger than 1 MB: raise max_mb"):
+        read_raw(name, {"query": query})
+    assert fetched() == []
 
 
 @pytest.mark.parametrize(
@@ -322,3 +339,6 @@ def test_postgresql(web: type[Shop], postgres: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(DataError, match="can't be fetched"):
         read_raw(postgres, {"query": "WITH gone AS (DELETE FROM shop.sales RETURNING n) SELECT * FROM gone"})
     assert read_raw(postgres, {"query": "SELECT count(*) AS n, 1 AS x FROM shop.sales"}).table["n"].to_pylist() == [1]
+    monkeypatch.setenv("NBS_FETCH_TIMEOUT_S", "1")
+    with pytest.raises(DataError, match=r"it took more than 1 s: raise timeout_s in \[fetch\]"):
+        read_raw(postgres, {"query": "SELECT pg_sleep(30), 1 AS y"})

@@ -15,6 +15,7 @@ from conftest import ROOT
 from nbs_lib.bench.project.update import bench_update, find_broken
 from nbs_lib.core.errors import UserError
 from nbs_lib.project import update as module
+from nbs_lib.project.keyed_merge import merge_ini, merge_params, rename_ini_key
 from nbs_lib.project.template import ANSWERS_FILE, git
 from nbs_lib.project.tree_merge import merge_trees
 from nbs_lib.project.update import update_project
@@ -125,6 +126,21 @@ def test_what_both_changed_stays_yours_and_theirs_is_shown(project: Path, capsys
     assert "nothing" in tagged["yours"]
     assert "without interval" in tagged["theirs"]
     assert "<<<<" not in (project / NOTEBOOK).read_text()
+
+
+def test_a_comment_at_the_end_of_settings_loses_no_header() -> None:
+    base = "[one]\na = 1\n\n[two]\nb = 2\n"
+    yours = base.replace("b = 2", "b = 3") + "# mine\n"
+    theirs = "[one]\na = 1\nnew = 5\n\n[two]\n# what b is\nb = 2\n"
+    assert merge_ini(base, yours, theirs).text == "[one]\na = 1\nnew = 5\n\n[two]\nb = 3\n# mine\n"
+    assert rename_ini_key(yours, "two.b", "one.c") == "[one]\nc = 3\na = 1\n\n[two]\n# mine\n"
+
+
+def test_a_list_that_you_chose_stays_as_a_whole() -> None:
+    """Quantiles or candidates of both sides together would be a choice that nobody made."""
+    base, yours, theirs = (f"train:\n  candidates: {names}\n" for names in ("[a, b]", "[a, c]", "[a, b, d]"))
+    assert merge_params(base, yours, theirs).text == yours
+    assert merge_params(base, base, theirs).text == theirs
 
 
 def test_a_dry_run_changes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

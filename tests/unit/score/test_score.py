@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gzip
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from nbs_lib.bundle.predictor import Predictor
 from nbs_lib.bundle.request import RequestParser
 from nbs_lib.core.errors import DataError, StoreError, UserError
 from nbs_lib.core.files import sha256
+from nbs_lib.core.paths import CONTRACT_FILE
+from nbs_lib.data.roles import Roles
+from nbs_lib.features.join import view_file
 from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import open_lookup, open_store
 from nbs_lib.registry.pointers import champion_path
@@ -36,7 +41,7 @@ from nbs_lib.score.job import entry_path
 from nbs_lib.score.plan import PART_ROWS
 from nbs_lib.score.score import score_files
 from nbs_lib.score.worker import Options, Worker
-from nbs_lib.testing.example_project import DAY_US, write_example_project
+from nbs_lib.testing.example_project import DAY_US, EXAMPLE_SCHEMA, WHO_VIEW, write_example_project
 
 PEOPLE = ("ann", "old", "eve", None)
 ROWS = 1000
@@ -217,6 +222,35 @@ def test_a_store_that_was_filled_in_the_middle(here: Path) -> None:
         score(run=in_the_middle(fill, after=2))
     with refused("the values of the feature views have changed since out was begun"):
         score()
+
+
+def test_views_of_the_past_that_were_made_anew_in_the_middle(here: Path) -> None:
+    roles = Roles(
+        "t", "buys", "binary", ["no", "yes"], timestamp="made", horizon="1h", columns={"made": {"role": "timestamp"}}
+    )
+    CONTRACT_FILE.parent.mkdir(parents=True)
+    roles.save(CONTRACT_FILE)
+    file = view_file("data/features", Bundle.open(champion_path()).views[0])
+    file.parent.mkdir(parents=True)
+
+    def write(sold: float) -> None:
+        known = pa.array([9 * DAY_US], pa.timestamp("us", "UTC"))
+        pq.write_table(pa.table({"person": ["ann"], "_known_at": known, "sold": [sold], "days": [20.0]}), file)
+
+    write(3.0)
+    options = Options(past=True, part_rows=250)
+    with refused("the values of the feature views have changed since .*out was begun"):
+        score_files(["in"], "out", options, run=in_the_middle(lambda: write(4.0), after=2))
+    assert len(list(Path("out").glob("part-*"))) == 2
+    begun = in_the_middle(lambda: None, after=9)
+
+    def changed_before_a_worker_begins(task: Any, jobs: Any, answered: Any) -> Iterator[dict[str, Any]]:
+        write(5.0)
+        return begun(task, jobs, answered)
+
+    with refused("the values of the feature views have changed since .*new was begun"):
+        score_files(["in"], "new", options, run=changed_before_a_worker_begins)
+    assert not list(Path("new").glob("part-*"))
 
 
 def test_a_store_that_can_not_be_read(here: Path) -> None:
@@ -424,6 +458,100 @@ def test_a_table_of_sqlite(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score("in/a.parquet", out="parquet")
     pd.testing.assert_frame_equal(answers("out"), answers("parquet"))
     assert check_job("out")
+
+
+def test_rows_that_only_the_log_of_a_database_holds(here: Path) -> None:
+    """A row that is written into its write-ahead log leaves the file's own bytes as they are."""
+    with contextlib.closing(sqlite3.connect("t.db")) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        table(300).to_pandas().to_sql("orders", db, index=False)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        name = f"sqlite:///{here}/t.db"
+
+        def insert() -> None:
+            db.execute("INSERT INTO orders SELECT 'new', width, person, made FROM orders LIMIT 1")
+            db.commit()
+
+        insert()
+        before = Path("t.db").read_bytes()
+        with refused("t.db has changed since this run began"):
+            score(name, run=in_the_middle(insert, after=0))
+        assert Path("t.db").read_bytes() == before
+        assert score(name, out="again")["rows"] == 302
+        assert check_job("again")
+        insert()
+        with refused("t.db has changed since it was answered"):
+            check_job("again")
+
+
+def _texts() -> dict[str, tuple[dict[str, Any], bytes, str]]:
+    """By case: `data.read`, the bytes of a file, and its name."""
+    rows = table(40).to_pandas()
+    rows["note"] = ["two\nlines", 'say "no"', "a; b", "\r lone"] * 10
+    plain = {"index": False, "lineterminator": "\n"}
+    text = rows.to_csv(**plain)
+    bare = rows.drop(columns="note")
+    return {
+        "without a header": ({"header": False}, bare.to_csv(header=False, **plain).encode(), "t.csv"),
+        "lines above the header": ({"skip": 2}, f'one\n"two\n{text}'.encode(), "t.csv"),
+        "comments above the header": ({}, f"# one\n# two, three, four\n{text}".encode(), "t.csv"),
+        "semicolons in cp1252": ({}, rows.assign(city="Orléans").to_csv(sep=";", **plain).encode("cp1252"), "t.csv"),
+        "utf-16": ({}, rows.to_csv(sep="\t", **plain).encode("utf-16"), "t.tsv"),
+        "compressed": ({}, gzip.compress(text.encode()), "t.csv.gz"),
+        "blank lines": ({}, bare.to_csv(**plain).replace("\n", "\n\n").encode(), "t.csv"),
+        "as old Macs end lines": ({}, bare.to_csv(index=False, lineterminator="\r").encode(), "t.csv"),
+        "a first row with #": (
+            {"header": False},
+            bare.assign(id=bare["id"].str.replace("r", "#")).to_csv(header=False, **plain).encode(),
+            "t.csv",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", _texts())
+def test_the_check_reads_as_the_job_did(here: Path, case: str) -> None:
+    told, content, name = _texts()[case]
+    if told.get("header", True):
+        read = {"given": told, "found": {"encoding": "cp1252"}}
+        write_example_project(here, key=["id"], others=["id", "sold"], read=read)
+    else:  # the columns have no names, so the model asks for those that they are given
+        inputs = [EXAMPLE_SCHEMA["inputs"][0] | {"name": "column 2"}, *EXAMPLE_SCHEMA["inputs"][1:]]
+        of_time = [EXAMPLE_SCHEMA["context"]["inputs"][0] | {"name": "column 4"}]
+        view = WHO_VIEW | {"entity": ["column 3"]}
+        context = {"inputs": of_time, "takes_over": False}
+        read = {"given": told, "found": {}}
+        changes = {"inputs": inputs, "context": context, "views": [view], "entities": {"column 3": "text"}}
+        write_example_project(here, key=["column 1"], read=read, **changes)
+    Path(name).write_bytes(content)
+    assert score(name)["rows"] == 40
+    assert check_job("out").startswith("out: 40 rows of 1 files")
+
+
+@pytest.mark.parametrize(
+    "given", [{"query": "SELECT * FROM orders WHERE width < 3 -- the small ones;\n;"}, {"table": "orders"}]
+)
+def test_the_check_counts_what_data_read_names(here: Path, given: dict[str, str]) -> None:
+    write_example_project(here, key=["id"], others=["id", "sold"], read={"given": given, "found": {}})
+    with contextlib.closing(sqlite3.connect("t.db")) as db:
+        table(7).to_pandas().to_sql("a", db, index=False)
+        table(50).to_pandas().to_sql("orders", db, index=False)
+    rows = score(f"sqlite:///{here}/t.db")["rows"]
+    assert rows == (21 if "query" in given else 50)
+    assert check_job("out").startswith(f"out: {rows} rows")
+
+
+def test_a_part_that_holds_fewer_rows_than_planned(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table(3000).to_pandas().to_csv("t.csv", index=False)
+    monkeypatch.setattr(plan, "MAX_TEXT_BYTES", 10_000)
+    plan_parts = plan.plan_parts
+
+    def one_row_more(*given: Any) -> list[Any]:
+        first, *others = plan_parts(*given)
+        return [replace(first, rows=first.rows + 1), *others]
+
+    monkeypatch.setattr("nbs_lib.score.score.plan_parts", one_row_more)
+    with refused(r"t.csv: [\d,]+ rows were read of the [\d,]+ from 1 on", DataError):
+        score("t.csv")
 
 
 def test_entries_hold_no_time_of_day(here: Path) -> None:
