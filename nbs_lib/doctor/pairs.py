@@ -23,14 +23,14 @@ _PAIR_ROWS, _PAIR_COLUMNS, _FEWER_COLUMNS = 2_000, 16, 8  # of each part; of eac
 _TOGETHER, _ALONE = 0.998, 0.95  # the least score of a pair, and the most of either
 
 
-def _combined(first: pd.Series, second: pd.Series) -> pd.DataFrame:
-    "Compute what two columns say together."
+def _relations(first: pd.Series, second: pd.Series) -> pd.DataFrame:
+    "Compute how two columns are related."
     if first.dtype == object:
         return pd.DataFrame({"equal": (first == second) * 1.0})
     a, b = (each.astype("float64").where(each != MISSING_TIME) for each in (first, second))
     with np.errstate(all="ignore"):
         ratio = (a / b).replace([np.inf, -np.inf], np.nan)
-    return pd.DataFrame({"a": a, "b": b, "less": a - b, "plus": a + b, "times": a * b, "ratio": ratio, "equal": a == b})
+    return pd.DataFrame({"less": a - b, "plus": a + b, "times": a * b, "ratio": ratio, "equal": (a == b) * 1.0})
 
 
 def _pairs(roles: Roles, scores: Mapping[str, float]) -> tuple[list[tuple[str, str]], bool]:
@@ -57,14 +57,17 @@ def find_pairs(
     train, test = (drawn[drawn["_split"] == part] for part in ("train", "test"))
     ranks = roles.task == "regression"  # a tree cuts ranks evenly, whatever the amounts
     learned = train["_target"].rank().to_numpy() if ranks else train["_target"].to_numpy()
+    asked = test["_target"].to_numpy()
     for first, second in pairs if limit < 1 and can_tell(drawn, roles) else []:
-        before, now = (_combined(part[first], part[second]) for part in (train, test))
-        if "a" not in before and not before["equal"].any():
+        before, now = (_relations(part[first], part[second]) for part in (train, test))
+        if len(before.columns) == 1 and not before["equal"].any():
             continue
-        score = score_predictions(
-            roles.task, test["_target"].to_numpy(), tree_predictions(roles.task, before, learned, now)
+        score = max(
+            score_predictions(roles.task, asked, tree_predictions(roles.task, before[[name]], learned, now[[name]]))
+            or 0.0
+            for name in before
         )
-        if score is not None and score > max(limit, _TOGETHER):
+        if score > max(limit, _TOGETHER):
             alone = max(scores[first], scores[second])
             evidence = (
                 f"{first!r} and {second!r} together have {SCORE_NAMES[roles.task]} {score:.4f}, alone {alone:.4f}."

@@ -153,6 +153,15 @@ def test_rows_of_coarse_columns_are_alike_by_chance() -> None:
     assert grave(table) == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_that_two_columns_tell_apart_are_honest(seed: int) -> None:
+    """As species by their bills: long or short, deep or flat, and no one relation of the two says which it is."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 4, 400)
+    length, depth = (100 + 9 * each + rng.normal(size=400) for each in (kind % 2, kind // 2))
+    assert grave(pd.DataFrame({"length": length, "depth": depth, "y": np.array(list("abcd"))[kind]})) == []
+
+
 def test_a_grave_finding_stops_until_it_is_acknowledged() -> None:
     found = findings(other_name(honest()))
     with pytest.raises(DataError, match=r"NBS010.*'status'.*data\.later: \[status\].*\[NBS010: status\]"):
