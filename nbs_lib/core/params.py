@@ -40,7 +40,7 @@ def read_config(
     path: str | Path,  # a YAML 1.2 file that holds a mapping
 ) -> dict[str, Any]:  # its content
     "Read a YAML mapping; raises `ParamsError` where it is missing or damaged."
-    yaml = YAML(typ="safe", pure=True)
+    yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
     try:
         value = yaml.load(Path(path).read_text(encoding="utf-8"))

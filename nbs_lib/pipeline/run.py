@@ -108,7 +108,7 @@ def run_dvc(
     "Run DVC in the working directory."
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = stage_environment() | {"PATH": path}
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = [sys.executable, "-m", "nbs_lib.pipeline.dvc_command", *arguments]
     # DVC's own news go to standard output; its errors and the stages' progress to standard error.
     with subprocess.Popen(command, env=environment, preexec_fn=end_with_parent, stdout=subprocess.DEVNULL) as process:
         try:
