@@ -58,10 +58,11 @@ def test_its_runs_its_tests_and_a_later_release(template: Path, birds: Path) -> 
     call(birds, "make", "run")
     assert "5 passed" in call(birds, "make", "test", "COVER=tests/project")
     replace(birds / "params.yaml", "  trials: 3 ", "  trials: 1 ")
+    replace(birds / "params.yaml", "  candidates: auto ", "  candidates: [dummy, linear, hgb_small] ")
     own = birds / "notebooks/own/03_functions.ipynb"
     replace(own, "# Your functions", "# Our functions")
     call(birds, ".venv/bin/nbs", "notebooks", "--index")
-    git("commit", "--all", "--quiet", "--message", "Fewer trials", cwd=birds)
+    git("commit", "--all", "--quiet", "--message", "What is tried", cwd=birds)
 
     replace(template / "CHANGELOG.md", "### Changed\n", "### Changed\n- An interval that is not there is called so.\n")
     replace(template / "params.yaml", "  epochs: 8 ", "  epochs: 7 ")
@@ -72,6 +73,7 @@ def test_its_runs_its_tests_and_a_later_release(template: Path, birds: Path) -> 
     assert "both changed" not in said
     params = (birds / "params.yaml").read_text()
     assert "  trials: 1 " in params
+    assert "  candidates: [dummy, linear, hgb_small] " in params
     assert "  epochs: 7 " in params
     assert "# Our functions" in own.read_text()
     assert '"""All numbers and intervals' in (birds / "nbs_lib/core/format.py").read_text()
