@@ -9,6 +9,7 @@ __all__ = ['TrackingSettings', 'GateSettings', 'RunSettings', 'FetchSettings', '
 # %% ../../notebooks/lib/core/05_settings.ipynb #8fad745c
 import configparser
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -60,6 +61,7 @@ class StoreSettings:
     "Where the service reads features."
 
     url: str = ""  # redis://HOST:PORT/NUMBER; empty: the file served/features.sqlite
+    prefix: str = "nbs"  # of all keys in Redis: projects that share a server have one each
     timeout_ms: int = 50  # after which a read fails, and a lower rung answers
     clock: str = "materialized"  # what *now* is: the moment that the store was filled as of, or `wall`
 
@@ -136,6 +138,11 @@ class Settings:
 _RUN_VARIABLES = ("NBS_PIPELINE", "NBS_STAGING")  # what a run tells its stages: no settings
 _SECRET_VARIABLES = ("NBS_TOKEN", "NBS_NOTIFY_SECRET")  # never in a file, so no settings either
 _MAY_BE_ZERO = ("cache",)  # whole numbers that may be 0
+_WANTED = (  # section, key, what its text matches, and how that is said
+    ("gate", "approval", "none|person", "be none or person"),
+    ("store", "prefix", r"[\w.-]+", "be letters, digits, '_', '-' and '.' alone, and not empty"),
+    ("notify", "url", "|https?://.*", "begin with http:// or https://"),
+)
 
 
 def load_settings(
@@ -166,13 +173,11 @@ def load_settings(
         written.setdefault(section, {})[key] = value
     found = {name: _section(name, kind, written.get(name, {}), path, environment) for name, kind in sections.items()}
     settings = Settings(**found)
-    url, approval = settings.notify.url, settings.gate.approval
-    if url and not url.startswith(("http://", "https://")):
-        where = "NBS_NOTIFY_URL" if "NBS_NOTIFY_URL" in environment else path
-        raise SettingsError(f"{where}: url in [notify] must begin with http:// or https://.")
-    if approval not in ("none", "person"):
-        where = "NBS_GATE_APPROVAL" if "NBS_GATE_APPROVAL" in environment else path
-        raise SettingsError(f"{where}: approval in [gate] must be none or person, but is {approval!r}.")
+    for section, key, pattern, wanted in _WANTED:
+        value, variable = getattr(getattr(settings, section), key), f"NBS_{section}_{key}".upper()
+        if not re.fullmatch(pattern, value):
+            where = variable if variable in environment else path
+            raise SettingsError(f"{where}: {key} in [{section}] must {wanted}.")
     return settings
 
 

@@ -63,7 +63,7 @@ def _unreadable_view(views: Sequence[dict[str, Any]], root: Path, settings: Sett
     if not views:
         return ""
     try:
-        open_store(settings.store.url, root, settings.store.timeout_ms).tables()
+        open_store(settings.store, root).tables()
     except StoreError as error:
         print(f"warning: whether the store has its feature views is not known: {error}", file=sys.stderr)
         return ""
@@ -75,7 +75,8 @@ def check_servable(
     id: str,  # of a bundle in `served/`
     root: Path,  # the project
     settings: Settings,
-    degraded: bool = False,  # also where its feature views are not in the online store
+    hint: str,  # what to do where its feature views are not in the online store
+    degraded: bool = False,  # serve it there too
 ) -> None:
     "Refuse a bundle that can't serve as it should; raises `BundleError` or `StoreError`."
     try:
@@ -84,8 +85,7 @@ def check_servable(
         raise BundleError(f"{error} Nothing was changed; `nbs rollback --to ID` serves another one.") from None
     if not degraded and (reason := _unreadable_view(views, root, settings)):
         raise StoreError(
-            f"{id[:12]} would answer without some of its feature views, so nothing was changed: {reason} "
-            "With --degraded it serves in spite of that, on a lower rung."
+            f"{id[:12]} would answer without some of its feature views, so nothing was changed: {reason} {hint}"
         )
 
 # %% ../../notebooks/lib/registry/05_rollback.ipynb #b98eb877
@@ -100,7 +100,8 @@ def rollback(
     settings = load_settings(root / "settings.ini")
     with file_lock(root / CHAMPION_LOCK):
         id = _resolve_target(to, root, settings.gate.approval)
-        check_servable(id, root, settings, degraded)
+        hint = "With --degraded it serves in spite of that, on a lower rung."
+        check_servable(id, root, settings, hint, degraded)
         move = set_champion(id, root, PROMOTION if id in rolled_back(root) else ROLLBACK, why)
         stop_shadow(root, champion=id)
     old = move.before[:12] or "none"

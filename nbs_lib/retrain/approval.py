@@ -37,7 +37,7 @@ def approve(
         candidate = find_candidate(id)
         id, bundle = candidate.bundle, Bundle.open(SERVED_FOLDER / candidate.bundle)
         fill_local_store(settings)
-        check_servable(id, Path(), settings)
+        check_servable(id, Path(), settings, "`nbs materialize` fills the store with those of the last run.")
         as_of, facts = bundle.read("reference").get("known", {}).get("as_of"), {"challenger": id, "approved_by": by}
         turn = begin_turn(
             f"approval-{uuid.uuid4().hex}", as_of, champion=candidate.champion, step=PROMOTE_STEP, **facts

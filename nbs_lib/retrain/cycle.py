@@ -175,7 +175,7 @@ def _known_until(now: Bundle, roles: Roles) -> int:
 
 def _fill_store(there: Path, settings: Settings) -> None:
     "Before the pointer moves: a new champion finds what it reads."
-    roles, store = Roles.load(there / CONTRACT_FILE), open_store(settings.store.url)
+    roles, store = Roles.load(there / CONTRACT_FILE), open_store(settings.store)
     with suppress(StoreError):  # there is none yet, or it is damaged
         reading = store.read(())
         if (reading.now_us or 0) > parse_time_us(roles.as_of) and {*map(table_name, roles.views)} <= {*reading.tables}:
