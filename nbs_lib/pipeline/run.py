@@ -9,6 +9,7 @@ __all__ = ['project_lock', 'override_sample', 'check_configuration', 'run_dvc', 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #22d5affb
 import contextlib
 import fcntl
+import importlib.util
 import os
 import re
 import signal
@@ -121,6 +122,17 @@ def run_dvc(
             raise
 
 
+def _check_remote(remote: str) -> None:
+    "Refuse an object store whose package is not installed: DVC would only be silent, and all be computed."
+    from dvc_objects.fs import known_implementations
+
+    about = known_implementations.get(remote.partition("://")[0]) if "://" in remote else None
+    module = about["class"].partition(".")[0] if about else "dvc_objects"
+    if importlib.util.find_spec(module) is None:
+        package = module.replace("_", "-")
+        raise UserError(f"settings.ini: remote in [dvc] needs the package {package}: `uv pip install {package}`.")
+
+
 def reproduce(
     *targets: str,  # stages or files of stages; none: `dvc.yaml`
     remote: str = "",  # a DVC remote; empty: none
@@ -130,6 +142,7 @@ def reproduce(
     _drop_stale_locks()
     arguments = ["repro", *targets]
     if remote:
+        _check_remote(remote)
         if run_dvc("remote", "add", "--quiet", "--local", "--force", "--default", "nbs", remote):
             raise UserError(
                 f"settings.ini: remote {remote!r} in [dvc] is not one that DVC knows: give a folder or an address."

@@ -173,6 +173,14 @@ def test_another_clone_takes_from_s3_what_one_has_pushed(
     assert other.outputs() == project.outputs()
 
 
+def test_an_object_store_without_its_package_is_refused(project: Project) -> None:
+    before = project.outputs()
+    done = project.nbs("run", NBS_DVC_REMOTE="oss://team/nbs")
+    assert done.returncode == 1
+    assert done.stderr == "nbs: settings.ini: remote in [dvc] needs the package dvc-oss: `uv pip install dvc-oss`.\n"
+    assert project.outputs() == before
+
+
 def test_a_remote_is_pulled_before_anything_is_computed(project: Project, tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     for command in (["remote", "add", "-d", "team", str(remote)], ["push", "--run-cache"]):
