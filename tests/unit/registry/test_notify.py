@@ -91,6 +91,20 @@ def test_a_run_tells_what_became_of_its_bundle(here: Path, receiver: Receiver, g
     assert receiver.taken[0][0]["bundle"] == told["bundle"]
 
 
+def test_a_run_tells_that_its_bundle_waits_for_a_person(
+    here: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBS_GATE_APPROVAL", "person")
+    make_ladder_bundle(here / "models/bundle")
+    id = manifest(here / "models/bundle")["id"]
+    for _ in range(2):
+        _register(decision(bundle=id, sentence="It is better."), load_settings())
+        assert capsys.readouterr().out == f"{id[:12]} waits for `nbs approve {id[:12]} --by NAME`.\n"
+    ((message, _),) = receiver.taken
+    said = f"It is better. {id[:12]} waits for `nbs approve {id[:12]} --by NAME`."
+    assert (message["event"], message["bundle"], message["sentence"]) == ("awaits approval", id, said)
+
+
 def test_what_can_not_be_told_fails_nothing(here: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
     (here / ".nbs").mkdir(exist_ok=True)
     (here / ".nbs/notified.json").write_text("{")
