@@ -17,7 +17,7 @@ doctor: $(READY) ## What is wrong with the table, before anything is learned (TA
 
 test: $(READY) ## Every check and test
 	@$(if $(TEMPLATE),.ci/apt chromium nginx openjdk-17-jre-headless postgresql prometheus redis-server wrk)
-	@$(if $(TEMPLATE),.ci/env feast & .ci/env torchserve & .ci/env ray &) .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
+	@$(if $(TEMPLATE),.ci/env feast & .ci/env torchserve & .ci/env ray & .ci/env s3 &) .venv/bin/pytest $(COVER); status=$$?; wait; exit $$status
 
 check: $(READY) ## What to run after each edit: format, lint, types, notebooks and library, examples of what changed
 	@.ci/check

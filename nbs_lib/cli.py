@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'log_app', 'run_verb', 'doctor_verb', 'predict_verb', 'score_verb', 'features_verb', 'prove_verb', 'bench_verb',
            'verify_verb', 'review_verb', 'feast_verb', 'materialize_verb', 'parity_verb', 'serve_verb', 'explain_verb',
-           'shadow_verb', 'simulate_verb', 'rollback_verb', 'schedule_verb', 'log_compact_verb', 'log_show_verb',
-           'monitor_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb', 'new_verb',
-           'begin_verb', 'update_verb', 'notebooks_verb', 'docs_verb', 'deps_verb', 'main']
+           'shadow_verb', 'simulate_verb', 'rollback_verb', 'approve_verb', 'schedule_verb', 'log_compact_verb',
+           'log_show_verb', 'monitor_verb', 'cycle_verb', 'torchserve_verb', 'ui_verb', 'lab_verb', 'study_verb',
+           'new_verb', 'begin_verb', 'update_verb', 'notebooks_verb', 'docs_verb', 'deps_verb', 'main']
 
 # %% ../notebooks/lib/01_cli.ipynb #55bd15b4
 import sys
@@ -362,6 +362,18 @@ def rollback_verb(
 
     chdir_root()
     rollback(to, why, degraded)
+
+
+@app.command("approve")
+def approve_verb(
+    id: Annotated[str, typer.Argument(help="Id of a bundle that waits, or its first digits.")],
+    by: Annotated[str, typer.Option(metavar="NAME", help="Who approves.")],
+) -> None:
+    "Serve what the gate promoted, where settings.ini leaves the last word to a person."
+    from nbs_lib.retrain.approval import approve
+
+    chdir_root()
+    approve(id, by)
 
 
 @app.command("schedule")

@@ -124,7 +124,7 @@ def materialize_views(
     if not roles.views:
         return None if quiet else print("there are no feature views: nothing to materialize.")
     settings = load_settings().store
-    store = store or open_store(settings.url, timeout_ms=settings.timeout_ms)
+    store = store or open_store(settings)
     start, now_us = time.perf_counter(), parse_time_us(as_of or roles.as_of)
     if as_of and roles.as_of and now_us > parse_time_us(roles.as_of):
         raise ParamsError(

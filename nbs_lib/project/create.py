@@ -103,7 +103,9 @@ def begin(
         set_param(root / "params.yaml", "data.source", _bring_table(answers["table"], root))
         set_param(root / "params.yaml", "data.target", answers["target"])
     settings = root / "settings.ini"
-    renamed = re.sub(r"(?m)^(experiment|model) = .*$", rf"\1 = {answers['name']}", settings.read_text(encoding="utf-8"))
+    renamed = re.sub(
+        r"(?m)^(experiment|model|prefix) = .*$", rf"\1 = {answers['name']}", settings.read_text(encoding="utf-8")
+    )
     write_text(renamed, settings)
     _write_license(answers, root)
     write_text(_CHANGELOG.format(name=answers["name"]), root / "CHANGELOG.md")

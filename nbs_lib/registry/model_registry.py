@@ -22,13 +22,18 @@ from ..core.paths import SERVED_FOLDER
 from ..core.settings import TrackingSettings
 from .mlflow_client import REGISTERED_FILE, connect, file_lock, is_reachable, tracking_uri, warn
 from nbs_lib.registry.pointers import (
+    AWAITS_APPROVAL,
     CHAMPION_LOCK,
+    awaits_approval,
     champion_path,
+    put_up,
+    read_candidates,
     rollback_chain,
     rolled_back,
     set_challenger,
     set_champion,
     stop_shadow,
+    waiting,
 )
 
 if TYPE_CHECKING:
@@ -128,6 +133,7 @@ def _add(tracking: TrackingSettings, name: str, bundle: Path, tags: dict[str, st
 
 # %% ../../notebooks/lib/registry/04_model_registry.ipynb #756cb1b7
 _ROLLED_BACK_TAG = "rolled_back"  # the tag of a version
+_APPROVAL_TAG = "approval"  # awaits approval, or approved; `approved_by` and `approved_at` say by whom and when
 
 
 def _served_ids(root: Path) -> dict[str, str]:
@@ -148,9 +154,20 @@ def _set_aliases(client: "MlflowClient", name: str, root: Path) -> None:
     out = {number: move for id, move in rolled_back(root).items() if (number := _find_version(client, name, id))}
     for number, move in out.items():
         client.set_model_version_tag(name, number, _ROLLED_BACK_TAG, f"{move.time} {move.why}".strip())
+    _set_approval_tags(client, name, root)
     held = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
     if "previous" in held and held["previous"] in {held.get("champion"), *out}:
         client.delete_registered_model_alias(name, "previous")
+
+
+def _set_approval_tags(client: "MlflowClient", name: str, root: Path) -> None:
+    "Let the versions say which wait for a person, and who approved the champion."
+    now = _served_ids(root)["champion"]
+    for each in [*waiting(root), *(one for one in read_candidates(root) if one.by and one.bundle == now)]:
+        tags = {_APPROVAL_TAG: "approved", "approved_by": each.by, "approved_at": each.approved}
+        number = _find_version(client, name, each.bundle)
+        for key, value in (tags if each.by else {_APPROVAL_TAG: AWAITS_APPROVAL}).items() if number else ():
+            client.set_model_version_tag(name, str(number), key, value)
 
 
 def _was_rolled_back(client: "MlflowClient", name: str, number: str, id: str, root: Path) -> bool:
@@ -201,8 +218,8 @@ def sync_aliases(
 UNCHANGED, REJECTED, RETRY_LATER, WITHDRAWN = "unchanged", "rejected", "retry later", "withdrawn"
 
 
-def _is_registered(marker: dict[str, Any], root: Path) -> bool:
-    "Return whether the last registration was this one and what it served is still served, or was rolled back."
+def _is_registered(marker: dict[str, Any], root: Path, waits: bool = False) -> bool:
+    "Return whether the last registration was this one and what it served is still served, waits, or was rolled back."
     path = root / REGISTERED_FILE
     if not path.exists() or not (marker["uri"] or (root / "mlflow.db").exists()):
         return False
@@ -210,6 +227,9 @@ def _is_registered(marker: dict[str, Any], root: Path) -> bool:
         return False
     if marker["gate"] != "PROMOTE":
         return True
+    if waits:
+        there = (root / SERVED_FOLDER / marker["bundle"]).is_dir()
+        return there and marker["bundle"] in (each.bundle for each in waiting(root))
     with contextlib.suppress(UserError):
         return champion_path(root).name == marker["bundle"] or marker["bundle"] in rolled_back(root)
     return False
@@ -222,7 +242,8 @@ def register(
     name: str = "nbs",  # in the model registry
     experiment: str = "nbs",  # where the bundle is logged
     root: str | Path = ".",  # the project
-) -> str:  # unchanged, rejected, retry later, withdrawn, challenger or champion
+    approval: str = "none",  # who has the last word, as in `settings.ini`: none or person
+) -> str:  # unchanged, rejected, retry later, withdrawn, challenger, awaits approval or champion
     "Register a bundle, once, and serve it where the gate promotes it; raises `BundleError` where it can't be trusted."
     bundle, root, tracking = Path(bundle), Path(root).resolve(), TrackingSettings(uri, experiment, name)
     id = str(read_json(bundle / MANIFEST_FILE).get("id"))
@@ -238,18 +259,21 @@ def register(
             f"the bundle {id[:12]} was rolled back at {ended.time}, and is not promoted again: "
             f"`nbs rollback --to {id[:12]}` serves it in spite of that"
         )
-    if _is_registered(marker, root):
+    elif gate["decision"] == "PROMOTE" and awaits_approval(id, approval, root):
+        same = AWAITS_APPROVAL
+    waits = same == AWAITS_APPROVAL
+    if _is_registered(marker, root, waits):
         return same
     read_verified(bundle)
 
     def ask() -> str:  # another run may have done it meanwhile
-        return same if _is_registered(marker, root) else _register(bundle, gate, tracking, root, marker)
+        return same if _is_registered(marker, root, waits) else _register(bundle, gate, tracking, root, marker, waits)
 
     return _call_mlflow(ask, tracking, root, "the bundle is registered") or RETRY_LATER
 
 # %% ../../notebooks/lib/registry/04_model_registry.ipynb #7c53fc80
 def _register(
-    bundle: Path, gate: dict[str, Any], tracking: TrackingSettings, root: Path, marker: dict[str, Any]
+    bundle: Path, gate: dict[str, Any], tracking: TrackingSettings, root: Path, marker: dict[str, Any], waits: bool
 ) -> str:
     client, _ = connect(tracking, root)
     id, name = marker["bundle"], tracking.model
@@ -259,7 +283,12 @@ def _register(
     result = "champion" if gate["decision"] == "PROMOTE" else "challenger"
     if result == "champion" and _was_rolled_back(client, name, number, id, root):
         result = WITHDRAWN
-    if result != WITHDRAWN:
+    elif waits:
+        result = AWAITS_APPROVAL
+        _copy_to_served(bundle, root)
+        with file_lock(root / CHAMPION_LOCK):
+            put_up(id, str(gate.get("sentence", "")), root)
+    else:
         client.set_registered_model_alias(name, result, number)
     if result == "champion":
         if str(client.get_registered_model(name).aliases.get("challenger")) == number:

@@ -22,9 +22,15 @@ from ..core.errors import UserError
 from ..core.files import read_json, write_json
 from ..core.settings import load_settings
 from .mlflow_client import file_lock, warn
+from .pointers import AWAITS_APPROVAL
 
 # %% ../../notebooks/lib/registry/06_notify.ipynb #277e8c33
-EVENTS = {PROMOTE: "promotion", HOLD: "hold", REJECT: "rejection"}  # what a decision is called
+EVENTS = {  # what a decision is called
+    PROMOTE: "promotion",
+    HOLD: "hold",
+    REJECT: "rejection",
+    AWAITS_APPROVAL: AWAITS_APPROVAL,
+}
 
 
 def _sign(
@@ -58,7 +64,7 @@ def _deliver(url: str, body: bytes, secret: str) -> str:
 
 
 def notify(
-    event: str,  # promotion, hold, rejection, contract failure, drift or failed cycle
+    event: str,  # promotion, awaits approval, hold, rejection, contract failure, drift or failed cycle
     sentence: str,  # for people
     root: str | Path = ".",  # the project
     **facts: Any,  # what JSON can hold, such as the id of a bundle

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURN_FILE', 'PROMOTE_STEP', 'DONE_STEP', 'NOTHING_NEW', 'WAIT', 'CONTRACT_FAILURE', 'TURN_FAILED', 'INTERRUPTED',
-           'Turn', 'read_turns', 'begin_turn', 'record_step', 'finish_turn', 'last_retrain']
+           'APPROVED', 'JUDGED', 'Turn', 'read_turns', 'begin_turn', 'record_step', 'finish_turn', 'last_retrain']
 
 # %% ../../notebooks/lib/retrain/01_ledger.ipynb #8ce434e8
 import datetime
@@ -13,19 +13,22 @@ from typing import Any, NotRequired, TypedDict
 
 from ..core.checks import DECISIONS, PROMOTE
 from ..core.files import read_json, write_json
+from ..registry.pointers import AWAITS_APPROVAL
 
 # %% ../../notebooks/lib/retrain/01_ledger.ipynb #8de80f25
 TURN_FILE = Path("models/cycle/turn.json")
 _LEDGER_FILE = Path("reports/cycle.json")
 PROMOTE_STEP, DONE_STEP = "promote", "done"  # the step in which the pointer moves, and the end
 
-NOTHING_NEW, WAIT, CONTRACT_FAILURE, TURN_FAILED, INTERRUPTED = (
+NOTHING_NEW, WAIT, CONTRACT_FAILURE, TURN_FAILED, INTERRUPTED, APPROVED = (
     "nothing new",
     "wait",
     "contract failure",
     "failed",
     "interrupted",
+    "approved",
 )
+JUDGED = (*DECISIONS, AWAITS_APPROVAL)  # of a turn with a challenger
 
 
 def _utc_now() -> str:
@@ -48,6 +51,7 @@ class Turn(TypedDict):
     since: NotRequired[int]  # what the challenger is judged by comes after, in seconds since 1970
     gate: NotRequired[dict[str, Any]]  # a `ChallengeDecision`
     challenger: NotRequired[str]  # the id of its bundle
+    approved_by: NotRequired[str]  # the name of a person: not a turn, but an approval (`nbs approve`)
     change: NotRequired[str]  # what it did to the working tree
     outcome: NotRequired[str]
     sentence: NotRequired[str]  # why, for people
@@ -94,7 +98,7 @@ def record_step(
 
 def finish_turn(
     turn: Turn,
-    outcome: str,  # PROMOTE, HOLD, REJECT, nothing new, wait, contract failure, failed or interrupted
+    outcome: str,  # PROMOTE, HOLD, REJECT, or one of the words above
     sentence: str,  # why, for people
     **more: Any,  # what else is known
 ) -> None:
@@ -109,5 +113,5 @@ def last_retrain(
     found: list[Turn],
 ) -> str | None:  # its `as_of`; None: there was none
     "Return when a challenger was last judged, whatever became of it."
-    judged = [each["as_of"] for each in found if each["outcome"] in DECISIONS]
+    judged = [each["as_of"] for each in found if each["outcome"] in JUDGED]
     return judged[-1] if judged else None

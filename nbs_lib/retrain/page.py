@@ -25,11 +25,14 @@ from nbs_lib.pages.blocks import (
     small_note,
     table_block,
 )
-from .ledger import CONTRACT_FAILURE, INTERRUPTED, NOTHING_NEW, TURN_FAILED, WAIT
+from ..registry.pointers import AWAITS_APPROVAL
+from .ledger import APPROVED, CONTRACT_FAILURE, INTERRUPTED, NOTHING_NEW, TURN_FAILED, WAIT
 
 # %% ../../notebooks/lib/retrain/05_page.ipynb #87990341
 OUTCOME_TONES = {
     PROMOTE: GOOD,
+    APPROVED: GOOD,
+    AWAITS_APPROVAL: WARN,
     NOTHING_NEW: GOOD,
     WAIT: GOOD,
     HOLD: WARN,
@@ -40,6 +43,8 @@ OUTCOME_TONES = {
 }
 _HEADLINES = {
     PROMOTE: "A new champion is served",
+    APPROVED: "A new champion is served: a person approved it",
+    AWAITS_APPROVAL: "A challenger waits for a person, and the champion is as it was",
     HOLD: "The challenger does not take over",
     REJECT: "The challenger was refused",
     NOTHING_NEW: "Nothing new to learn",
@@ -48,15 +53,24 @@ _HEADLINES = {
     TURN_FAILED: "The turn failed, and the champion is as it was",
     INTERRUPTED: "The turn was killed, and the champion is as it was",
 }
+_PROMOTED = (
+    "Look at ",
+    inline_code("git diff"),
+    ", then ",
+    inline_code("git commit -a"),
+    ". To go back to the champion before it: ",
+    inline_code("nbs rollback"),
+    ".",
+)
 _TODO: dict[str, tuple[object, ...]] = {
-    PROMOTE: (
-        "Look at ",
+    PROMOTE: _PROMOTED,
+    APPROVED: _PROMOTED,
+    AWAITS_APPROVAL: (
+        "Look at the checks below and at ",
         inline_code("git diff"),
-        ", then ",
-        inline_code("git commit -a"),
-        ". To go back to the champion before it: ",
-        inline_code("nbs rollback"),
-        ".",
+        ", then run ",
+        inline_code("nbs approve"),
+        " as above; without it, nothing changes for callers.",
     ),
     HOLD: (
         "Nothing to do: it answers in the shadow (",
@@ -94,13 +108,14 @@ def cycle_tiles(
     champion: str,  # the id of what is served
 ) -> Block:
     "Render a few large figures."
-    promoted = [each for each in turns if each["outcome"] == PROMOTE]
+    approved = [each for each in turns if each["outcome"] == APPROVED]
+    promoted = [each for each in turns if each["outcome"] in (PROMOTE, APPROVED)]
     own = [each["as_of"] for each in promoted if each.get("challenger") == champion]
     when = f"{due:%Y-%m-%d %H:%M} UTC" if due else "not scheduled"
     return metric_tiles(
         [
             ("champion", champion[:8], f"as of {own[-1]}" if own else "not of the cycle's making"),
-            ("turns", f"{len(turns)}", f"{len(promoted)} promoted"),
+            ("turns", f"{len(turns) - len(approved)}", f"{len(promoted)} promoted"),
             ("next run", when, "if nbs schedule runs" if due else "nbs schedule, cron or another scheduler runs it"),
         ]
     )

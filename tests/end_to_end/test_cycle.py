@@ -152,6 +152,39 @@ def test_killed_at_any_step(waiting: Project) -> None:
     assert "nothing new to learn" in again.stdout
 
 
+def test_a_person_has_the_last_word(waiting: Project) -> None:
+    """The turn ends with the command that serves its challenger; so does the next one, which learns nothing."""
+    before = held(waiting)
+    done = waiting.nbs("cycle", NBS_GATE_APPROVAL="person")
+    assert done.returncode == 20, done.stdout + done.stderr[-3000:]
+    last = turns(waiting)[-1]
+    id, command = (
+        last["challenger"],
+        f"{last['challenger'][:12]} waits for `nbs approve {last['challenger'][:12]} --by NAME`.",
+    )
+    assert (last["outcome"], last["gate"]["decision"]) == ("awaits approval", "PROMOTE")
+    assert done.stdout.splitlines()[-1].endswith(command)
+    assert held(waiting) == before != id
+    page = (waiting.root / "reports/cycle.html").read_text()
+    assert "AWAITS APPROVAL" in page
+    assert f"nbs approve {id[:12]}" in page
+
+    again = waiting.nbs("cycle", NBS_GATE_APPROVAL="person")
+    assert again.returncode in (0, 10), again.stdout + again.stderr[-3000:]
+    assert turns(waiting)[-1]["outcome"] == "wait"
+    assert again.stdout.splitlines()[-1].endswith(command)
+
+    run = waiting.nbs("run", NBS_GATE_APPROVAL="person")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert command in run.stdout
+    assert held(waiting) == before
+    approved = waiting.nbs("approve", id[:10], "--by", "Ann Lee")
+    assert approved.returncode == 0, approved.stderr[-3000:]
+    assert held(waiting) == id
+    page = (waiting.root / "reports/cycle.html").read_text()
+    assert f"Ann Lee approved {id[:12]}" in page
+
+
 def test_two_at_once(waiting: Project) -> None:
     """The second refuses at once, and says who is at work."""
     lock = waiting.root / ".nbs/cycle.lock"

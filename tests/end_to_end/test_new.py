@@ -51,7 +51,9 @@ def test_a_project_of_ones_own(birds: Path) -> None:
     demo = ("nbs_lib/demos/flights", "nbs_lib/bench/serve", "tests/unit", ".ci/envs", "copier.yml", "reports/preview")
     assert [name for name in tracked if name.startswith(demo)] == []
     assert "data/raw/penguins.csv" not in tracked
-    assert "model = birds" in (birds / "settings.ini").read_text()
+    settings = (birds / "settings.ini").read_text()
+    assert "model = birds" in settings
+    assert "prefix = birds" in settings
 
 
 def test_its_runs_its_tests_and_a_later_release(template: Path, birds: Path) -> None:

@@ -3,12 +3,17 @@
 import json
 import re
 import subprocess
+import urllib.request
+import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import ROOT, Project, lacking, wait_for_environment
 
+from nbs_lib.core.server_process import free_port, running_server
 from nbs_lib.core.stages import load_stages, stage_modules
+from nbs_lib.pipeline.clone import clone_project
 
 
 def would_run(project: Project) -> list[str]:
@@ -124,6 +129,56 @@ def test_an_experiment_of_dvc(project: Project) -> None:
     assert "sixty" in shown.stdout
     difference = project.call(["python", "-m", "dvc", "params", "diff", "--json"])
     assert json.loads(difference.stdout)["params.yaml"]["evaluate.resamples"]["new"] == 60
+
+
+S3 = ROOT / ".nbs/envs/s3"
+
+
+@pytest.fixture
+def object_store() -> Iterator[dict[str, str]]:
+    """An empty bucket `team` on a stand-in for S3, and the environment of who may use it."""
+    wait_for_environment("s3")
+    if not (S3 / ".ready").exists():
+        lacking("dvc-s3 and moto are not here: `.ci/env s3` gets them")
+    port = free_port()
+    with running_server([str(S3 / "bin/python"), "-m", "moto.server", "-p", str(port)], port, "/moto-api/") as server:
+        urllib.request.urlopen(urllib.request.Request(f"{server.url}/team", method="PUT")).close()
+        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+        yield keys | {"AWS_ENDPOINT_URL": server.url}
+
+
+@pytest.fixture
+def python_with_s3(object_store: dict[str, str], tmp_path: Path) -> str:
+    """This Python, as if dvc-s3 were installed for it too."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    folders = [*S3.glob("lib/python*/site-packages"), Path(pytest.__file__).parents[1]]
+    (packages,) = tmp_path.glob("venv/lib/python*/site-packages")
+    (packages / "both.pth").write_text("".join(f"{folder}\n" for folder in folders))
+    return str(tmp_path / "venv/bin/python")
+
+
+def test_another_clone_takes_from_s3_what_one_has_pushed(
+    project: Project, object_store: dict[str, str], python_with_s3: str, tmp_path: Path
+) -> None:
+    other = Project(clone_project(tmp_path / "other", project.root))
+    settings = other.root / "settings.ini"
+    settings.write_text(settings.read_text().replace("\nremote =\n", "\nremote = s3://team/nbs\n"))
+    for command in (["remote", "add", "-d", "team", "s3://team/nbs"], ["push", "--run-cache"]):
+        done = project.call([python_with_s3, "-m", "dvc", *command], **object_store)
+        assert done.returncode == 0, done.stderr
+    done = other.call([python_with_s3, "-m", "nbs_lib.cli", "run"], **object_store)
+    assert done.returncode == 0, done.stderr
+    assert "can't be reached" not in done.stderr
+    assert "train  " not in done.stderr, "nothing was recomputed"
+    assert other.outputs() == project.outputs()
+
+
+def test_an_object_store_without_its_package_is_refused(project: Project) -> None:
+    before = project.outputs()
+    done = project.nbs("run", NBS_DVC_REMOTE="oss://team/nbs")
+    assert done.returncode == 1
+    assert done.stderr == "nbs: settings.ini: remote in [dvc] needs the package dvc-oss: `uv pip install dvc-oss`.\n"
+    assert project.outputs() == before
 
 
 def test_a_remote_is_pulled_before_anything_is_computed(project: Project, tmp_path: Path) -> None:

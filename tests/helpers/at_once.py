@@ -1,5 +1,6 @@
 """Processes that begin at the same moment."""
 
+import os
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ print([fork.exitcode for fork in forks])
 def run_at_once(count: int, code: str) -> tuple[list[str], str]:
     """Run code in so many processes: the lines that they print, sorted, and their exit codes; their complaints."""
     command = [sys.executable, "-c", FORKS, str(count), code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}  # a line is one write
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     *lines, codes = done.stdout.splitlines() or [""]
     return [*sorted(lines), codes], done.stderr

@@ -40,6 +40,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FILES:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
+    edit("settings.ini", r"^approval = none", "approval = person")(root)
     git(root.parent, "init", "-q", str(root))
     git(root, "add", "-A")
     git(root, "commit", "-qm", "as it is")
@@ -112,6 +113,7 @@ WEAKER = [
     edit("params.yaml", r"^  confidence: [\d.]+", "  confidence: 0.5"),
     edit("settings.ini", r"^max_rows = \d+", "max_rows = 100000000"),
     edit("settings.ini", r"^max_kb = \d+", "max_kb = 1048576"),
+    edit("settings.ini", r"^approval = person", "approval = none"),
     edit("settings.ini", r"^max_waiting = \d+", "max_waiting = 1048576"),
     edit("pyproject.toml", r'"D401",? ?', ""),
     edit("pyproject.toml", r"^strict = true", "strict = false"),

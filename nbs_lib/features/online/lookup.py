@@ -34,19 +34,19 @@ _SQLITE_FILE = Path("served/features.sqlite")
 
 
 def open_store(
-    url: str = "",  # redis://HOST:PORT/NUMBER; empty: the file served/features.sqlite
+    settings: StoreSettings | None = None,  # section store of settings.ini; the file served/features.sqlite by default
     root: str | Path = ".",  # the project
-    timeout_ms: int = 50,  # of a read
 ) -> OnlineStore:
     "Open the online store; raises `StoreError` for a url of another kind."
-    if not url:
+    settings = settings or StoreSettings()
+    if not (url := settings.url):
         return SqliteStore(Path(root) / _SQLITE_FILE)
     if not url.startswith(("redis://", "rediss://", "unix://")):
         kind = url.partition("://")[0] if "://" in url else "it"
         raise StoreError(f"[store] url must be empty or begin with redis://, but {kind} is neither.")
     from nbs_lib.features.online.redis import RedisStore
 
-    return RedisStore(url, timeout_ms)
+    return RedisStore(url, settings.timeout_ms, settings.prefix)
 
 # %% ../../../notebooks/lib/features/online/04_lookup.ipynb #39e1c95e
 _CLOCKS = ("materialized", "wall")
@@ -232,4 +232,4 @@ def open_lookup(
 ) -> Lookup:
     "Open a lookup in the store that the settings name."
     settings = settings or load_settings(Path(root) / "settings.ini").store
-    return Lookup(views, open_store(settings.url, root, settings.timeout_ms), settings.clock)
+    return Lookup(views, open_store(settings, root), settings.clock)

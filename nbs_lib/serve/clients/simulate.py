@@ -151,7 +151,7 @@ def _refreshed_store(
         with contextlib.chdir(there):
             reproduce("features")
         views = Roles.load(there / CONTRACT_FILE).views
-        opened = open_store(store.url, timeout_ms=store.timeout_ms, root=root)
+        opened = open_store(store, root)
 
         def filled(at: pd.Timestamp) -> None:
             fill_store(views, int(at.value // 1000), opened, there / FEATURES_FOLDER)

@@ -17,6 +17,7 @@ from helpers.bundles import SENT, VERSION, VIEWS, make_ladder_bundle, store_of
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.bundle.fallback import FallbackLadder
 from nbs_lib.core.errors import BundleError, DataError
+from nbs_lib.core.settings import StoreSettings
 from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import Lookup, LookupResult, open_store
 
@@ -197,7 +198,7 @@ def test_a_store_that_is_not_there(bundle: Bundle, tmp_path: Path) -> None:
 def test_a_store_that_does_not_answer_keeps_the_deadline(bundle: Bundle) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and says nothing
         port = server.getsockname()[1]
-        ladder = FallbackLadder(bundle, Lookup(VIEWS, open_store(f"redis://127.0.0.1:{port}/0", timeout_ms=50)))
+        ladder = FallbackLadder(bundle, Lookup(VIEWS, open_store(StoreSettings(f"redis://127.0.0.1:{port}/0"))))
         for rows in (ROW, [ROW, ROW]):
             started = time.perf_counter()
             assert set(ladder.answer(rows)["rung"]) == {"partial"}

@@ -2,20 +2,18 @@
 
 import gzip
 import os
-import pwd
 import shutil
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT, lacking
+from conftest import ROOT
+from helpers.postgres import PASSWORD, postgres_server
 
 from nbs_lib.core.errors import DataError, ParamsError, UserError
 from nbs_lib.core.files import sha256
@@ -280,34 +278,10 @@ def test_a_driver_that_is_not_there_is_named(web: type[Shop]) -> None:
     assert "it needs the package oracledb: `uv pip install oracledb`" in refused("oracle+oracledb://me@host/db?table=t")
 
 
-POSTGRES = shutil.which("postgres") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))), None)
-
-
 @pytest.fixture
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of its own, which asks for a password."""
-    if POSTGRES is None:
-        lacking("needs PostgreSQL: apt-get install postgresql")
-    folder = tmp_path_factory.mktemp("postgres")
-    options: dict[str, Any] = {"check": True, "capture_output": True}
-    if os.geteuid() == 0:  # which the server refuses to run as
-        user = pwd.getpwnam("postgres")
-        shutil.chown(folder, user.pw_uid, user.pw_gid)
-        for parent in folder.parents[:3]:
-            parent.chmod(parent.stat().st_mode | 0o011)
-        options |= {"user": user.pw_uid, "group": user.pw_gid, "cwd": folder}
-    (folder / "password").write_text("s3cret word")
-    (folder / "password").chmod(0o644)
-    binaries = Path(POSTGRES).resolve().parent
-    subprocess.run(
-        [binaries / "initdb", "-D", folder / "db", "-A", "scram-sha-256", "-U", "me", f"--pwfile={folder}/password"],
-        **options,
-    )
-    command = [binaries / "pg_ctl", "-D", folder / "db", "-w", "-l", folder / "log"]
-    listen = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
-    subprocess.run([*command, "-o", listen, "start"], **options)
-    yield "postgresql+psycopg://me:${PG_WORD}@/postgres?host=" + str(folder)
-    subprocess.run([*command, "-m", "immediate", "stop"], **options)
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as address:
+        yield address
 
 
 def test_postgresql(web: type[Shop], postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +289,7 @@ def test_postgresql(web: type[Shop], postgres: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("PG_WORD", "wrong")
     assert "password authentication failed for user" in refused(f"{postgres}&table=t")
-    monkeypatch.setenv("PG_WORD", "s3cret word")
+    monkeypatch.setenv("PG_WORD", PASSWORD)
     query = """
         SELECT n, to_char(n, 'FM000') AS code, n * 1.25 AS price,
           CASE WHEN n = 3 THEN 'NaN' ELSE 0.5 END::numeric AS gap,
@@ -329,7 +303,7 @@ def test_postgresql(web: type[Shop], postgres: str, monkeypatch: pytest.MonkeyPa
     assert at == pd.Timestamp("2020-02-14T06:00Z")
     assert source.table["gap"].isna().sum() == 1
     assert source.table["id"].str.len().unique() == [36]
-    engine = sa.create_engine(postgres.replace("${PG_WORD}", "s3cret word"))
+    engine = sa.create_engine(postgres.replace("${PG_WORD}", PASSWORD))
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE SCHEMA shop; CREATE TABLE shop.sales AS SELECT 1 AS n, 'a' AS y"))
     engine.dispose()

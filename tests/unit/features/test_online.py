@@ -126,10 +126,14 @@ def test_nothing_is_known_after_the_data_ends(here: Path) -> None:
     materialize_views("2020-03-01")
 
 
-@pytest.mark.parametrize("decision", ["PROMOTE", "HOLD"])
-def test_a_run_fills_the_store_before_it_promotes(here: Path, monkeypatch: pytest.MonkeyPatch, decision: str) -> None:
+@pytest.mark.parametrize(("decision", "approval"), [("PROMOTE", "none"), ("HOLD", "none"), ("PROMOTE", "person")])
+def test_a_run_fills_the_store_before_it_promotes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, decision: str, approval: str
+) -> None:
+    """And not where its bundle waits for a person: the champion may read other versions of the views."""
+    monkeypatch.setenv("NBS_GATE_APPROVAL", approval)
     Path("models").mkdir()
-    Path("models/gate.json").write_text(json.dumps({"decision": decision}))
+    Path("models/gate.json").write_text(json.dumps({"decision": decision, "bundle": "a" * 64}))
     Path("models/metrics.json").write_text("{}")
     FEATURES_FOLDER.joinpath("views.json").write_text('[{"name": "shop"}]')  # there are views
     held = []
@@ -139,7 +143,7 @@ def test_a_run_fills_the_store_before_it_promotes(here: Path, monkeypatch: pytes
     monkeypatch.setattr(run, "_summary_lines", lambda *_: [])
     monkeypatch.setattr(run, "_register", lambda *_: held.append(len(SqliteStore("served/features.sqlite").tables())))
     run.run_pipeline()
-    assert held == [3 if decision == "PROMOTE" else 0]
+    assert held == [3 if (decision, approval) == ("PROMOTE", "none") else 0]
 
 
 def test_prune_drops_what_nothing_reads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from nbs_lib.bench.store import NO_REDIS, bench_store, redis_server
 from nbs_lib.core.errors import SettingsError, StoreError
+from nbs_lib.core.settings import StoreSettings, load_settings
 from nbs_lib.features.online.base import decode_values, encode_values, entity_key
 from nbs_lib.features.online.lookup import FAILURE_THRESHOLD, RETRY_AFTER_S, Lookup, open_lookup, open_store
 from nbs_lib.features.online.redis import RedisStore
@@ -442,7 +443,39 @@ def test_the_settings_say_which_store(tmp_path: Path) -> None:
     assert lookup.lookup(ROW).reason["shop"].endswith("features.sqlite is missing: `nbs materialize` fills it.")
     for url in ("memcached://x", "redis.example"):
         with pytest.raises(StoreError, match="must be empty or begin with redis://"):
-            open_store(url)
+            open_store(StoreSettings(url))
+
+
+def test_two_projects_share_a_server(redis_url: str, tmp_path: Path) -> None:
+    """Each has its own *now*, its own rows of the same view, and drops nothing of the other."""
+    roots = [tmp_path / name for name in ("oak", "oak_2")]
+    for root, later in zip(roots, (0, 10_000_000), strict=True):
+        root.mkdir()
+        (root / "settings.ini").write_text(f"[store]\nurl = {redis_url}\nprefix = {root.name}\ntimeout_ms = 5000\n")
+        rows = [(key("Köln", 7), encode_values([NOW - 30_000_000, float(later), root.name]))]
+        open_store(load_settings(root / "settings.ini").store).write(NOW + later, {"shop@1": rows})
+    found = [open_lookup([SHOP], root).lookup(ROW) for root in roots]
+    assert [each.now_us for each in found] == [NOW, NOW + 10_000_000]
+    assert [each.columns["shop_kind"] for each in found] == [["oak"], ["oak_2"]]
+    assert [each.columns["shop_age"] for each in found] == [[0.5], [40 / 60]]
+    RedisStore(redis_url, 5000, "oak").clear()
+    assert open_lookup([SHOP], roots[0]).lookup(ROW).status == {"shop": ["failed"]}
+    assert open_lookup([SHOP], roots[1]).lookup(ROW).columns == found[1].columns
+
+
+def test_without_a_prefix_the_keys_are_as_they_were(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.ini").write_text(f"[store]\nurl = {redis_url}\ntimeout_ms = 5000\n")
+    filled(RedisStore(redis_url, 5000, "nbs"))
+    assert open_lookup([SHOP], tmp_path).lookup(ROW).status == {"shop": ["present"]}
+    open_store(load_settings(tmp_path / "settings.ini").store).clear()  # type: ignore[attr-defined]
+    assert RedisStore(redis_url, 5000, "nbs").tables() == {}
+
+
+@pytest.mark.parametrize("prefix", ["", "a:b", "oak*", "two words"])
+def test_a_prefix_that_reaches_into_other_projects_is_refused(tmp_path: Path, prefix: str) -> None:
+    (tmp_path / "settings.ini").write_text(f"[store]\nprefix = {prefix}\n")
+    with pytest.raises(SettingsError, match=r"settings.ini: prefix in \[store\] must be letters, digits"):
+        load_settings(tmp_path / "settings.ini")
 
 
 def test_production_needs_no_more_than_msgspec() -> None:

@@ -1,55 +1,17 @@
 """Who is told of what, by a receiver that answers as receivers do."""
 
-import hashlib
-import hmac
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.bundles import blank_project, decision, make_ladder_bundle, manifest, mlflow_project, mlflow_template  # noqa: F401
+from helpers.webhook import SECRET, Receiver, receiving
 
 from nbs_lib.core.errors import SettingsError
 from nbs_lib.core.settings import load_settings
 from nbs_lib.pipeline.run import _register
 from nbs_lib.registry import notify as module
 from nbs_lib.registry.notify import notify
-
-SECRET = "a secret"
-
-
-class Receiver(HTTPServer):
-    """Keeps what it took, and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[dict[str, Any], Any]] = []
-        self.status = 200
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def events(self) -> list[str]:
-        return [message["event"] for message, _ in self.taken]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.server.status == 200:
-            sent = self.headers["X-NBS-Signature-256"]
-            self.server.taken.append((json.loads(body), sent))
-            if sent:
-                assert sent == "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture
@@ -59,12 +21,8 @@ def here(mlflow_project: Path) -> Path:  # noqa: F811
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    with Receiver() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("NBS_NOTIFY_URL", f"http://127.0.0.1:{server.server_port}/hook")
-        monkeypatch.setattr(module, "_PAUSE_S", 0.0)
+    with receiving(monkeypatch) as server:
         yield server
-        server.shutdown()
 
 
 def outbox(root: Path) -> list[Path]:
@@ -131,6 +89,20 @@ def test_a_run_tells_what_became_of_its_bundle(here: Path, receiver: Receiver, g
         _register(told, load_settings())
     assert receiver.events == [event]
     assert receiver.taken[0][0]["bundle"] == told["bundle"]
+
+
+def test_a_run_tells_that_its_bundle_waits_for_a_person(
+    here: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBS_GATE_APPROVAL", "person")
+    make_ladder_bundle(here / "models/bundle")
+    id = manifest(here / "models/bundle")["id"]
+    for _ in range(2):
+        _register(decision(bundle=id, sentence="It is better."), load_settings())
+        assert capsys.readouterr().out == f"{id[:12]} waits for `nbs approve {id[:12]} --by NAME`.\n"
+    ((message, _),) = receiver.taken
+    said = f"It is better. {id[:12]} waits for `nbs approve {id[:12]} --by NAME`."
+    assert (message["event"], message["bundle"], message["sentence"]) == ("awaits approval", id, said)
 
 
 def test_what_can_not_be_told_fails_nothing(here: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:

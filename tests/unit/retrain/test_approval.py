@@ -1,0 +1,232 @@
+"""A person has the last word where settings.ini says so: nothing is served before, and who said so is known."""
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import ROOT, Project
+from helpers.bundles import (  # noqa: F401
+    blank_project,
+    decision,
+    make_bundle,
+    make_ladder_bundle,
+    mlflow_project,
+    mlflow_template,
+    store_of,
+)
+from helpers.webhook import Receiver, receiving
+
+from nbs_lib.core.errors import SettingsError, UserError
+from nbs_lib.core.settings import load_settings
+from nbs_lib.registry.mlflow_client import tracking_uri
+from nbs_lib.registry.model_registry import register, start_shadow
+from nbs_lib.registry.pointers import AWAITS_APPROVAL, champion_path, read_history, waiting
+from nbs_lib.registry.rollback import rollback
+from nbs_lib.retrain import cycle
+from nbs_lib.retrain.approval import approve
+from nbs_lib.retrain.decision import RetrainPolicy, RetrainState, decide_retrain
+from nbs_lib.retrain.ledger import JUDGED, WAIT, begin_turn, last_retrain, read_turns
+from nbs_lib.retrain.page import turns_table
+
+BUNDLE = Path("models/bundle")
+
+
+@pytest.fixture
+def here(mlflow_project: Path) -> Path:  # noqa: F811
+    """A project with a champion, in which a person has the last word from now on."""
+    put_up(0, approval="none")
+    Path("settings.ini").write_text("[gate]\napproval = person\n")
+    return mlflow_project
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    with receiving(monkeypatch) as server:
+        yield server
+
+
+def put_up(number: int, verdict: str = "PROMOTE", approval: str = "person") -> str:
+    """What a run does with the bundle it has made; its id."""
+    shutil.rmtree(BUNDLE, ignore_errors=True)
+    id = make_bundle(BUNDLE, fallback={"prior": {"output": 0.3 + number / 100, "margin": -0.85}})
+    done = register(BUNDLE, decision(verdict, sentence=f"it is number {number}."), approval=approval)
+    promoted = AWAITS_APPROVAL if approval == "person" else "champion"
+    assert done == {"PROMOTE": promoted, "HOLD": "challenger"}[verdict]
+    return id
+
+
+def registry() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The aliases, and the tags of each version by the id of its bundle."""
+    client = mlflow.MlflowClient(tracking_uri(), tracking_uri())
+    tags = {each.tags["bundle"]: each.tags for each in client.search_model_versions("name = 'nbs'")}
+    return {name: str(each) for name, each in client.get_registered_model("nbs").aliases.items()}, tags
+
+
+def served() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path("served").rglob("*") if path.is_file()}
+
+
+def test_what_the_gate_promotes_waits_and_is_served_once_a_person_says_so(here: Path) -> None:
+    first = champion_path().name
+    second = put_up(1)
+    assert champion_path().name == first
+    aliases, tags = registry()
+    assert aliases == {"champion": "1"}
+    assert (tags[second]["gate"], tags[second]["approval"]) == ("PROMOTE", "awaits approval")
+
+    command = [sys.executable, "-m", "nbs_lib.cli", "approve", second[:8], "--by", "Ann  Lee"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, env=Project(ROOT).environment())
+    assert done.returncode == 0, done.stderr
+    assert f"the champion is {second[:12]}" in done.stdout
+    assert champion_path().name == second
+    aliases, tags = registry()
+    assert aliases == {"champion": "2", "previous": "1"}
+    move = read_history()[-1]
+    assert (move.what, move.before, move.why) == ("promotion", first, "approved by Ann Lee. it is number 1.")
+    told = {key: tags[second][key] for key in ("approval", "approved_by", "approved_at")}
+    assert told == {"approval": "approved", "approved_by": "Ann Lee", "approved_at": move.time}
+    assert "approved_by" not in tags[first]
+    (line,) = read_turns()
+    assert (line["outcome"], line["challenger"], line["champion"]) == ("approved", second, first)
+    assert line["approved_by"] == "Ann Lee"
+    assert f"Ann Lee approved {second[:12]}. it is number 1." in turns_table(read_turns()).code
+    assert register(BUNDLE, decision(), approval="person") == "unchanged"
+
+
+def test_a_run_that_changes_nothing_says_that_one_waits_and_imports_no_mlflow(here: Path) -> None:
+    put_up(1)
+    before = served()
+    code = (
+        "import sys; from nbs_lib.registry.model_registry import register;"
+        "print(register('models/bundle', {'decision': 'PROMOTE', 'champion': 'net'}, approval='person'));"
+        "assert not {'mlflow', 'pandas', 'onnxruntime'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "awaits approval\n"), result.stderr
+    assert served() == before
+
+
+def test_once_nobody_has_to_approve_the_next_run_promotes(here: Path) -> None:
+    second = put_up(1)
+    assert register(BUNDLE, decision(), approval="none") == "champion"
+    assert (champion_path().name, waiting()) == (second, [])
+
+
+def test_the_first_champion_waits_too(mlflow_project: Path) -> None:  # noqa: F811
+    first = put_up(0)
+    with pytest.raises(UserError, match=f"there is no champion yet: .* {first[:12]} waits for `nbs approve"):
+        champion_path()
+    approve(first, "Ann")
+    assert champion_path().name == first
+
+
+def refused(id: str, said: str, by: str = "Ann") -> None:
+    before, turns = served(), read_turns()
+    with pytest.raises(UserError, match=said) as caught:
+        approve(id, by)
+    assert "\n" not in str(caught.value)
+    assert (served(), read_turns()) == (before, turns), "nothing was changed"
+
+
+def test_what_may_not_be_approved(here: Path) -> None:
+    champion, held = champion_path().name, put_up(1, "HOLD")
+    start_shadow(BUNDLE)
+    waits = put_up(2)
+    refused("ffff", "served has no bundle 'ffff'")
+    refused(champion, "is the champion already: nothing was changed")
+    refused(held, "was not promoted by the gate: there is nothing to approve")
+    refused(waits, "--by is empty", by=" ")
+    Path("served", waits[:63] + ("0" if waits[63] != "0" else "1")).mkdir()
+    refused(waits[:9], "2 bundles begin with .*: give more digits")
+    (Path("served") / waits / "model.onnx").write_bytes(b"other")
+    refused(waits, r"model\.onnx was changed")
+
+
+def test_what_would_answer_without_its_views_is_not_approved(here: Path) -> None:
+    shutil.rmtree(BUNDLE)
+    make_ladder_bundle(BUNDLE)
+    assert register(BUNDLE, decision(), approval="person") == AWAITS_APPROVAL
+    id = waiting()[-1].bundle
+    refused(id, "would answer without some of its feature views, .* `nbs materialize` fills the store")
+    store_of(here)
+    approve(id, "Ann")
+    assert champion_path().name == id
+
+
+def test_what_is_older_than_the_champion_is_not_approved(here: Path) -> None:
+    older, newer = put_up(1), put_up(2)
+    approve(newer, "Ann")
+    refused(older, f"waits since .* and is older than the champion {newer[:12]}")
+    third = put_up(3)
+    approve(third, "Ben")
+    refused(newer, f"was approved by Ann at .* and is older than the champion {third[:12]}")
+    rollback()
+    refused(third, f"was rolled back at .*: `nbs rollback --to {third[:12]}`")
+
+
+def test_a_rollback_is_no_way_around_an_approval(here: Path) -> None:
+    first, second = champion_path().name, put_up(1)
+    with pytest.raises(UserError, match="was never the champion: `nbs approve` serves what the gate has promoted"):
+        rollback(second[:12])
+    approve(second, "Ann")
+    rollback(why="complaints")
+    assert champion_path().name == first, "the way back needs nobody's word"
+    rollback(second[:12])
+    assert champion_path().name == second
+
+
+def test_not_while_a_turn_compares_with_the_champion(here: Path) -> None:
+    second = put_up(1)
+    Path(".nbs").mkdir(exist_ok=True)
+    with open(".nbs/cycle.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(second, "another run is at work here")
+
+
+def test_the_registry_is_told_later_where_it_is_down(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = put_up(1)
+    monkeypatch.setenv("NBS_TRACKING_URI", "http://127.0.0.1:9")
+    approve(second, "Ann")
+    assert champion_path().name == second
+    monkeypatch.delenv("NBS_TRACKING_URI")
+    assert registry()[0] == {"champion": "1"}
+    assert register(BUNDLE, decision(), approval="person") == "champion"
+    aliases, tags = registry()
+    assert (aliases["champion"], tags[second]["approved_by"]) == ("2", "Ann")
+
+
+def test_every_turn_says_that_one_waits_and_none_learns_again_for_that(here: Path) -> None:
+    second = put_up(1)
+    for day, outcome in (("2020-03-01", AWAITS_APPROVAL), ("2020-03-02", WAIT)):
+        code = cycle._end_turn(begin_turn(f"turn-{day}", day), outcome, "It is so.")
+        assert code == (20 if outcome in JUDGED else 0)
+        said = f"It is so. {second[:12]} waits for `nbs approve {second[:12]} --by NAME`."
+        assert (read_turns()[-1]["outcome"], read_turns()[-1]["sentence"]) == (outcome, said)
+    assert last_retrain(read_turns()) == "2020-03-01"
+    decided = decide_retrain(RetrainState(age=90, tried=1, labels=5000), RetrainPolicy())
+    assert decided["verdict"] == WAIT
+
+
+def test_the_webhook_is_told_of_both(here: Path, receiver: Receiver) -> None:
+    second = put_up(1)
+    cycle._end_turn(begin_turn("turn-a", "2020-03-01", challenger=second), AWAITS_APPROVAL, "It is better.")
+    approve(second, "Ann")
+    told = [message for message, _ in receiver.taken]
+    assert [(each["event"], each["bundle"]) for each in told] == [("awaits approval", second), ("promotion", second)]
+    assert f"nbs approve {second[:12]}" in told[0]["sentence"]
+    assert told[1]["approved_by"] == "Ann"
+
+
+@pytest.mark.parametrize("by", ["file", "variable"])
+def test_another_word_for_approval_is_refused(tmp_path: Path, by: str) -> None:
+    written: dict[str, Any] = {"NBS_GATE_APPROVAL": "two"} if by == "variable" else {}
+    (tmp_path / "settings.ini").write_text("" if written else "[gate]\napproval = two\n")
+    where = "NBS_GATE_APPROVAL" if written else "settings.ini"
+    with pytest.raises(SettingsError, match=rf"{where}: approval in \[gate\] must be none or person"):
+        load_settings(tmp_path / "settings.ini", written)
