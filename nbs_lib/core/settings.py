@@ -178,6 +178,8 @@ def load_settings(
         if not re.fullmatch(pattern, value):
             where = variable if variable in environment else path
             raise SettingsError(f"{where}: {key} in [{section}] must {wanted}.")
+    if settings.gate.approval == "none" and ini.get("gate", "approval", fallback="none").strip() == "person":
+        raise SettingsError(f"NBS_GATE_APPROVAL: a person approves, says {path}, and no variable takes that back.")
     return settings
 
 

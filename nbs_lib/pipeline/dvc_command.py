@@ -33,7 +33,8 @@ def modify_lock(
 
     text = Path(path).read_text(encoding="utf-8") if path.endswith(".lock") and Path(path).exists() else ""
     data, lines = parse_yaml(text, path), _stage_lines(text)
-    if not text.startswith(_HEAD) or list(data) != ["schema", "stages"] or list(lines) != list(data["stages"]):
+    whole = text.startswith(_HEAD) and text.endswith("\n") and not re.search(r"(?m)^(\.\.\.|---)", text)
+    if not whole or list(data) != ["schema", "stages"] or list(lines) != list(data["stages"]):
         with modify_yaml(path, fs=fs) as data:
             yield data
         return
@@ -42,7 +43,9 @@ def modify_lock(
     for name, stage in data["stages"].items():
         if stage is not before.get(name):
             lines[name] = dumps_yaml({"stages": {name: stage}}).removeprefix("stages:\n")
-    Path(path).write_text(_HEAD + "".join(lines[name] for name in data["stages"]), encoding="utf-8")
+    others = {key: value for key, value in data.items() if key not in ("schema", "stages")}
+    written = [_HEAD, *(lines[name] for name in data["stages"]), dumps_yaml(others) if others else ""]
+    Path(path).write_text("".join(written), encoding="utf-8")
 
 # %% ../../notebooks/lib/pipeline/07_dvc_command.ipynb #61e30a12
 def main() -> None:

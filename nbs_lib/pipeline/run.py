@@ -126,11 +126,18 @@ def _check_remote(remote: str) -> None:
     "Refuse an object store whose package is not installed: DVC would only be silent, and all be computed."
     from dvc_objects.fs import known_implementations
 
-    about = known_implementations.get(remote.partition("://")[0]) if "://" in remote else None
-    module = about["class"].partition(".")[0] if about else "dvc_objects"
+    scheme, where = remote.lower().partition("://")[0], "NBS_DVC_REMOTE"
+    where = where if where in os.environ else "settings.ini"
+    if "://" not in remote or scheme == "remote":
+        return
+    if scheme not in known_implementations:
+        raise UserError(
+            f"{where}: DVC knows no {scheme}://: remote in [dvc] is a folder, or such as s3://bucket/folder."
+        )
+    module = known_implementations[scheme]["class"].partition(".")[0]
     if importlib.util.find_spec(module) is None:
         package = module.replace("_", "-")
-        raise UserError(f"settings.ini: remote in [dvc] needs the package {package}: `uv pip install {package}`.")
+        raise UserError(f"{where}: remote in [dvc] needs the package {package}: `uv pip install {package}`.")
 
 
 def reproduce(

@@ -133,16 +133,21 @@ def commit_all(
 _LIBRARY_ROOT = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd()
 
 
+def _without_login(address: str) -> str:
+    "Remove name and token from an address, with which a project is committed."
+    return re.sub(r"^(https?://)[^@/]*@", r"\1", address)
+
+
 def _template_address() -> tuple[str, str]:
     "Return where new projects are copied from, and the address by which they remember it."
     root = _LIBRARY_ROOT
     if (root / "copier.yml").exists():
         remotes = sorted(git("remote", cwd=root).split(), key=lambda name: name != "origin")
         address = git("remote", "get-url", remotes[0], cwd=root).strip() if remotes else str(root)
-        return str(root), re.sub(r"^(https?://)[^@/]*@", r"\1", address)  # a project is committed with it
+        return str(root), _without_login(address)
     if (root / ANSWERS_FILE).exists():  # within a project: from the same template
         address = str(read_answers(root)["_src_path"])
-        return address, address
+        return address, _without_login(address)
     raise UserError(
         "`nbs new` needs a clone of the template, for the installed library has no copier.yml: run it there."
     )

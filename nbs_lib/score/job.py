@@ -22,7 +22,7 @@ from .reading import Part
 
 # %% ../../notebooks/lib/score/08_job.ipynb #b598e352
 JOB_FILE, MANIFEST_FILE, ENTRIES_FOLDER, LOCK_FILE = "_job.json", "_manifest.json", "_parts", ".lock"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def describe_job(
@@ -55,7 +55,9 @@ def champion_changed(
 def _difference(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     "Say why a folder can't be gone on with; empty where it can."
     names = [[each["name"] for each in job.get("files", [])] for job in (old, new)]
-    if old.get("format") != _FORMAT or names[0] != names[1]:
+    if old.get("format") != _FORMAT:
+        return f"{out} was begun by another release: name another folder."
+    if names[0] != names[1]:
         first = names[0][0] if names[0] else "nothing"
         return f"{out} belongs to another job, of {len(names[0])} files from {first} on: name another folder."
     if old["bundle"] != new["bundle"]:
@@ -129,11 +131,14 @@ def _read(path: Path) -> dict[str, Any]:
 def read_manifest(
     out: Path,  # the folder of a job
 ) -> dict[str, Any]:
-    "Read the manifest; raises `UserError` where the job is not done."
+    "Read the manifest; raises `UserError` where the job is not done, or is of another release."
     if not (out / MANIFEST_FILE).exists():
         done = len(list(out.glob(f"{ENTRIES_FOLDER}/*.json")))
         raise UserError(f"{out} has no {MANIFEST_FILE}: its job is not done ({done} parts are), so run it again.")
-    return _read(out / MANIFEST_FILE)
+    manifest = _read(out / MANIFEST_FILE)
+    if manifest["job"].get("format") != _FORMAT:
+        raise UserError(f"{out} was made by another release: name another folder, and answer its rows again.")
+    return manifest
 
 
 def entry_path(

@@ -95,12 +95,12 @@ _PLAIN = ("utf-8", "utf-8-sig", "ascii", "cp1252", "latin-1", "iso-8859-1", "iso
 
 
 def _row_sizes(lines: Iterator[bytes], how: Mapping[str, Any]) -> Iterator[tuple[int, bool]]:
-    "Give the bytes of each row, and whether there is a row: a blank line is none."
+    "Give the bytes of each row, and whether there is a row: a blank line is none where there are several columns."
     quotes = how.get("quote", "").encode()
     doubled = how.get("escape") == how.get("quote")
     for line in lines:
         if not quotes or quotes not in line:
-            yield len(line), line not in (b"\n", b"\r\n")
+            yield len(line), how.get("columns") == 1 or line not in (b"\n", b"\r\n")
             continue
         sizes = [len(line)]
 
@@ -110,7 +110,12 @@ def _row_sizes(lines: Iterator[bytes], how: Mapping[str, Any]) -> Iterator[tuple
                 sizes.append(len(following))
                 yield following.decode(errors="replace")
 
-        marks = {"delimiter": how["separator"], "quotechar": how["quote"], "doublequote": doubled}
+        marks = {
+            "delimiter": how["separator"],
+            "quotechar": how["quote"],
+            "doublequote": doubled,
+            "skipinitialspace": True,
+        }
         csv.field_size_limit(2**31 - 1)
         with contextlib.suppress(csv.Error):
             next(csv.reader(texts(), **marks, escapechar=None if doubled else how["escape"]), None)
@@ -121,7 +126,7 @@ def read_head(
     path: Path,  # a large text
     given: Mapping[str, Any],  # `data.read`
     known: Mapping[str, Any],  # how training read its file
-) -> dict[str, Any]:  # as `read_delimited` tells of it
+) -> dict[str, Any]:  # as `read_delimited` tells of it, and the number of `columns`
     "Find how a large text is written, from its beginning; raises `DataError` where it can't be read in parts."
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -131,7 +136,7 @@ def read_head(
             piece.write(head)
             piece.flush()
             try:
-                how = read_delimited(Path(piece.name), given, known)[1]
+                table, how = read_delimited(Path(piece.name), given, known)
                 break
             except DataError as error:
                 problem = str(error).replace(piece.name, str(path))
@@ -139,7 +144,7 @@ def read_head(
         raise DataError(problem)
     if how["encoding"].lower() not in _PLAIN:
         raise DataError(f"{path} is in {how['encoding']} and too large to be read whole: save it in UTF-8.")
-    return how
+    return how | {"columns": table.num_columns}
 
 # %% ../../notebooks/lib/score/04_plan.ipynb #d7d1cb12
 def _cut_text(path: Path, given: Mapping[str, Any], known: Mapping[str, Any]) -> list[Part]:

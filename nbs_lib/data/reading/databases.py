@@ -9,6 +9,7 @@ __all__ = ['table_of_rows', 'table_in_address', 'open_sqlite', 'sqlite_query', '
 import contextlib
 import datetime
 import decimal
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,9 @@ def table_in_address(
     return next(iter(parse_qs(name.partition("?")[2]).get("table", [])), None)
 
 
+_AFTER_QUERY = re.compile(r";(\s|;|--[^\n]*|/\*.*?\*/)*$", re.DOTALL)  # a semicolon, and comments behind it
+
+
 @contextlib.contextmanager
 def open_sqlite(
     name: str,  # named in the message
@@ -92,7 +96,7 @@ def sqlite_query(
     "Write the query for the rows of a database; raises `DataError` where it is not plain which."
     named = table_in_address(name)
     if named is None and "query" in told:
-        return f"{str(told['query']).strip().rstrip(';')}\n"
+        return _AFTER_QUERY.sub("", str(told["query"])) + "\n"
     asked = named or told.get("table")
     tables = [
         row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name")

@@ -29,6 +29,10 @@ def without(stages: dict[str, Any], name: str) -> None:
     del stages[name]
 
 
+def with_dataset(data: dict[str, Any]) -> None:
+    data["datasets"] = [{"name": "sales", "url": "s3://bucket"}]
+
+
 def learned_anew(stages: dict[str, Any]) -> None:
     stages["train"]["outs"][0]["md5"] = "1" * 32
     stages["train"] = dict(stages["train"])
@@ -53,9 +57,19 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
         LOCK.replace("  report:\n", "  'on':\n    cmd: a\n  report:\n"),
         LOCK.replace("  report:\n", "  # mine\n  report:\n"),
         f"{LOCK}datasets: []\n",
+        LOCK.rstrip(),
+        f"{LOCK}...\n",
         "schema: '2.0'\nstages:\n  train: {cmd: a, outs: [{md5: b}]}\n  report:\n    cmd: b\n",
     ],
-    ids=["plain", "a name in quotation marks", "a comment", "more than stages", "by hand"],
+    ids=[
+        "plain",
+        "a name in quotation marks",
+        "a comment",
+        "more than stages",
+        "no line break at the end",
+        "dots",
+        "by hand",
+    ],
 )
 def test_a_lock_is_changed_to_the_bytes_of_dvc(tmp_path: Path, text: str, change: str) -> None:
     written = []
@@ -67,6 +81,15 @@ def test_a_lock_is_changed_to_the_bytes_of_dvc(tmp_path: Path, text: str, change
                 stages(data["stages"])
         written.append(place.read_text())
     assert written[1] == written[0]
+
+
+def test_a_dataset_is_kept(tmp_path: Path) -> None:
+    """What DVC writes beside the stages."""
+    for modify, name in ((modify_yaml, "a.lock"), (modify_lock, "b.lock")):
+        (tmp_path / name).write_text(LOCK)
+        with modify(str(tmp_path / name)) as data:
+            with_dataset(data)
+    assert (tmp_path / "b.lock").read_text() == (tmp_path / "a.lock").read_text()
 
 
 def test_a_lock_that_is_not_there_yet(tmp_path: Path) -> None:

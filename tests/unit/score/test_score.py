@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,14 @@ from nbs_lib.bundle.request import RequestParser
 from nbs_lib.core.errors import DataError, StoreError, UserError
 from nbs_lib.core.files import sha256
 from nbs_lib.core.paths import CONTRACT_FILE
+from nbs_lib.data.reading.delimited import read_delimited
 from nbs_lib.data.roles import Roles
 from nbs_lib.features.join import view_file
 from nbs_lib.features.online.base import encode_values
 from nbs_lib.features.online.lookup import open_lookup, open_store
 from nbs_lib.registry.pointers import champion_path
 from nbs_lib.score import plan
-from nbs_lib.score.check import check_job
+from nbs_lib.score.check import check_job, text_rows
 from nbs_lib.score.job import entry_path
 from nbs_lib.score.plan import PART_ROWS
 from nbs_lib.score.score import score_files
@@ -404,6 +406,18 @@ def test_the_check_finds(here: Path, case: str) -> None:
         check_job("out")
 
 
+def test_a_job_of_another_release(here: Path) -> None:
+    score()
+    for name in ("_job.json", "_manifest.json"):
+        told = json.loads(Path("out", name).read_text())
+        (told if name == "_job.json" else told["job"])["format"] = 1
+        Path("out", name).write_text(json.dumps(told))
+    with refused("out was made by another release: name another folder"):
+        check_job("out")
+    with refused("out was begun by another release: name another folder"):
+        score()
+
+
 def test_the_check_of_a_job_that_is_not_done(here: Path) -> None:
     score()
     Path("out/_manifest.json").unlink()
@@ -499,6 +513,11 @@ def _texts() -> dict[str, tuple[dict[str, Any], bytes, str]]:
         "utf-16": ({}, rows.to_csv(sep="\t", **plain).encode("utf-16"), "t.tsv"),
         "compressed": ({}, gzip.compress(text.encode()), "t.csv.gz"),
         "blank lines": ({}, bare.to_csv(**plain).replace("\n", "\n\n").encode(), "t.csv"),
+        "a blank behind each separator": (
+            {},
+            b"id, width, person, made\n" + b'"r1", 1, "two\nlines", "1970-01-11"\nr2, 2, ann, 1970-01-11\n' * 20,
+            "t.csv",
+        ),
         "as old Macs end lines": ({}, bare.to_csv(index=False, lineterminator="\r").encode(), "t.csv"),
         "a first row with #": (
             {"header": False},
@@ -527,8 +546,37 @@ def test_the_check_reads_as_the_job_did(here: Path, case: str) -> None:
     assert check_job("out").startswith("out: 40 rows of 1 files")
 
 
+COUNTED = (
+    "a\n1\n\n3\n",
+    "a\n\n1\n\n\n",
+    "a\r\n1\r\n\r\n3\r\n",
+    'a\n""\n1\n',
+    "a,b\n1,2\n\n3,4\n\n",
+    "a,b\n1,2\n,\n",
+    'a, b\n1, "x"\n2, "q\nr"\n3, "s"\n',
+    'a;b\n1;"x; y"\n2;"say ""no"""\n\n3;z',
+)
+
+
+@pytest.mark.parametrize("text", COUNTED)
+def test_rows_of_a_text_are_counted_as_they_are_read(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the check, and where a text is cut: a blank line is a row of a table of one column, and of no other."""
+    path = tmp_path / "t.csv"
+    path.write_text(text, newline="")
+    rows = read_delimited(path, {})[0].num_rows
+    read: dict[str, dict[str, Any]] = {"given": {}, "found": {}}
+    assert text_rows(path, read) == rows
+    monkeypatch.setattr(plan, "MAX_TEXT_BYTES", 5)
+    reader: Any = SimpleNamespace(**read)
+    parts = plan.plan_parts([str(path)], reader)
+    assert sum(part.rows or 0 for part in parts) == rows
+
+
 @pytest.mark.parametrize(
-    "given", [{"query": "SELECT * FROM orders WHERE width < 3 -- the small ones;\n;"}, {"table": "orders"}]
+    "given",
+    [{"query": "SELECT * FROM orders WHERE width < 3 -- the small ones;\n; -- and no others"}, {"table": "orders"}],
 )
 def test_the_check_counts_what_data_read_names(here: Path, given: dict[str, str]) -> None:
     write_example_project(here, key=["id"], others=["id", "sold"], read={"given": given, "found": {}})
