@@ -142,8 +142,10 @@ def _template_address() -> tuple[str, str]:
     "Return where new projects are copied from, and the address by which they remember it."
     root = _LIBRARY_ROOT
     if (root / "copier.yml").exists():
-        remotes = sorted(git("remote", cwd=root).split(), key=lambda name: name != "origin")
-        address = git("remote", "get-url", remotes[0], cwd=root).strip() if remotes else str(root)
+        branch, remotes = git("branch", "--show-current", cwd=root).strip(), git("remote", cwd=root).split()
+        followed = git("config", "--get", "--default", "", f"branch.{branch}.remote", cwd=root).strip()
+        remote = followed if followed in remotes else next(iter(remotes), "")
+        address = git("remote", "get-url", remote, cwd=root).strip() if remote else str(root)
         return str(root), _without_login(address)
     if (root / ANSWERS_FILE).exists():  # within a project: from the same template
         address = str(read_answers(root)["_src_path"])

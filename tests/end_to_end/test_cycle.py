@@ -93,9 +93,6 @@ def test_a_year_in_short(waiting: Project) -> None:
         assert again.returncode in (0, 10), again.stdout + again.stderr[-3000:]
         assert turns(waiting)[-1]["outcome"] == "wait", "nothing was retrained"
         assert again.stdout.splitlines()[-1].endswith(command)
-        run = waiting.nbs("run", **asked)
-        assert run.returncode == 0, run.stderr[-3000:]
-        assert command in run.stdout
         assert held(waiting) == model(running) == before
         approved = waiting.nbs("approve", id[:10], "--by", "Ann Lee")
         assert approved.returncode == 0, approved.stderr[-3000:]
@@ -120,7 +117,7 @@ def test_a_year_in_short(waiting: Project) -> None:
         assert held(waiting) == after
         assert model(running) == after
     page = (waiting.root / "reports/cycle.html").read_text()
-    assert all(word in page for word in ("AWAITS APPROVAL", "contract failure", "REJECT"))
+    assert all(word in page for word in ("awaits approval", "contract failure", "REJECT"))
 
 
 def at_step(project: Project) -> str:

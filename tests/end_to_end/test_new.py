@@ -1,11 +1,13 @@
 """From a table to one's own project, its report, its tests, a later release and its checks, as somebody types it."""
 
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from helpers.templates import borrow_environment, make_template, release, replace
 
 from nbs_lib.project.library import project_environment
@@ -20,6 +22,12 @@ def call(root: Path, *command: str) -> str:
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
+
+
+def share_types(root: Path, to: Path) -> None:
+    """Let a type checker know what it has found out about the same files elsewhere; it looks which have changed."""
+    if (root / ".mypy_cache").is_dir() and not (to / ".mypy_cache").exists():
+        shutil.copytree(root / ".mypy_cache", to / ".mypy_cache")
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +88,7 @@ def test_its_runs_its_tests_and_a_later_release(template: Path, birds: Path) -> 
     assert "# Our functions" in own.read_text()
     assert '"""All numbers and intervals' in (birds / "nbs_lib/core/format.py").read_text()
     borrow_environment(birds)
+    share_types(ROOT, birds)
     call(birds, "make", "check")
+    share_types(birds, ROOT)
     call(birds, "make", "run")

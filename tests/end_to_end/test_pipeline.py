@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("demo")  # one process, one run of the demo
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(clone_project(tmp_path_factory.mktemp("demo") / "project", ROOT))
-    project.set(epochs="1", trials="1", resamples="50")
+    project.set(candidates="[dummy, linear, hgb_small, net]", epochs="1", trials="1", resamples="50")
     done = project.nbs("run", "--sample", "0.02")
     assert done.returncode == 0, done.stderr[-3000:]
     (project.root / "said.txt").write_text(done.stdout)

@@ -95,11 +95,12 @@ def test_plain_copier_makes_the_same(tmp_path: Path, table: str, monkeypatch: py
 def test_a_token_in_the_address_of_the_template_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address of `origin` is committed with each new project."""
-    git("init", "--quiet", cwd=tmp_path)
+    """The address that the branch follows is committed with each new project."""
+    git("init", "--quiet", "--initial-branch", "main", cwd=tmp_path)
     (tmp_path / "copier.yml").touch()
     monkeypatch.setattr(create, "_LIBRARY_ROOT", tmp_path)
     git("remote", "add", "fork", "https://host/fork.git", cwd=tmp_path)
+    git("config", "branch.main.remote", "origin", cwd=tmp_path)
     git("remote", "add", "origin", "https://me:t0ken@host/nbs.git", cwd=tmp_path)
     assert create._template_address() == (str(tmp_path), "https://host/nbs.git")
     (tmp_path / "copier.yml").unlink()
