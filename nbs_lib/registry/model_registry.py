@@ -161,13 +161,20 @@ def _set_aliases(client: "MlflowClient", name: str, root: Path) -> None:
 
 
 def _set_approval_tags(client: "MlflowClient", name: str, root: Path) -> None:
-    "Let the versions say which wait for a person, and who approved the champion."
-    now = _served_ids(root)["champion"]
-    for each in [*waiting(root), *(one for one in read_candidates(root) if one.by and one.bundle == now)]:
-        tags = {_APPROVAL_TAG: "approved", "approved_by": each.by, "approved_at": each.approved}
-        number = _find_version(client, name, each.bundle)
-        for key, value in (tags if each.by else {_APPROVAL_TAG: AWAITS_APPROVAL}).items() if number else ():
-            client.set_model_version_tag(name, str(number), key, value)
+    "Let the versions say which wait for a person, who approved the others, and nothing of those without either."
+    waits = [each.bundle for each in waiting(root)]
+    found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+    versions = {version.tags.get("bundle"): version for version in found}
+    for each in read_candidates(root):
+        state = AWAITS_APPROVAL if each.bundle in waits else "approved" if each.by else ""
+        tags = {_APPROVAL_TAG: state, "approved_by": each.by, "approved_at": each.approved}
+        if (version := versions.get(each.bundle)) is None:
+            continue
+        for key, value in tags.items():
+            if value and version.tags.get(key) != value:
+                client.set_model_version_tag(name, str(version.version), key, value)
+            elif not value and key in version.tags:
+                client.delete_model_version_tag(name, str(version.version), key)
 
 
 def _was_rolled_back(client: "MlflowClient", name: str, number: str, id: str, root: Path) -> bool:

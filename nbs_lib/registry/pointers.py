@@ -18,6 +18,8 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from ..core.errors import BundleError, DataError, NoChampionError, UserError, did_you_mean
 from ..core.files import read_json, write_json, write_text
 from ..core.paths import CURRENT_FILE, SERVED_FOLDER
@@ -164,8 +166,8 @@ def read_candidates(
     "Read what was put up for approval, once for each bundle; raises `BundleError` where that is damaged."
     path = Path(root) / _WAITING_FILE
     try:
-        return [Candidate(**each) for each in read_json(path)] if path.exists() else []
-    except (DataError, TypeError):
+        return msgspec.json.decode(path.read_bytes(), type=list[Candidate]) if path.exists() else []
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise BundleError(f"{path} is damaged: delete it; `make run` puts up anew what waits.") from None
 
 
@@ -245,15 +247,16 @@ def find_candidate(
     candidate = next((each for each in read_candidates(root) if each.bundle == id), None)
     if candidate is None:
         raise UserError(f"{id[:12]} was not promoted by the gate: there is nothing to approve.")
-    if candidate.by or candidate.champion != now:
-        was = (
-            f"was approved by {candidate.by} at {candidate.approved}"
-            if candidate.by
-            else f"waits since {candidate.time}"
-        )
+    if candidate.by:
         raise UserError(
-            f"{id[:12]} {was} and is older than the champion {now[:12] or '(none)'}: "
-            "`make run` or the next `nbs cycle` puts up what is newer."
+            f"{id[:12]} was approved by {candidate.by} at {candidate.approved}, and {now[:12] or 'none'} is served "
+            f"now: `nbs rollback --to {id[:12]}` serves it again."
+        )
+    if candidate.champion != now:
+        beside = f"the champion {candidate.champion[:12]}" if candidate.champion else "no champion"
+        raise UserError(
+            f"{id[:12]} was put up beside {beside}, and {now[:12] or 'none'} is served now: `make run` or the next "
+            "`nbs cycle` puts up a bundle beside that one."
         )
     return candidate
 

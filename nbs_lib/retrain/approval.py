@@ -13,18 +13,29 @@ from pathlib import Path
 from ..bundle.bundle import Bundle
 from ..core.checks import PROMOTE
 from ..core.errors import UserError
+from ..core.files import read_json
 from ..core.paths import SERVED_FOLDER
-from ..core.settings import load_settings
-from ..pipeline.run import fill_local_store, project_lock
+from ..core.settings import Settings, load_settings
+from ..features.join import table_name
+from ..features.materialize import FEATURES_FOLDER
+from ..pipeline.run import project_lock
 from ..registry.mlflow_client import file_lock
 from ..registry.model_registry import sync_aliases
 from ..registry.notify import EVENTS, notify
 from ..registry.pointers import CHAMPION_LOCK, find_candidate, record_approval, stop_shadow
-from ..registry.rollback import check_servable
-from .cycle import run_stage
+from ..registry.rollback import check_views, open_servable
+from .cycle import fill_champion_store, run_stage
 from .ledger import APPROVED, PROMOTE_STEP, begin_turn, finish_turn
 
 # %% ../../notebooks/lib/retrain/08_approval.ipynb #182730ea
+def _fill_store(bundle: Bundle, settings: Settings) -> None:
+    "Fill the online store where a bundle reads the views of the last run, or of the last turn."
+    path = FEATURES_FOLDER / "views.json"
+    there = {*map(table_name, read_json(path))} if path.exists() else set()
+    if bundle.views and {*map(table_name, bundle.views)} <= there:
+        fill_champion_store(Path(), settings)
+
+
 def approve(
     id: str,  # of a bundle that waits, or its first digits
     by: str,  # the name of who says so
@@ -34,15 +45,16 @@ def approve(
     if not by:
         raise UserError("--by is empty: name who approves.")
     with project_lock(".nbs/cycle.lock"), project_lock():
-        candidate = find_candidate(id)
-        id, bundle = candidate.bundle, Bundle.open(SERVED_FOLDER / candidate.bundle)
-        fill_local_store(settings)
-        check_servable(id, Path(), settings, "`nbs materialize` fills the store with those of the last run.")
+        id, same = find_candidate(id).bundle, "The champion is as it was"
+        again = f"{same}; delete {SERVED_FOLDER / id}, and `make run` puts it there again."
+        bundle = open_servable(id, Path(), settings, again)
+        _fill_store(bundle, settings)
+        check_views(bundle, Path(), settings, f"{same}; `nbs materialize` fills the store with those of the last run.")
         as_of, facts = bundle.read("reference").get("known", {}).get("as_of"), {"challenger": id, "approved_by": by}
-        turn = begin_turn(
-            f"approval-{uuid.uuid4().hex}", as_of, champion=candidate.champion, step=PROMOTE_STEP, **facts
-        )
         with file_lock(CHAMPION_LOCK):
+            candidate = find_candidate(id)  # a rollback may have moved the pointer meanwhile
+            facts |= {"champion": candidate.champion, "step": PROMOTE_STEP}
+            turn = begin_turn(f"approval-{uuid.uuid4().hex}", as_of, **facts)
             record_approval(candidate, by)
             stop_shadow(champion=id)
         sentence = f"{by} approved {id[:12]}. {candidate.why}".strip()

@@ -13,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 from ..core.checks import DECISIONS, PROMOTE
 from ..core.files import read_json, write_json
-from ..registry.pointers import AWAITS_APPROVAL
+from ..registry.pointers import AWAITS_APPROVAL, current_champion_id
 
 # %% ../../notebooks/lib/retrain/01_ledger.ipynb #8de80f25
 TURN_FILE = Path("models/cycle/turn.json")
@@ -75,15 +75,26 @@ def begin_turn(
 ) -> Turn:
     "Open a turn; one that was killed is closed."
     if TURN_FILE.exists() and (before := read_json(TURN_FILE)).get("step") != DONE_STEP:
-        if before["step"] == PROMOTE_STEP and before.get("challenger") == more.get("champion"):
-            finish_turn(before, PROMOTE, "Killed when the challenger was already served: it is the champion.", code=20)
-        else:
-            why = f"Killed while at {before['step']}; what it had not finished did not happen, and this turn goes on."
-            finish_turn(before, INTERRUPTED, why)
+        _close_killed(before)
     turn: Turn = {"id": id, "as_of": as_of, "began": _utc_now(), "step": "begin"}
     _extend(turn, more)
     write_json(turn, TURN_FILE)
     return turn
+
+
+def _close_killed(turn: Turn) -> None:
+    "Close a turn, or an approval, that was killed: what came of it is told by the pointer to the champion."
+    by, id = turn.get("approved_by"), turn.get("challenger", "")
+    served = turn["step"] == PROMOTE_STEP and id == current_champion_id()
+    if served and by:
+        finish_turn(turn, APPROVED, f"{by} approved {id[:12]}. Killed when it was already served: it is the champion.")
+    elif served:
+        finish_turn(turn, PROMOTE, "Killed when the challenger was already served: it is the champion.", code=20)
+    elif by:
+        finish_turn(turn, INTERRUPTED, f"Killed while {by} approved {id[:12]}: it is not served.")
+    else:
+        why = f"Killed while at {turn['step']}; what it had not finished did not happen, and this turn goes on."
+        finish_turn(turn, INTERRUPTED, why)
 
 
 def record_step(

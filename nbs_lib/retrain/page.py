@@ -111,10 +111,11 @@ def cycle_tiles(
     approved = [each for each in turns if each["outcome"] == APPROVED]
     promoted = [each for each in turns if each["outcome"] in (PROMOTE, APPROVED)]
     own = [each["as_of"] for each in promoted if each.get("challenger") == champion]
+    made = (f"as of {own[-1]}" if own[-1] else "approved") if own else "not of the cycle's making"
     when = f"{due:%Y-%m-%d %H:%M} UTC" if due else "not scheduled"
     return metric_tiles(
         [
-            ("champion", champion[:8], f"as of {own[-1]}" if own else "not of the cycle's making"),
+            ("champion", champion[:8], made),
             ("turns", f"{len(turns) - len(approved)}", f"{len(promoted)} promoted"),
             ("next run", when, "if nbs schedule runs" if due else "nbs schedule, cron or another scheduler runs it"),
         ]
@@ -145,7 +146,7 @@ def _turn_row(turn: Mapping[str, Any]) -> tuple[object, ...]:
     short = f"challenger {turn['challenger'][:12]}, " if turn.get("challenger") else ""
     began = small_note(f"{short}began {turn['began'][:16].replace('T', ' ')} UTC")
     outcome = (badge(turn["outcome"], OUTCOME_TONES[turn["outcome"]]), small_note(turn["sentence"]))
-    return turn["as_of"], outcome, ("; ".join(seen), began)
+    return turn["as_of"] or "", outcome, ("; ".join(seen), began)
 
 
 def turn_checks_table(

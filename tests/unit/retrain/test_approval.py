@@ -1,6 +1,8 @@
 """A person has the last word where settings.ini says so: nothing is served before, and who said so is known."""
 
+import contextlib
 import fcntl
+import json
 import shutil
 import subprocess
 import sys
@@ -9,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 from conftest import ROOT, Project
 from helpers.bundles import (  # noqa: F401
+    VIEWS,
     blank_project,
     decision,
     make_bundle,
@@ -22,17 +26,22 @@ from helpers.bundles import (  # noqa: F401
 )
 from helpers.webhook import Receiver, receiving
 
-from nbs_lib.core.errors import SettingsError, UserError
+from nbs_lib.core.errors import BundleError, SettingsError, UserError
+from nbs_lib.core.paths import CONTRACT_FILE
 from nbs_lib.core.settings import load_settings
+from nbs_lib.data.roles import Roles
+from nbs_lib.features.join import view_file
+from nbs_lib.features.materialize import FEATURES_FOLDER, parse_time_us
+from nbs_lib.features.online.lookup import open_store
 from nbs_lib.registry.mlflow_client import tracking_uri
 from nbs_lib.registry.model_registry import register, start_shadow
-from nbs_lib.registry.pointers import AWAITS_APPROVAL, champion_path, read_history, waiting
+from nbs_lib.registry.pointers import AWAITS_APPROVAL, champion_path, read_candidates, read_history, waiting
 from nbs_lib.registry.rollback import rollback
-from nbs_lib.retrain import cycle
+from nbs_lib.retrain import approval, cycle
 from nbs_lib.retrain.approval import approve
 from nbs_lib.retrain.decision import RetrainPolicy, RetrainState, decide_retrain
-from nbs_lib.retrain.ledger import JUDGED, WAIT, begin_turn, last_retrain, read_turns
-from nbs_lib.retrain.page import turns_table
+from nbs_lib.retrain.ledger import DONE_STEP, JUDGED, WAIT, begin_turn, last_retrain, read_turns
+from nbs_lib.retrain.page import cycle_tiles, turns_table
 
 BUNDLE = Path("models/bundle")
 
@@ -145,7 +154,12 @@ def test_what_may_not_be_approved(here: Path) -> None:
     Path("served", waits[:63] + ("0" if waits[63] != "0" else "1")).mkdir()
     refused(waits[:9], "2 bundles begin with .*: give more digits")
     (Path("served") / waits / "model.onnx").write_bytes(b"other")
-    refused(waits, r"model\.onnx was changed")
+    again = f"The champion is as it was; delete served/{waits}, and `make run` puts it there again"
+    refused(waits, rf"model\.onnx was changed: .* {again}")
+    shutil.rmtree(Path("served") / waits)
+    assert put_up(2) == waits
+    approve(waits, "Ann")
+    assert champion_path().name == waits
 
 
 def test_what_would_answer_without_its_views_is_not_approved(here: Path) -> None:
@@ -153,21 +167,89 @@ def test_what_would_answer_without_its_views_is_not_approved(here: Path) -> None
     make_ladder_bundle(BUNDLE)
     assert register(BUNDLE, decision(), approval="person") == AWAITS_APPROVAL
     id = waiting()[-1].bundle
-    refused(id, "would answer without some of its feature views, .* `nbs materialize` fills the store")
+    refused(id, "would answer without some of its feature views: .* `nbs materialize` fills the store")
     store_of(here)
     approve(id, "Ann")
     assert champion_path().name == id
 
 
 def test_what_is_older_than_the_champion_is_not_approved(here: Path) -> None:
-    older, newer = put_up(1), put_up(2)
-    approve(newer, "Ann")
-    refused(older, f"waits since .* and is older than the champion {newer[:12]}")
+    """Nor what was put up beside another champion, though it is newer."""
+    before, older, newer = champion_path().name, put_up(1), put_up(2)
+    approve(older, "Ann")
+    refused(newer, rf"was put up beside the champion {before[:12]}, and {older[:12]} is served now: `make run` or the")
     third = put_up(3)
     approve(third, "Ben")
-    refused(newer, f"was approved by Ann at .* and is older than the champion {third[:12]}")
-    rollback()
+    refused(older, f"was approved by Ann at .*, and {third[:12]} is served now: `nbs rollback --to {older[:12]}`")
+    rollback(older[:12])
+    assert champion_path().name == older
     refused(third, f"was rolled back at .*: `nbs rollback --to {third[:12]}`")
+
+
+def test_a_rollback_while_an_approval_is_prepared_stands(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = champion_path().name, put_up(1)
+    approve(second, "Ann")
+    third, turns = put_up(2), read_turns()
+    monkeypatch.setattr(approval, "check_views", lambda *_: rollback(why="complaints"))
+    with pytest.raises(UserError, match=f"was put up beside the champion {second[:12]}, and {first[:12]} is served"):
+        approve(third, "Ben")
+    assert (champion_path().name, read_turns()) == (first, turns)
+
+
+def write_features(as_of: str) -> None:
+    """What a run leaves behind where the views of the ladder's bundle are declared."""
+    FEATURES_FOLDER.mkdir(parents=True, exist_ok=True)
+    for view in VIEWS:
+        row = {name: "b" if name in ("maker", "best") else 1.0 for name in [*view["entity"], *view["columns"]]}
+        known = pd.to_datetime(["1970-01-10"], utc=True).as_unit("us")
+        pd.DataFrame([row], index=known).rename_axis("_known_at").reset_index().to_parquet(
+            view_file(FEATURES_FOLDER, view)
+        )
+    Path(FEATURES_FOLDER, "views.json").write_text(json.dumps(VIEWS))
+    Roles("t.csv", "y", "binary", ["no", "yes"], timestamp="at", as_of=as_of, views=VIEWS).save(CONTRACT_FILE)
+
+
+@pytest.mark.parametrize("who", ["none", "person"])
+def test_the_store_is_filled_once_the_pointer_moves(here: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    """Not by a turn whose challenger waits for a person: the champion may read other versions of the views."""
+    monkeypatch.setenv("NBS_GATE_APPROVAL", who)
+    shutil.rmtree(BUNDLE)
+    make_ladder_bundle(BUNDLE)
+    id = json.loads((BUNDLE / "manifest.json").read_text())["id"]
+    shutil.copytree(BUNDLE, cycle.CHALLENGER_FOLDER / "bundle")
+    judged = {"decision": "PROMOTE", "sentence": "It is better.", "bundle": id}
+    for name in ("models/gate.json", "models/cycle/challenge.json"):
+        Path(name).write_text(json.dumps(judged | {"champion": "net"}))
+    write_features("1970-01-12")
+    store_of(here)  # as of January 11: newer than data/features, and less far
+
+    def now() -> int | None:
+        return open_store().read(()).now_us
+
+    parts = {"trained_until": 0, "load_params": {"monitor.window": 7}, "publish_challenger": "", "run_stage": None}
+    parts |= {"prepare_training_set": None, "find_broken_window": None, "train_challenger": None}
+    for part, result in parts.items():  # the challenger was trained and judged
+        monkeypatch.setattr(cycle, part, lambda *_, result=result: result)
+    monkeypatch.setattr(cycle, "clone_as_of", lambda *_, **__: contextlib.nullcontext(Path()))
+    roles, turn = Roles.load(CONTRACT_FILE), begin_turn("turn-a", "1970-01-12")
+    outcome, _ = cycle._retrain(turn, cycle.open_champion(), roles, load_settings())
+    filled = parse_time_us("1970-01-12")
+    if who == "none":
+        assert (outcome, champion_path().name, now()) == ("PROMOTE", id, filled)
+        return
+    assert (outcome, now()) == (AWAITS_APPROVAL, parse_time_us("1970-01-11"))
+    approve(id, "Ann")
+    assert (champion_path().name, now()) == (id, filled)
+
+
+def test_views_of_another_version_do_not_fill_the_store(here: Path) -> None:
+    shutil.rmtree(BUNDLE)
+    make_ladder_bundle(BUNDLE)
+    assert register(BUNDLE, decision(), approval="person") == AWAITS_APPROVAL
+    write_features("1970-01-12")
+    views = Path(FEATURES_FOLDER, "views.json")
+    views.write_text(views.read_text().replace(VIEWS[0]["version"], "f" * 12))
+    refused(waiting()[-1].bundle, "feature views: .* The champion is as it was; `nbs materialize` fills the store")
 
 
 def test_a_rollback_is_no_way_around_an_approval(here: Path) -> None:
@@ -221,6 +303,71 @@ def test_the_webhook_is_told_of_both(here: Path, receiver: Receiver) -> None:
     assert [(each["event"], each["bundle"]) for each in told] == [("awaits approval", second), ("promotion", second)]
     assert f"nbs approve {second[:12]}" in told[0]["sentence"]
     assert told[1]["approved_by"] == "Ann"
+
+
+def test_the_tags_follow_what_became_of_a_candidate(here: Path) -> None:
+    def told(id: str) -> dict[str, str]:
+        return {key: value for key, value in registry()[1][id].items() if key.startswith("approv")}
+
+    second = put_up(1)
+    assert register(BUNDLE, decision(), approval="none") == "champion"
+    assert (registry()[0], told(second)) == ({"champion": "2", "previous": "1"}, {}), "nobody had to approve it"
+    third, fourth = put_up(2), put_up(3)
+    assert told(third) == told(fourth) == {"approval": "awaits approval"}
+    approve(fourth, "Ann")
+    assert (registry()[0], told(third)) == ({"champion": "4", "previous": "2"}, {}), "it waits no more"
+    assert (told(fourth)["approval"], told(fourth)["approved_by"]) == ("approved", "Ann")
+    fifth = put_up(4)
+    approve(fifth, "Ben")
+    assert told(fourth)["approved_by"] == "Ann", "as it was"
+    put_up(3)
+    assert told(fourth) == {"approval": "awaits approval"}, "put up again"
+    assert (told(fifth)["approved_by"], registry()[0]) == ("Ben", {"champion": "5", "previous": "4"})
+
+
+@pytest.mark.parametrize("at", ["record_approval", "finish_turn"])
+def test_an_approval_that_is_killed_is_told_as_it_was(here: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    first, second = champion_path().name, put_up(1)
+    cycle._end_turn(begin_turn("turn-a", "2020-03-01", challenger=second), AWAITS_APPROVAL, "It is better.")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(approval, at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            approve(second, "Ann")
+    begin_turn("b", None, step=DONE_STEP)  # as `nbs monitor` does
+    last = read_turns()[-1]
+    if at == "finish_turn":
+        assert (champion_path().name, last["outcome"]) == (second, "approved")
+        assert last["sentence"].startswith(f"Ann approved {second[:12]}.")
+    else:
+        assert (champion_path().name, last["outcome"]) == (first, "interrupted")
+        assert last["sentence"] == f"Killed while Ann approved {second[:12]}: it is not served."
+        approve(second, "Ann")
+    assert last_retrain(read_turns()) == "2020-03-01", "an approval is no retrain"
+
+
+def test_a_project_without_times_shows_no_none(here: Path) -> None:
+    second = put_up(1)
+    approve(second, "Ann")
+    turns = read_turns()
+    tiles, table = cycle_tiles(turns, None, second).code, turns_table(turns).code
+    assert turns[-1]["as_of"] is None
+    assert "None" not in tiles + table
+    assert "approved" in tiles
+
+
+@pytest.mark.parametrize("held", [b'[{"time":1,"bundle":1,"champion":"a","why":2}]', b"[1]", b"{", b'["\xff"]'])
+def test_a_damaged_list_of_what_waits_is_named(here: Path, held: bytes) -> None:
+    second = put_up(1)
+    Path("served/WAITING").write_bytes(held)
+    with pytest.raises(BundleError, match="served/WAITING is damaged: delete it; `make run` puts up anew what waits"):
+        read_candidates()
+    Path("served/WAITING").unlink()
+    put_up(1)
+    assert [each.bundle for each in waiting()] == [second]
 
 
 @pytest.mark.parametrize("by", ["file", "variable"])
