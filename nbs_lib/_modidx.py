@@ -3180,6 +3180,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'nbs_lib.pages.blocks.Block._repr_html_': ( 'lib/pages/blocks.html#block._repr_html_',
                                                                                   'nbs_lib/pages/blocks.py'),
                                       'nbs_lib.pages.blocks._cell': ('lib/pages/blocks.html#_cell', 'nbs_lib/pages/blocks.py'),
+                                      'nbs_lib.pages.blocks._sentence': ('lib/pages/blocks.html#_sentence', 'nbs_lib/pages/blocks.py'),
                                       'nbs_lib.pages.blocks.badge': ('lib/pages/blocks.html#badge', 'nbs_lib/pages/blocks.py'),
                                       'nbs_lib.pages.blocks.bar': ('lib/pages/blocks.html#bar', 'nbs_lib/pages/blocks.py'),
                                       'nbs_lib.pages.blocks.callout': ('lib/pages/blocks.html#callout', 'nbs_lib/pages/blocks.py'),

@@ -9,6 +9,7 @@ __all__ = ['GOOD', 'WARN', 'BAD', 'Block', 'inline_code', 'inline_html', 'badge'
 # %% ../../notebooks/lib/pages/05_blocks.ipynb #ac46b4d0
 import base64
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,11 @@ def inline_html(
     "Text with blocks in it."
     return "".join(part.code if isinstance(part, Block) else html.escape(str(part)) for part in parts)
 
+
+def _sentence(*parts: object) -> str:
+    "Text with blocks in it, where what stands between two backticks is code."
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", inline_html(*parts))
+
 # %% ../../notebooks/lib/pages/05_blocks.ipynb #560916f3
 GOOD, WARN, BAD = "good", "warn", "bad"
 
@@ -60,10 +66,10 @@ def callout(
     todo: Sequence[object],  # what to do next
 ) -> Block:
     "Render what a reader must know first."
-    text = "".join(f"<p>{inline_html(*reason)}</p>" for reason in reasons)
+    text = "".join(f"<p>{_sentence(*reason)}</p>" for reason in reasons)
     return Block(
         f'<div class="verdict {tone}">{badge(word).code}<h2>{html.escape(headline)}</h2>{text}'
-        f'<p class="next">{inline_html(*todo)}</p></div>'
+        f'<p class="next">{_sentence(*todo)}</p></div>'
     )
 
 # %% ../../notebooks/lib/pages/05_blocks.ipynb #0bde652d
@@ -117,7 +123,7 @@ def small_note(
     text: object,  # small print below a value
 ) -> Block:
     "Render small print below a value."
-    return Block(f"<small>{html.escape(str(text))}</small>")
+    return Block(f"<small>{_sentence(text)}</small>")
 
 
 def interval_cell(
