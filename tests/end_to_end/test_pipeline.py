@@ -48,7 +48,7 @@ def test_the_committed_contract_stays(demo: Project) -> None:
 
 
 def test_a_forced_run_changes_no_byte(tmp_path: Path) -> None:
-    """Of a small table with times and views; of the demo, with all candidates and on all rows, `make prove` shows it."""
+    """Of a small table with times and views; of the demo, all candidates and all rows, `make prove` shows it."""
     shops = shared_project("begun", build_begun).copy(tmp_path / "project")
     before, lock = shops.outputs(), (shops.root / "dvc.lock").read_text()
     done = shops.nbs("run", "--force")
