@@ -177,7 +177,9 @@ def test_an_object_store_without_its_package_is_refused(project: Project) -> Non
     before = project.outputs()
     done = project.nbs("run", NBS_DVC_REMOTE="oss://team/nbs")
     assert done.returncode == 1
-    assert done.stderr == "nbs: settings.ini: remote in [dvc] needs the package dvc-oss: `uv pip install dvc-oss`.\n"
+    assert done.stderr == "nbs: NBS_DVC_REMOTE: remote in [dvc] needs the package dvc-oss: `uv pip install dvc-oss`.\n"
+    done = project.nbs("run", NBS_DVC_REMOTE="nope://team/nbs")
+    assert "NBS_DVC_REMOTE: DVC knows no nope://" in done.stderr
     assert project.outputs() == before
 
 

@@ -212,7 +212,8 @@ def write_features(as_of: str) -> None:
 @pytest.mark.parametrize("who", ["none", "person"])
 def test_the_store_is_filled_once_the_pointer_moves(here: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     """Not by a turn whose challenger waits for a person: the champion may read other versions of the views."""
-    monkeypatch.setenv("NBS_GATE_APPROVAL", who)
+    settings = Path("settings.ini")
+    settings.write_text(settings.read_text().replace("approval = person", f"approval = {who}"))
     shutil.rmtree(BUNDLE)
     make_ladder_bundle(BUNDLE)
     id = json.loads((BUNDLE / "manifest.json").read_text())["id"]
