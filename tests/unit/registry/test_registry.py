@@ -2,8 +2,6 @@
 
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from helpers.bundles import (  # noqa: F401
     mlflow_project,
     mlflow_template,
 )
+from helpers.registry import aliases, register_alone, versions
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, UserError
@@ -40,18 +39,6 @@ BUNDLE = Path("models/bundle")
 def here(mlflow_project: Path) -> Path:  # noqa: F811
     make_bundle(BUNDLE)
     return mlflow_project
-
-
-def client() -> Any:
-    return mlflow.MlflowClient(tracking_uri(), tracking_uri())
-
-
-def versions() -> list[Any]:
-    return client().search_model_versions("name = 'nbs'")
-
-
-def aliases() -> dict[str, str]:
-    return {name: str(version) for name, version in client().get_registered_model("nbs").aliases.items()}
 
 
 def test_a_promoted_bundle_is_champion_and_served(here: Path) -> None:
@@ -121,12 +108,7 @@ def test_a_challenger_leaves_the_champion_alone(here: Path) -> None:
 
 def test_registering_again_changes_nothing_and_imports_no_mlflow(here: Path) -> None:
     register(BUNDLE, decision())
-    code = (
-        "import sys; from nbs_lib.registry.model_registry import register;"
-        "print(register('models/bundle', {'decision': 'PROMOTE', 'champion': 'net'}));"
-        "assert not {'mlflow', 'pandas', 'onnxruntime'} & set(sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = register_alone()
     assert (result.returncode, result.stdout) == (0, "unchanged\n"), result.stderr
     assert len(versions()) == 1
 

@@ -9,18 +9,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import mlflow
 import pytest
 from conftest import ROOT
 from helpers.at_once import run_at_once
 from helpers.bundles import VERSION, blank_project, decision, make_bundle, mlflow_project, mlflow_template  # noqa: F401
+from helpers.registry import aliases, client, register_alone
 from helpers.services import PATIENT, Load, make_project, promote, service
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, StoreError, UserError
 from nbs_lib.features.online.lookup import open_store
 from nbs_lib.registry import pointers as history_module
-from nbs_lib.registry.mlflow_client import tracking_uri
 from nbs_lib.registry.model_registry import register
 from nbs_lib.registry.pointers import champion_path, read_history, rollback_chain
 from nbs_lib.registry.rollback import rollback
@@ -84,13 +83,8 @@ def make_made(number: int) -> str:
     return make_bundle(BUNDLE, metrics={"number": number})
 
 
-def aliases() -> dict[str, str]:
-    held = mlflow.MlflowClient(tracking_uri(), tracking_uri()).get_registered_model("nbs").aliases
-    return {name: str(version) for name, version in held.items()}
-
-
 def tags(version: str) -> dict[str, str]:
-    return mlflow.MlflowClient(tracking_uri(), tracking_uri()).get_model_version("nbs", version).tags
+    return client().get_model_version("nbs", version).tags
 
 
 def test_the_registry_follows_and_a_run_does_not_promote_it_again(
@@ -103,12 +97,7 @@ def test_the_registry_follows_and_a_run_does_not_promote_it_again(
     assert tags("2")["rolled_back"].endswith("it was too slow")
     assert "rolled_back" not in tags("1")
     capsys.readouterr()
-    code = (
-        "import sys; from nbs_lib.registry.model_registry import register;"
-        "print(register('models/bundle', {'decision': 'PROMOTE', 'champion': 'net'}));"
-        "assert not {'mlflow', 'pandas', 'onnxruntime'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = register_alone()
     assert (done.returncode, done.stdout) == (0, "withdrawn\n"), done.stderr
     assert done.stderr.startswith(f"warning: the bundle {second[:12]} was rolled back at ")
     assert done.stderr.count("\n") == 1

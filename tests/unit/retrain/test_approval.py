@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 import pytest
 from conftest import ROOT, Project
@@ -24,6 +23,7 @@ from helpers.bundles import (  # noqa: F401
     mlflow_template,
     store_of,
 )
+from helpers.registry import aliases, register_alone, versions
 from helpers.webhook import Receiver, receiving
 
 from nbs_lib.core.errors import BundleError, SettingsError, UserError
@@ -33,7 +33,6 @@ from nbs_lib.data.roles import Roles
 from nbs_lib.features.join import view_file
 from nbs_lib.features.materialize import FEATURES_FOLDER, parse_time_us
 from nbs_lib.features.online.lookup import open_store
-from nbs_lib.registry.mlflow_client import tracking_uri
 from nbs_lib.registry.model_registry import register, start_shadow
 from nbs_lib.registry.pointers import AWAITS_APPROVAL, champion_path, read_candidates, read_history, waiting
 from nbs_lib.registry.rollback import rollback
@@ -70,11 +69,9 @@ def put_up(number: int, verdict: str = "PROMOTE", approval: str = "person") -> s
     return id
 
 
-def registry() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """The aliases, and the tags of each version by the id of its bundle."""
-    client = mlflow.MlflowClient(tracking_uri(), tracking_uri())
-    tags = {each.tags["bundle"]: each.tags for each in client.search_model_versions("name = 'nbs'")}
-    return {name: str(each) for name, each in client.get_registered_model("nbs").aliases.items()}, tags
+def tags() -> dict[str, dict[str, str]]:
+    """The tags of each version, by the id of its bundle."""
+    return {each.tags["bundle"]: each.tags for each in versions()}
 
 
 def served() -> dict[str, bytes]:
@@ -85,22 +82,20 @@ def test_what_the_gate_promotes_waits_and_is_served_once_a_person_says_so(here: 
     first = champion_path().name
     second = put_up(1)
     assert champion_path().name == first
-    aliases, tags = registry()
-    assert aliases == {"champion": "1"}
-    assert (tags[second]["gate"], tags[second]["approval"]) == ("PROMOTE", "awaits approval")
+    assert aliases() == {"champion": "1"}
+    assert (tags()[second]["gate"], tags()[second]["approval"]) == ("PROMOTE", "awaits approval")
 
     command = [sys.executable, "-m", "nbs_lib.cli", "approve", second[:8], "--by", "Ann  Lee"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, env=Project(ROOT).environment())
     assert done.returncode == 0, done.stderr
     assert f"the champion is {second[:12]}" in done.stdout
     assert champion_path().name == second
-    aliases, tags = registry()
-    assert aliases == {"champion": "2", "previous": "1"}
+    assert aliases() == {"champion": "2", "previous": "1"}
     move = read_history()[-1]
     assert (move.what, move.before, move.why) == ("promotion", first, "approved by Ann Lee. it is number 1.")
-    told = {key: tags[second][key] for key in ("approval", "approved_by", "approved_at")}
+    told = {key: tags()[second][key] for key in ("approval", "approved_by", "approved_at")}
     assert told == {"approval": "approved", "approved_by": "Ann Lee", "approved_at": move.time}
-    assert "approved_by" not in tags[first]
+    assert "approved_by" not in tags()[first]
     (line,) = read_turns()
     assert (line["outcome"], line["challenger"], line["champion"]) == ("approved", second, first)
     assert line["approved_by"] == "Ann Lee"
@@ -111,12 +106,7 @@ def test_what_the_gate_promotes_waits_and_is_served_once_a_person_says_so(here: 
 def test_a_run_that_changes_nothing_says_that_one_waits_and_imports_no_mlflow(here: Path) -> None:
     put_up(1)
     before = served()
-    code = (
-        "import sys; from nbs_lib.registry.model_registry import register;"
-        "print(register('models/bundle', {'decision': 'PROMOTE', 'champion': 'net'}, approval='person'));"
-        "assert not {'mlflow', 'pandas', 'onnxruntime'} & set(sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = register_alone(approval="person")
     assert (result.returncode, result.stdout) == (0, "awaits approval\n"), result.stderr
     assert served() == before
 
@@ -278,10 +268,9 @@ def test_the_registry_is_told_later_where_it_is_down(here: Path, monkeypatch: py
     approve(second, "Ann")
     assert champion_path().name == second
     monkeypatch.delenv("NBS_TRACKING_URI")
-    assert registry()[0] == {"champion": "1"}
+    assert aliases() == {"champion": "1"}
     assert register(BUNDLE, decision(), approval="person") == "champion"
-    aliases, tags = registry()
-    assert (aliases["champion"], tags[second]["approved_by"]) == ("2", "Ann")
+    assert (aliases()["champion"], tags()[second]["approved_by"]) == ("2", "Ann")
 
 
 def test_every_turn_says_that_one_waits_and_none_learns_again_for_that(here: Path) -> None:
@@ -308,22 +297,22 @@ def test_the_webhook_is_told_of_both(here: Path, receiver: Receiver) -> None:
 
 def test_the_tags_follow_what_became_of_a_candidate(here: Path) -> None:
     def told(id: str) -> dict[str, str]:
-        return {key: value for key, value in registry()[1][id].items() if key.startswith("approv")}
+        return {key: value for key, value in tags()[id].items() if key.startswith("approv")}
 
     second = put_up(1)
     assert register(BUNDLE, decision(), approval="none") == "champion"
-    assert (registry()[0], told(second)) == ({"champion": "2", "previous": "1"}, {}), "nobody had to approve it"
+    assert (aliases(), told(second)) == ({"champion": "2", "previous": "1"}, {}), "nobody had to approve it"
     third, fourth = put_up(2), put_up(3)
     assert told(third) == told(fourth) == {"approval": "awaits approval"}
     approve(fourth, "Ann")
-    assert (registry()[0], told(third)) == ({"champion": "4", "previous": "2"}, {}), "it waits no more"
+    assert (aliases(), told(third)) == ({"champion": "4", "previous": "2"}, {}), "it waits no more"
     assert (told(fourth)["approval"], told(fourth)["approved_by"]) == ("approved", "Ann")
     fifth = put_up(4)
     approve(fifth, "Ben")
     assert told(fourth)["approved_by"] == "Ann", "as it was"
     put_up(3)
     assert told(fourth) == {"approval": "awaits approval"}, "put up again"
-    assert (told(fifth)["approved_by"], registry()[0]) == ("Ben", {"champion": "5", "previous": "4"})
+    assert (told(fifth)["approved_by"], aliases()) == ("Ben", {"champion": "5", "previous": "4"})
 
 
 @pytest.mark.parametrize("at", ["record_approval", "finish_turn"])
