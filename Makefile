@@ -65,7 +65,7 @@ docs: $(READY) ## The documentation, from the notebooks: site/index.html opens w
 lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, store what they show
 	@.venv/bin/ruff format --quiet notebooks
 	@.venv/bin/nbdev-clean
-	@.venv/bin/nbdev-export
+	@.venv/bin/python .ci/export
 	@$(NBS) deps
 	@$(NBS) notebooks --index
 	@changed="$$(git diff --name-only --diff-filter=d HEAD -- $(LIBRARY); git ls-files --others --exclude-standard -- $(LIBRARY))"; \
@@ -74,21 +74,21 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 clean: ## Remove everything that was made, the environment and MLflow's records included
 	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json data/fetched models served mlruns mlflow.db* reports/*.html site .coverage *.egg-info
 
-# The environment: pinned by the lock file, compiled to byte-code (which halves every kernel start). uv takes a Python that is here, or brings one.
+# The environment: pinned by the lock file. Byte-code is kept where something is imported for the first time: it halves every kernel start. uv takes a Python that is here, or brings one.
 # Of the user's settings of pip, only where packages come from counts.
 PYTHON := $(shell sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)
 UV := $(if $(shell uv --version 2>/dev/null),uv,.nbs/uv/bin/uv)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PIP_USER := 0
-unexport PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX UV_SYSTEM_PYTHON
+unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX UV_SYSTEM_PYTHON
 NO_PYTHON = { echo "make: Python $(PYTHON) with its venv module is needed, and $$(python3 --version 2>/dev/null || echo no Python) is here: apt-get install python3 python3-venv, or go online, where uv brings one" >&2; exit 1; }
 
 $(READY): requirements.lock pyproject.toml | $(filter-out uv,$(UV))
-	@echo "setting up .venv (once; a minute)"
+	@echo "setting up .venv (once; half a minute)"
 	@said=$$($(UV) venv --quiet --clear --python "$(PYTHON)" .nbs/venv 2>&1) || { echo "$$said" | sed '/^$$/d;s/^/uv: /' >&2; $(NO_PYTHON); }
 	@rm -rf .nbs/venv; [ ! -d .venv ] || mv .venv .nbs/venv # which stays until the new one is whole
 	@$(UV) venv --quiet --python "$(PYTHON)" .venv && \
-	$(UV) pip install --quiet --python .venv --compile-bytecode -r requirements.lock && \
+	$(UV) pip install --quiet --python .venv -r requirements.lock && \
 	$(UV) pip install --quiet --python .venv --no-deps -e . || \
 	{ rm -rf .venv; [ ! -d .nbs/venv ] || mv .nbs/venv .venv; echo "make: .venv can't be set up, for the reason above" >&2; exit 1; }
 	@rm -rf .nbs/venv

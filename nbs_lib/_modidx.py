@@ -1085,6 +1085,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'nbs_lib/data/reading/delimited.py'),
                                                 'nbs_lib.data.reading.delimited._utf8': ( 'lib/data/reading/delimited.html#_utf8',
                                                                                           'nbs_lib/data/reading/delimited.py'),
+                                                'nbs_lib.data.reading.delimited.csv_records': ( 'lib/data/reading/delimited.html#csv_records',
+                                                                                                'nbs_lib/data/reading/delimited.py'),
                                                 'nbs_lib.data.reading.delimited.decompressed': ( 'lib/data/reading/delimited.html#decompressed',
                                                                                                  'nbs_lib/data/reading/delimited.py'),
                                                 'nbs_lib.data.reading.delimited.read_delimited': ( 'lib/data/reading/delimited.html#read_delimited',

@@ -85,7 +85,7 @@ class Project:
     def environment(self, **more: str) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("NBS_", "COV_", "MLFLOW_"))}
-        return kept | {"PATH": path, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"} | more
+        return kept | {"PATH": path, "PYTHONPATH": str(self.root)} | more
 
     def nbs(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """What `command` does, in a fork that need not import the large libraries."""

@@ -183,4 +183,4 @@ def html_table(
     from IPython.display import HTML
 
     with pd.option_context("display.max_colwidth", None):
-        return HTML(table.to_html(index=False, escape=True, border=0))  # type: ignore[no-untyped-call]
+        return HTML(table.to_html(index=False, escape=True, border=0))

@@ -83,8 +83,8 @@ class TabularNet(nn.Module):
         self.steps = _PiecewiseLinear(edges) if edges else None
         self.embeddings = nn.ModuleList(nn.Embedding(n + 1, min(16, int(np.ceil(n**0.5)) + 1)) for n in levels)
         for embedding in self.embeddings:
-            nn.init.normal_(embedding.weight, std=0.1)  # type: ignore[arg-type]
-        size = (self.steps.width if self.steps else 0) + sum(e.embedding_dim for e in self.embeddings)  # type: ignore[misc]
+            nn.init.normal_(embedding.weight, std=0.1)
+        size = (self.steps.width if self.steps else 0) + sum(e.embedding_dim for e in self.embeddings)
         layers: list[nn.Module] = []
         for _ in range(depth):
             layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(dropout)]
@@ -131,7 +131,7 @@ def _running_mean(average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
     return torch.lerp(average, now, float(9 / (10 + n)))
 
 # %% ../../notebooks/lib/models/02_net.ipynb #788035e5
-class _Net(BaseEstimator):  # type: ignore[misc]
+class _Net(BaseEstimator):
     "What the classifier and the regressor share."
 
     def __init__(
@@ -219,7 +219,7 @@ class _Net(BaseEstimator):  # type: ignore[misc]
             torch.onnx.export(
                 self.net_,
                 (torch.zeros(2, self.n_features_in_),),
-                buffer,  # type: ignore[arg-type]
+                buffer,
                 input_names=["encoded"],
                 output_names=["scores"],
                 dynamic_axes=axes,
@@ -229,7 +229,7 @@ class _Net(BaseEstimator):  # type: ignore[misc]
         return onnx.load_from_string(buffer.getvalue())
 
 # %% ../../notebooks/lib/models/02_net.ipynb #251d0e54
-class MarginClassifier(ClassifierMixin):  # type: ignore[misc]
+class MarginClassifier(ClassifierMixin):
     "A classifier whose `_margins` give log-odds [N, 1], or a score of each of more than two classes [N, K]."
 
     def decision_function(
@@ -280,7 +280,7 @@ class NetClassifier(MarginClassifier, _Net):
         return self
 
 # %% ../../notebooks/lib/models/02_net.ipynb #0964548b
-class NetRegressor(RegressorMixin, _Net):  # type: ignore[misc]
+class NetRegressor(RegressorMixin, _Net):
     "A net for a number; it is learned in standard deviations, and answered in the target's unit."
 
     def fit(

@@ -118,7 +118,7 @@ def show_figure(
     from IPython.display import display
 
     data = mime_bundle(fig) | {"text/plain": caption or "a figure"}
-    display(data, raw=True, metadata={"caption": caption})  # type: ignore[no-untyped-call]
+    display(data, raw=True, metadata={"caption": caption})
 
 # %% ../../notebooks/lib/pages/02_plots.ipynb #f700eb5a
 def short_label(

@@ -32,9 +32,9 @@ def modify_lock(
     from dvc.utils.serialize import dumps_yaml, modify_yaml, parse_yaml
 
     text = Path(path).read_text(encoding="utf-8") if path.endswith(".lock") and Path(path).exists() else ""
-    data, lines = parse_yaml(text, path), _stage_lines(text)
     whole = text.startswith(_HEAD) and text.endswith("\n") and not re.search(r"(?m)^(\.\.\.|---)", text)
-    if not whole or list(data) != ["schema", "stages"] or list(lines) != list(data["stages"]):
+    data, lines = (parse_yaml(text, path), _stage_lines(text)) if whole else ({}, {})
+    if list(data) != ["schema", "stages"] or list(lines) != list(data["stages"]):
         with modify_yaml(path, fs=fs) as data:
             yield data
         return

@@ -25,7 +25,7 @@ def project_environment(
 
 def run_in(
     root: Path,  # a project
-    *command: str,  # such as nbdev-export, or nbs and a verb
+    *command: str,  # a program beside this Python, or nbs and a verb
 ) -> None:
     "Run a command in a project, with its code; raises `UserError` with the last line that it printed."
     name, *arguments = command
@@ -48,6 +48,6 @@ def export_library(
     for module in (root / "nbs_lib").rglob("*.py"):
         if module.name != "_modidx.py" and GENERATED in module.read_text(encoding="utf-8")[:2000]:
             module.unlink()  # it comes again where its notebook is still there
-    run_in(root, "nbdev-export")
+    run_in(root, "python", ".ci/export")
     run_in(root, "nbs", "deps")
     run_in(root, "nbs", "notebooks", "--index")

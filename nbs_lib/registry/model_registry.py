@@ -91,7 +91,7 @@ def _signature(schema: dict[str, Any]) -> Any:
     from mlflow.types.schema import AnyType
 
     kinds: dict[str, Any] = {"categorical": DataType.string}
-    anything = AnyType()  # type: ignore[no-untyped-call]
+    anything = AnyType()
     inputs = [ColSpec(kinds.get(each["input"], anything), each["name"], required=False) for each in schema["inputs"]]
     names = {"binary": ["probability", "margin"], "regression": ["value"]}
     numbers = names.get(schema["task"], [f"probability:{name}" for name in schema["classes"]])

@@ -6,7 +6,6 @@
 __all__ = ['text_rows', 'check_job']
 
 # %% ../../notebooks/lib/score/11_check.ipynb #1fb0025c
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from ..core.errors import UserError
 from ..core.files import sha256
 from ..core.sql import quote_identifiers, quote_path
-from ..data.reading.delimited import decompressed, read_delimited
+from ..data.reading.delimited import csv_records, decompressed, read_delimited
 from ..data.reading.endings import file_kind
 from ..features.join import open_database
 from .job import read_manifest
@@ -49,16 +48,7 @@ def text_rows(
             lines.reconfigure(newline=None)
         for _ in range(dialect["skip"]):
             next(lines, "")
-        csv.field_size_limit(2**31 - 1)
-        doubled = dialect["escape"] == dialect["quote"]
-        records = csv.reader(
-            (line.replace("\r", "") for line in lines),
-            delimiter=dialect["separator"],
-            quotechar=dialect["quote"],
-            doublequote=doubled,
-            skipinitialspace=True,
-            escapechar=None if doubled else dialect["escape"],
-        )
+        records = csv_records((line.replace("\r", "") for line in lines), dialect)
         first = next(records)
         blank_is_row = len(first) == 1  # of one column: its value is missing
         return (not dialect["header"]) + sum(1 for record in records if record or blank_is_row)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ..core.errors import DataError
 from ..core.files import sha256
 from ..data.reading.databases import open_sqlite, sqlite_query
-from ..data.reading.delimited import read_delimited
+from ..data.reading.delimited import csv_records, read_delimited
 from ..data.reading.endings import file_kind
 from ..data.reading.files import find_files
 from .reading import Part, TableReader
@@ -97,7 +97,6 @@ _PLAIN = ("utf-8", "utf-8-sig", "ascii", "cp1252", "latin-1", "iso-8859-1", "iso
 def _row_sizes(lines: Iterator[bytes], how: Mapping[str, Any]) -> Iterator[tuple[int, bool]]:
     "Give the bytes of each row, and whether there is a row: a blank line is none where there are several columns."
     quotes = how.get("quote", "").encode()
-    doubled = how.get("escape") == how.get("quote")
     for line in lines:
         if not quotes or quotes not in line:
             yield len(line), how.get("columns") == 1 or line not in (b"\n", b"\r\n")
@@ -110,15 +109,8 @@ def _row_sizes(lines: Iterator[bytes], how: Mapping[str, Any]) -> Iterator[tuple
                 sizes.append(len(following))
                 yield following.decode(errors="replace")
 
-        marks = {
-            "delimiter": how["separator"],
-            "quotechar": how["quote"],
-            "doublequote": doubled,
-            "skipinitialspace": True,
-        }
-        csv.field_size_limit(2**31 - 1)
         with contextlib.suppress(csv.Error):
-            next(csv.reader(texts(), **marks, escapechar=None if doubled else how["escape"]), None)
+            next(csv_records(texts(), how), None)
         yield sum(sizes), True
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("new")  # one process, one project
 
 def call(root: Path, *command: str) -> str:
     """What a command prints that must succeed."""
-    environment = project_environment(root) | {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment = project_environment(root)
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout

@@ -36,7 +36,7 @@ def uncomment(source: str) -> str:
 
 
 def make_lib(project: Project, *arguments: str) -> None:
-    assert project.call(["nbdev-export", *arguments]).returncode == 0
+    assert project.call([sys.executable, ".ci/export", *arguments]).returncode == 0
     done = project.nbs("deps")
     assert done.returncode == 0, done.stderr
 

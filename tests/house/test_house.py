@@ -64,7 +64,7 @@ def not_exported(root: Path) -> list[str]:
     for module in modules(fresh):
         if module.name not in ("__init__.py", "_modidx.py"):
             module.unlink()
-    failed = [line for command in ("nbdev-clean", "nbdev-export") for line in printed(BIN / command, cwd=fresh)]
+    failed = [*printed(BIN / "nbdev-clean", cwd=fresh), *printed(sys.executable, ROOT / ".ci/export", cwd=fresh)]
     ignored = [f"--exclude={name}" for name in ("__pycache__", ".ipynb_checkpoints", "llms.txt", ".last_checked")]
     differences = [run("diff", "-r", "-q", *ignored, root / name, fresh / name) for name in ("notebooks", "nbs_lib")]
     shutil.rmtree(fresh)

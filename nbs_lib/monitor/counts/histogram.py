@@ -70,7 +70,8 @@ class ColumnBins:
         number: NDArray[Any],  # float [N]; NaN is missing
     ) -> NDArray[np.int32]:  # [N]
         "Return the cell of each number."
-        place = (number - number.dtype.type(self.low)) * number.dtype.type(1 / self.width)
+        with np.errstate(over="ignore"):  # far outside
+            place = (number - number.dtype.type(self.low)) * number.dtype.type(1 / self.width)
         np.clip(place, 0, self.bins - 1, out=place)
         outside = ~((number >= self.low) & (number <= self.high))
         if not outside.any():
