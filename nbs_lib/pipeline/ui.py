@@ -72,9 +72,11 @@ def serve_reports() -> None:
         "--port",
         str(settings.ui.mlflow_port),
     ]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    without = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (
-        subprocess.Popen(command, preexec_fn=end_with_parent, stderr=subprocess.DEVNULL, env=environment) as process,
+        subprocess.Popen(
+            command, preexec_fn=end_with_parent, stderr=subprocess.DEVNULL, env=os.environ | without
+        ) as process,
         server,
     ):
         try:

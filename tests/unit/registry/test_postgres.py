@@ -41,7 +41,7 @@ def uri(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--backend-store-uri", database]
     command += ["--artifacts-destination", str(files), "--workers", "1"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "NBS_"))}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with running_server(command, port, "/health", files, environment, wait_s=120) as server:
         yield server.url
         server.stop(everyone=True)  # its own workers do not end with it
