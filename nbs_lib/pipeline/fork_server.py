@@ -34,28 +34,30 @@ def end_with_parent() -> None:
 
 # %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #5a641d34
 SERVER_ENV = "FORK_SERVER_SOCKET"  # the path of the server's socket
-_LIBRARIES = (
+_OF_EVERY_STAGE = (
     "IPython.display",
     "duckdb",
     "ipykernel.debugger",
     "ipykernel.ipkernel",
     "ipykernel.kernelapp",
     "jupyter_client.manager",
-    "lightgbm",
-    "matplotlib.backends.backend_svg",
-    "matplotlib.figure",
     "nbconvert.exporters",
     "pandas",
     "papermill",
     "pyarrow.parquet",
     "ruamel.yaml",
-    "shap",
-    "skl2onnx",
+)
+_OF_LATER_STAGES = (  # in the order in which a run comes to them
+    "sqlglot",
     "sklearn.ensemble",
     "sklearn.linear_model",
     "sklearn.pipeline",
-    "sqlglot",
     "torch",
+    "lightgbm",
+    "skl2onnx",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "shap",
 )
 _MAX_MESSAGE = 1 << 20  # bytes
 _HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # while a fork still has the handlers of the server
@@ -70,15 +72,19 @@ def _render_page() -> None:
     exporters.HTMLExporter().from_notebook_node(node)
 
 
-def _import_libraries() -> None:
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # of the debugger of kernels, which warns
-    with warnings.catch_warnings(action="ignore"):
-        for name in _LIBRARIES:
-            with contextlib.suppress(ImportError):  # an extra that is not installed
-                importlib.import_module(name)
-        with contextlib.suppress(Exception):  # it only warms up: where it fails, the stage says why
-            _render_page()
+def _import_library(name: str) -> None:
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(ImportError):  # an extra that is not installed
+        importlib.import_module(name)
     gc.freeze()  # a fork need not look through what was there before it
+
+
+def _prepare_first() -> None:
+    "Import what every stage needs."
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # of the debugger of kernels, which warns
+    for name in _OF_EVERY_STAGE:
+        _import_library(name)
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # where it fails, the stage says why
+        _render_page()
 
 
 def _exit_code(ended: SystemExit) -> int:
@@ -162,7 +168,7 @@ class _ForkServer:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         for each in (self.listener, self.wakeup, sys.stdin):
             self.selector.register(each, selectors.EVENT_READ)
-        _import_libraries()
+        _prepare_first()
         try:
             self._serve()
         finally:
@@ -170,8 +176,9 @@ class _ForkServer:
                 _kill_group(pid)
 
     def _serve(self) -> None:
+        left = list(_OF_LATER_STAGES)
         while True:
-            for key, _ in self.selector.select():
+            for key, _ in self.selector.select(0 if left else None):
                 if key.fileobj is sys.stdin:
                     return
                 if key.fileobj is self.listener:
@@ -181,6 +188,8 @@ class _ForkServer:
                     self._reap()
                 else:  # a client never speaks twice: it has ended
                     self._kill(key.fileobj)
+            if left:
+                _import_library(left.pop(0))
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()

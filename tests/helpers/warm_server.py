@@ -21,5 +21,6 @@ def load_server() -> Any:
 
 if __name__ == "__main__":
     server = load_server()
-    server._LIBRARIES += LIBRARIES
+    server._OF_EVERY_STAGE += (*server._OF_LATER_STAGES, *LIBRARIES)
+    server._OF_LATER_STAGES = ()
     sys.exit(server._main())
