@@ -54,6 +54,7 @@ bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features,
 	@$(if $(filter drift,$(WHAT)),.ci/env nannyml whylogs)
 	@$(if $(filter tables alarms quality,$(WHAT)),.ci/env tables)
 	@$(if $(filter quality,$(WHAT)),.ci/env quality)
+	@$(if $(filter score,$(WHAT)),.ci/env ray)
 	@$(if $(filter serve scaling start load soak,$(WHAT)),.ci/apt wrk)
 	@$(if $(filter serve,$(WHAT)),.ci/env bentoml litserve mlserver)
 	@$(if $(filter load,$(WHAT)),.ci/env mlserver)

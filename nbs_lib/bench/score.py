@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -48,14 +49,11 @@ def _write_rows(
         pq.write_table(table.take(drawn), folder / f"rows-{number:04}.parquet")
 
 
-def _limit(folder: str, bundle: str, out: str) -> Iterator[dict[str, float]]:
-    "Ask onnxruntime in a loop over Arrow batches, on one thread."
-    from pathlib import Path
-
+def _open_graph(bundle: str) -> tuple[list[str], Callable[[Any], Any]]:
+    "Return the inputs of a graph, and what answers a batch of Arrow with plain onnxruntime on one thread."
     import numpy as np
     import onnxruntime as ort
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from nbs_lib.bundle.bundle import Bundle
 
@@ -63,20 +61,34 @@ def _limit(folder: str, bundle: str, out: str) -> Iterator[dict[str, float]]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(f"{bundle}/model.onnx", options, providers=["CPUExecutionProvider"])
+
+    def answer(batch: Any) -> Any:
+        feed = {}
+        for kind, each in names.items():
+            columns = [batch[name].to_numpy(zero_copy_only=False) for name in each]
+            if columns:
+                feed[kind] = np.stack(columns, axis=1)
+        if "categorical" in feed:
+            feed["categorical"] = np.where(feed["categorical"] == None, "", feed["categorical"])  # noqa: E711
+        output, margin = session.run(["output", "margin"], feed)
+        return pa.record_batch({"output": output[:, 0], "margin": margin[:, 0]})
+
+    return [name for each in names.values() for name in each], answer
+
+
+def _limit(folder: str, bundle: str, out: str) -> Iterator[dict[str, float]]:
+    "Ask onnxruntime in a loop over Arrow batches, on one thread."
+    from pathlib import Path
+
+    import pyarrow.parquet as pq
+
+    wanted, answer = _open_graph(bundle)
     yield {}
-    rows, wanted = 0, [name for each in names.values() for name in each]
+    rows = 0
     for path in sorted(Path(folder).glob("*.parquet")):
         writer = None
         for batch in pq.ParquetFile(path).iter_batches(4096, columns=wanted, use_threads=False):
-            feed = {}
-            for kind, each in names.items():
-                columns = [batch[name].to_numpy(zero_copy_only=False) for name in each]
-                if columns:
-                    feed[kind] = np.stack(columns, axis=1)
-            if "categorical" in feed:
-                feed["categorical"] = np.where(feed["categorical"] == None, "", feed["categorical"])  # noqa: E711
-            output, margin = session.run(["output", "margin"], feed)
-            answers = pa.record_batch({"output": output[:, 0], "margin": margin[:, 0]})
+            answers = answer(batch)
             writer = writer or pq.ParquetWriter(f"{out}/{path.name}", answers.schema)
             writer.write_batch(answers)
             rows += batch.num_rows
@@ -145,6 +157,48 @@ def _scikit_learn(folder: str, bundle: str, out: str) -> Iterator[dict[str, floa
         rows += len(table)
     yield {"rows": rows}
 
+# %% ../../notebooks/lib/bench/12_score.ipynb #5a1c7e21
+def _ray_data(folder: str, bundle: str, out: str) -> Iterator[dict[str, float]]:
+    "Map the graph over batches of Ray Data; time and memory are those of all processes that Ray starts."
+    import threading
+
+    import psutil
+    import pyarrow as pa
+    import ray
+    import ray.data
+
+    class Graph:
+        "The graph, opened where it answers."
+
+        def __init__(self) -> None:
+            self.answer = _open_graph(bundle)[1]
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return pa.Table.from_batches([self.answer(batch)])
+
+    def tree() -> list[psutil.Process]:
+        return [psutil.Process(), *psutil.Process().children(recursive=True)]
+
+    def cpu() -> float:
+        return sum(sum(each.cpu_times()[:4]) for each in tree())
+
+    def watch(peaks: list[float], ended: threading.Event) -> None:
+        while not ended.wait(0.5):
+            peaks.append(sum(each.memory_full_info().pss for each in tree()) / 2**20)
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    peaks, ended = [0.0], threading.Event()
+    watching = threading.Thread(target=watch, args=(peaks, ended), daemon=True)
+    yield {}
+    watching.start()
+    before = cpu()
+    data = ray.data.read_parquet(folder, columns=_open_graph(bundle)[0])
+    data.map_batches(Graph, batch_format="pyarrow", batch_size=4096, concurrency=1).write_parquet(out)
+    ended.set()
+    watching.join()
+    yield {"cpu": cpu() - before, "peak": max(peaks), "rows": ray.data.read_parquet(out).count()}
+
 # %% ../../notebooks/lib/bench/12_score.ipynb #9495ef60
 @dataclass(frozen=True)
 class _WorkerCost:
@@ -179,16 +233,24 @@ _ENGINES: dict[str, Callable[[str, str, str], Iterator[dict[str, float]]]] = {
     "nbs score": _ours,
     "MLflow's pyfunc": _pyfunc,
     "pandas + scikit-learn, 200 trees": _scikit_learn,
+    "Ray Data, map_batches": _ray_data,
 }
+_RAY_PYTHON = Path(".nbs/envs/ray/bin/python")
 
 
 def _print_engines(folder: Path, place: Path) -> dict[str, EngineCost]:
     "Print what each engine takes on one core."
-    bundle, found = str(Path("served") / open_champion().id), {}
+    bundle, found = Path("served") / open_champion().id, {}
     for name, engine in _ENGINES.items():
-        out = place / engine.__name__
+        out, python = place / engine.__name__, _RAY_PYTHON if engine is _ray_data else Path(sys.executable)
+        if not python.exists():
+            print(f"{name:34}not installed in {python.parents[1]}: `.ci/env ray` does it")
+            continue
         out.mkdir()
-        found[name] = cost = run_engine([engine], f"{engine.__name__}({str(folder)!r}, {bundle!r}, {str(out)!r})")
+        paths = ", ".join(repr(str(path.absolute())) for path in (folder, bundle, out))
+        cost = run_engine([engine, _open_graph], f"{engine.__name__}({paths})", python)
+        cpu, peak = cost.result.get("cpu", cost.cpu), cost.result.get("peak", cost.peak)  # of more than one process
+        found[name] = cost = replace(cost, cpu=cpu, peak=peak)
         rate = cost.result["rows"] / cost.cpu
         print(f"{name:34}{rate:10,.0f} rows per CPU second {cost.wall:8.1f} s {cost.peak:7.0f} MiB", flush=True)
         shutil.rmtree(out)
