@@ -55,6 +55,7 @@ _OF_LATER_STAGES = (  # in the order in which a run comes to them
     "torch",
     "lightgbm",
     "skl2onnx",
+    "torch._dynamo",  # which the first step of an optimizer imports
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "shap",
