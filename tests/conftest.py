@@ -35,6 +35,7 @@ LONG = (
     "test_own",
     "test_tables",
     "test_reruns",
+    "test_update",
     "test_bench_serve",
 )
 

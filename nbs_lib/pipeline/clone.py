@@ -56,7 +56,7 @@ def clone_project(
 def set_param(
     path: str | Path,  # a `params.yaml`
     key: str,  # such as data.as_of
-    value: str | list[str],
+    value: str | int | list[str],
 ) -> None:
     "Set one key; raises `ParamsError` where its section is not there."
     yaml = YAML()

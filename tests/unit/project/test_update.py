@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from nbs_lib.bench.project.update import bench_update, find_broken
 from nbs_lib.core.errors import UserError
+from nbs_lib.core.stages import STAGE_FOLDERS
 from nbs_lib.project import update as module
 from nbs_lib.project.keyed_merge import merge_ini, merge_params, rename_ini_key
 from nbs_lib.project.template import ANSWERS_FILE, git
@@ -230,10 +231,11 @@ def test_a_notebook_that_is_damaged_stays_as_it_is(tmp_path: Path) -> None:
     assert (trees[1] / "a.ipynb").read_text() == "{not JSON"
 
 
-def test_random_edits_and_releases_break_nothing() -> None:
+def test_random_edits_and_releases_break_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = bench_update(rounds=1, releases=4, root=ROOT)
     assert len(outcomes) == 4
     assert [each.broken for each in outcomes] == [[]] * 4
+    assert "ran: 1 of 1 projects tried" in capsys.readouterr().out
 
 
 def test_what_is_broken_is_found(tmp_path: Path) -> None:
@@ -241,3 +243,13 @@ def test_what_is_broken_is_found(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     sub(tmp_path / "params.yaml", "  trials: 3", "<<<<<<< yours\n  trials: 3")
     assert "params.yaml can't be read" in find_broken(tmp_path, [])[0]
+
+
+def test_a_parameter_that_no_stage_reads_is_found(tmp_path: Path) -> None:
+    for name in ("settings.ini", "params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in STAGE_FOLDERS:
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    assert find_broken(tmp_path, []) == []
+    sub(tmp_path / "params.yaml", "  epochs: 8", "  passes: 8")
+    assert "there is no key train.passes" in find_broken(tmp_path, [])[0]
