@@ -14,7 +14,7 @@ import onnx
 import pandas as pd
 
 from ..data.roles import Roles
-from .candidates import CANDIDATES, Task
+from .candidates import QUICK_TREES, Task
 from .encoding import FeatureLayout
 from .onnx_export import export_graph
 from .predictions import predictions_table
@@ -86,7 +86,7 @@ def fit_context_model(
     task = Task(
         roles.task, layout, seed, masks=(tuple(bare),) if roles.timestamp and bare else (), mask=2 * _TIME_ONLY_SHARE
     )
-    fitted = tune_candidate(CANDIDATES["hgb_small"], task, train, valid, trials=1)
+    fitted = tune_candidate(QUICK_TREES, task, train, valid, trials=1)
     unseen = table[table["_split"] != "train"]
     return ContextModel(
         export_graph(fitted, train), predictions_table({_CANDIDATE_NAME: fitted.answers(unseen)}, unseen), fitted

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError
 from ..core.format import format_number, format_with_interval
 from ..data.roles import Roles
-from .candidates import CANDIDATES, Candidate, Task
+from .candidates import QUICK_TREES, Candidate, Task
 from nbs_lib.models.metrics import (
     METRIC_BY_NAME,
     Floats,
@@ -247,9 +247,10 @@ def mask_answers(
     folds: Sequence[Fold],  # of a task with masks
 ) -> pd.DataFrame:  # as `fold_answers`, of `masked` and `unmasked`
     "Answer the folds by trees that learned with masks, and without."
-    quick = CANDIDATES["hgb_small"]
     ways = {"masked": folds, "unmasked": [fold.unmasked() for fold in folds]}
-    return fold_answers(folds, {way: [fold_output(quick, {}, fold) for fold in each] for way, each in ways.items()})
+    return fold_answers(
+        folds, {way: [fold_output(QUICK_TREES, {}, fold) for fold in each] for way, each in ways.items()}
+    )
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #cc066f89
 _FOLD_DRAWS = 200  # of the bootstrap over folds

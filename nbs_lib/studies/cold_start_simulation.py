@@ -28,7 +28,7 @@ from ..evaluation.cold_start import check_encoding_leak, compare_losses, newcome
 from ..features.join import attach_views, build_views, declared_views
 from ..features.views import View, source_tables
 from ..models import context_model as context
-from ..models.candidates import CANDIDATES, Task
+from ..models.candidates import QUICK_TREES, Task
 from ..models.encoding import FeatureLayout
 from ..models.predictions import squeeze_output
 from ..models.search import FittedCandidate, hide_features, mask_groups, tune_candidate
@@ -169,7 +169,7 @@ def _fit_quick_model(
     "Fit the template's quick model."
     train, valid = (known[known["_split"] == name] for name in ("train", "valid"))
     task = Task(roles.task, FeatureLayout.learn(train, roles), seed, 1, mask_groups(roles), mask)
-    return tune_candidate(CANDIDATES["hgb_small"], task, train, valid, trials=1)
+    return tune_candidate(QUICK_TREES, task, train, valid, trials=1)
 
 # %% ../../notebooks/lib/studies/02_cold_start_simulation.ipynb #c0ac3868
 def simulate_cold_start(

@@ -1,6 +1,8 @@
 """Every candidate learns every task, from the oddest of tables; adding one is one cell."""
 
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,21 @@ def test_adding_one_is_one_cell_and_removing_it_is_deleting_that_cell(monkeypatc
         fitted = tune_candidate(select_candidates("tree")[-1], Task(kind, layout), train, valid, trials=3)
         assert {trial.params["max_depth"] for trial in fitted.trials} == {None, 2, 3}
         assert apart(fitted, train, valid) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["hgb_small", "hgb_large", "lgbm", "net"])
+def test_the_module_does_without_the_cell_of_a_candidate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = Path(str(models.__file__)).read_text().split("# %% ")
+    left = [cell for cell in cells if f'    "{name}",' not in cell]
+    assert len(left) == len(cells) - 1
+    module = ModuleType("nbs_lib.models.fewer")
+    module.__dict__["__package__"] = "nbs_lib.models"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec("# ".join(left), module.__dict__)
+    kept = [one.name for one in module.__dict__["select_candidates"]("auto")]
+    assert kept == [one for one in ("dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net") if one != name]
+    modules = Path(str(models.__file__)).parents[1].rglob("*.py")
+    assert not [path for path in modules if f'CANDIDATES["{name}"]' in path.read_text()]
 
 
 def test_unknown_candidates_are_refused_with_the_nearest_name() -> None:
