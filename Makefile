@@ -75,10 +75,11 @@ lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks
 clean: ## Remove everything that was made, the environment and MLflow's records included
 	rm -rf .venv .nbs .failed .dvc/cache .dvc/tmp data/snapshot.parquet data/training_set.parquet data/tables data/features data/source.json data/fetched models served mlruns mlflow.db* reports/*.html site .coverage *.egg-info
 
-# The environment: pinned by the lock file. Byte-code is kept where something is imported for the first time: it halves every kernel start. uv takes a Python that is here, or brings one.
+# The environment: pinned by the lock file. Byte-code is kept where something is imported for the first time: it halves every kernel start. uv takes a Python that is here, or brings one;
+# that of an activated .venv does not count, which is set aside while the new one is made.
 # Of the user's settings of pip, only where packages come from counts.
 PYTHON := $(shell sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)
-UV := $(if $(shell uv --version 2>/dev/null),uv,.nbs/uv/bin/uv)
+UV := $(if $(shell PATH='$(subst $(CURDIR)/.venv/bin:,,$(PATH))' uv --version 2>/dev/null),uv,.nbs/uv/bin/uv)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PIP_USER := 0
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX UV_SYSTEM_PYTHON

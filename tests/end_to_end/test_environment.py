@@ -179,6 +179,19 @@ def test_the_set_up_heeds_no_settings_of_pip(tmp_path: Path) -> None:
     assert (tmp_path / target).exists(), done.stderr
 
 
+def test_the_set_up_needs_nothing_of_the_environment_that_it_replaces(tmp_path: Path) -> None:
+    """With `.venv` activated, its uv is found, and is gone once `.venv` has been set aside."""
+    for each in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / each, tmp_path)
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    (programs / "uv").symlink_to(Path(sys.executable).with_name("uv"))
+    path = os.pathsep.join([str(programs), "/usr/bin", "/bin"])
+    make = ["make", "--dry-run", ".venv/.ready"]
+    done = subprocess.run(make, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert ".nbs/uv/bin/uv venv" in done.stdout, done.stdout + done.stderr
+
+
 def test_an_environment_that_can_not_be_made_leaves_the_one_before(tmp_path: Path) -> None:
     """The lock file names what is not to be had: the reason is said, and `.venv` is as it was."""
     for each in ("Makefile", "pyproject.toml"):
