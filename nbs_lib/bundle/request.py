@@ -292,7 +292,13 @@ class RequestParser:
         if "unknown field" in what or "missing required field" in what:
             unlike, row = what.partition("`")[2].rpartition("`")[0], _field_and_row(_path(where))[1]
             if "missing" in what:
-                return RequestError(422, f"{_location(None, row)}the field {unlike!r} is missing.", unlike, row)
+                first, *more = [repr(name) for name in self._missing(body, row) or [unlike]]
+                what = (
+                    f"the fields {', '.join([first, *more[:-1]])} and {more[-1]} are"
+                    if more
+                    else f"the field {first} is"
+                )
+                return RequestError(422, f"{_location(None, row)}{what} missing.", unlike, row)
             hint = did_you_mean(unlike, self.names)
             return RequestError(
                 422, f"{_location(None, row)}there is no field {_shorten(unlike)}{hint}.", unlike[:100], row
@@ -302,6 +308,15 @@ class RequestParser:
         if field is None:
             return RequestError(422, "the body is neither a row (an object of fields) nor a list of rows.", None, row)
         return RequestError(422, f"{_location(name, row)}it must be {self._expected(field)}, or null.", name, row)
+
+    def _missing(self, body: bytes, row: int | None) -> list[str]:
+        "List the required fields that a row lacks; none where what follows it is no JSON."
+        try:
+            found = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return []
+        sent = found if row is None else found[row - 1]
+        return [field.name for field in self.fields if field.required and field.name not in sent]
 
     def _expected(self, field: RequestField) -> str:
         "Say what a field takes."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIPELINE_FOLDER', 'STUDIES_FOLDER', 'CYCLE_FOLDER', 'STAGE_FOLDERS', 'Stage', 'dvc_file', 'load_stages',
-           'load_all_stages', 'stage_parameters', 'imported_files', 'stage_modules', 'is_code', 'expected_deps',
-           'write_deps', 'stage_lineage']
+           'load_all_stages', 'stage_parameters', 'load_checked_params', 'imported_files', 'stage_modules', 'is_code',
+           'expected_deps', 'write_deps', 'stage_lineage']
 
 # %% ../../notebooks/lib/core/06_stages.ipynb #4445e999
 import ast
@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from .errors import DataError, StageError, did_you_mean
 from .files import atomic_write, read_json, sha256
-from .params import Parameter, declared_parameters, load_params, read_config
+from .params import Parameter, Params, check_params, declared_parameters, load_params, read_config
 
 # %% ../../notebooks/lib/core/06_stages.ipynb #eb83c868
 PIPELINE_FOLDER = Path("notebooks/pipeline")
@@ -101,6 +101,13 @@ def stage_parameters(
                 f"under the params of {stage.name}: add it there."
             )
     return found
+
+
+def load_checked_params() -> Params:  # of the project in the working directory
+    "Load `params.yaml`, its keys and types checked against the parameters cells of all stages; raises `UserError`."
+    params = load_params()
+    check_params(params, [parameter for stage in load_all_stages().values() for parameter in stage_parameters(stage)])
+    return params
 
 # %% ../../notebooks/lib/core/06_stages.ipynb #abd2e249
 def _module_file(name: str, root: Path) -> Path | None:

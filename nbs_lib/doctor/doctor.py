@@ -10,7 +10,8 @@ from typing import Any
 
 from ..core.findings import FINDINGS_PAGE, parse_acknowledged, stopping
 from ..core.format import format_count
-from ..core.params import AUTO, Params, load_params
+from ..core.params import AUTO, Params
+from ..core.stages import load_checked_params
 from ..data.resolve import resolve_roles
 from ..data.roles import Roles, roles_table
 from ..data.source import display_path, read_source
@@ -48,17 +49,22 @@ def _print_roles(roles: Roles) -> None:
 
 
 def _candidate_count(params: Params) -> int:
-    "Return how many candidates a run learns."
+    "Return how many candidates a run learns; raises `ParamsError` on an unknown name."
     given = params["train.candidates"]
-    return len(given) if isinstance(given, list) else 6
+    if given in (AUTO, [AUTO]):
+        return 6
+    from nbs_lib.models.candidates import select_candidates  # torch takes seconds to import
+
+    return len(select_candidates(given))
 
 
 def doctor(
     table: str | None = None,  # a value of `data.source`; that of params.yaml by default
     target: str | None = None,  # the column to predict; that of params.yaml by default
 ) -> int:  # the exit code: 1 where a grave finding is not acknowledged
-    "Print all that can be said of a table before anything is learned; raises `UserError` where it can't be read."
-    params = load_params()
+    "Print all that can be said of a table before anything is learned; raises `UserError` on bad input."
+    params = load_checked_params()
+    candidates = _candidate_count(params)
     accepted = parse_acknowledged(params["data.acknowledge"])
     given = _given(params, table, target)
     source = read_source(given["source"], given)
@@ -70,7 +76,7 @@ def doctor(
     found, notes = examine(ready, rows, roles, params["gate.leak"])
     inputs = sum(map(len, inputs_by_kind(roles).values()))
     inputs += sum(len(view.columns) for view in declared_views(roles, rows))
-    cost = estimate_cost(len(ready), inputs, _candidate_count(params), params["train.trials"])
+    cost = estimate_cost(len(ready), inputs, candidates, params["train.trials"])
     print(f"\n{format_count(len(found), 'finding')} (each code: {FINDINGS_PAGE})", *notes, sep="\n")
     print_findings([*found, *find_cost(*cost)], accepted)
     print("", baseline(draw_rows(ready), roles), describe_cost(*cost), sep="\n")

@@ -19,11 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..core.errors import ParamsError, StageError, UserError, did_you_mean
 from ..core.files import read_json, write_text
-from ..core.params import check_params, load_params
+from ..core.findings import FINDINGS_PATH, Finding
+from ..core.params import AUTO, Params, read_config
 from ..core.settings import Settings, load_settings
-from ..core.stages import STUDIES_FOLDER, dvc_file, load_all_stages, load_stages, stage_parameters
+from ..core.stages import STUDIES_FOLDER, dvc_file, load_checked_params, load_stages
 from .fork_server import end_with_parent, fork_server
 from .runner import stage_environment
 from .ui import clean_stage_notebooks
@@ -85,11 +88,19 @@ def override_sample(
         memory.unlink()
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #809b40fc
+def _learned_candidates(lock: Path = Path("dvc.lock")) -> Any:
+    "Return the `train.candidates` of the last run."
+    stages = read_config(lock).get("stages", {}) if lock.exists() else {}
+    return Params(stages.get("train", {}).get("params", {}).get("params.yaml", {}))["train.candidates"]
+
+
 def check_configuration() -> Settings:  # as loaded
-    "Refuse wrong keys and types in `params.yaml`, `settings.ini` and the parameters cells; raises `UserError`."
-    settings = load_settings()
-    found = [parameter for stage in load_all_stages().values() for parameter in stage_parameters(stage)]
-    check_params(load_params(), found)
+    "Refuse what is wrong in `params.yaml`, `settings.ini` and the parameters cells; raises `UserError`."
+    settings, candidates = load_settings(), load_checked_params()["train.candidates"]
+    if candidates != AUTO and candidates != _learned_candidates():
+        from nbs_lib.models.candidates import select_candidates  # torch takes seconds to import
+
+        select_candidates(candidates)
     return settings
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #275c6534
@@ -184,6 +195,14 @@ def _summary_lines(
         f"gate: {gate['decision']}. {gate['sentence']}",
     ]
 
+
+def _finding_lines(
+    entries: list[dict[str, Any]],  # data/contract/findings.json
+) -> list[str]:  # one a finding
+    "Write what was found of the table and nobody has acknowledged."
+    found = msgspec.convert([entry for entry in entries if not entry["acknowledged"]], list[Finding])
+    return [f"{each.kind.level}: {each.sentence}" for each in found]
+
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #eff3aa53
 def run_pipeline(
     sample: float | None = None,  # the share of the rows, in (0, 1]; None: as `params.yaml` says
@@ -208,7 +227,7 @@ def run_pipeline(
             _register(gate, settings)
         for line in _summary_lines(read_json("models/metrics.json"), gate):
             print(line)
-        print(f"report: {Path('reports/index.html').resolve()}")
+        print(f"report: {Path('reports/index.html').resolve()}", *_finding_lines(read_json(FINDINGS_PATH)), sep="\n")
 
 
 def _fill_local_store(settings: Settings) -> None:

@@ -201,3 +201,13 @@ def test_a_column_without_a_value_in_training_rows_stops_no_baseline() -> None:
     roles.columns = {name: about for name, about in roles.columns.items() if name in ("late", "y")}
     found = baseline(ready.assign(late=np.nan), roles)
     assert found == "Baseline: none, as no input has a value in a training row."
+
+
+@pytest.mark.parametrize(
+    ("target", "metric"),
+    [("y", "AUC 0."), ("city", "log loss 1."), ("price", "RMSE 1")],
+    ids=["two", "three", "number"],
+)
+def test_the_baseline_is_scored_by_the_metric_that_chooses(target: str, metric: str) -> None:
+    rows, roles = resolve_roles(Source(honest()), {"source": "made", "target": target, "timestamp": "at"})
+    assert baseline(training_set(rows, roles, 0.15, 0.25), roles).startswith(f"Baseline: {metric}")

@@ -15,6 +15,7 @@ from helpers.bundles import blank_project  # noqa: F401
 from nbs_lib import cli
 from nbs_lib.bench.store import NO_REDIS, redis_server
 from nbs_lib.core.errors import DataError, ParamsError, StoreError
+from nbs_lib.core.findings import FINDINGS_PATH, Finding, findings_json
 from nbs_lib.core.paths import CONTRACT_FILE
 from nbs_lib.core.settings import load_settings
 from nbs_lib.data.roles import Roles
@@ -128,13 +129,18 @@ def test_nothing_is_known_after_the_data_ends(here: Path) -> None:
 
 @pytest.mark.parametrize(("decision", "approval"), [("PROMOTE", "none"), ("HOLD", "none"), ("PROMOTE", "person")])
 def test_a_run_fills_the_store_before_it_promotes(
-    here: Path, monkeypatch: pytest.MonkeyPatch, decision: str, approval: str
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], decision: str, approval: str
 ) -> None:
     """And not where its bundle waits for a person: the champion may read other versions of the views."""
     monkeypatch.setenv("NBS_GATE_APPROVAL", approval)
     Path("models").mkdir()
     Path("models/gate.json").write_text(json.dumps({"decision": decision, "bundle": "a" * 64}))
     Path("models/metrics.json").write_text("{}")
+    found = [
+        Finding("NBS021", (), "9 rows repeat an earlier one.", ""),
+        Finding("NBS022", ("at",), "'at' holds times.", ""),
+    ]
+    Path(FINDINGS_PATH).write_text(json.dumps(findings_json(found, {"NBS021": []})))
     FEATURES_FOLDER.joinpath("views.json").write_text('[{"name": "shop"}]')  # there are views
     held = []
     for part in ("clean_stage_notebooks", "reproduce", "_end_pipeline"):  # the stages have run
@@ -144,6 +150,9 @@ def test_a_run_fills_the_store_before_it_promotes(
     monkeypatch.setattr(run, "_register", lambda *_: held.append(len(SqliteStore("served/features.sqlite").tables())))
     run.run_pipeline()
     assert held == [3 if (decision, approval) == ("PROMOTE", "none") else 0]
+    report, *notes = capsys.readouterr().out.splitlines()[-2:]  # what was acknowledged is not said again
+    assert report.startswith("report: ")
+    assert notes == ["note: NBS022 times, but no split by time: 'at' holds times. "]
 
 
 def test_prune_drops_what_nothing_reads(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

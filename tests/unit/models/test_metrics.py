@@ -1,13 +1,17 @@
 """The metrics are scikit-learn's, with ties and weights; intervals draw whole blocks, the same for all candidates."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from fastcore.test import test_close as close
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as peer
 
+from nbs_lib.models import metrics
 from nbs_lib.models.metrics import (
     METRICS,
     bootstrap,
@@ -105,3 +109,20 @@ def test_an_interval_covers_what_it_promises() -> None:
 
 def test_every_task_has_a_primary_metric() -> None:
     assert [primary_metric(task) for task in METRICS] == ["auc", "log_loss", "rmse"]
+
+
+def test_the_metrics_of_the_guide_are_what_they_say() -> None:
+    page = (ROOT / "notebooks/guide/05_your_metric.md").read_text(encoding="utf-8")
+    notebook = (ROOT / "notebooks/lib/models/05_metrics.ipynb").read_text(encoding="utf-8")
+    function, balanced, check, near, check_near = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = vars(metrics) | {"peer": peer, "test_close": close}
+    exec(function, names)
+    rng = np.random.default_rng(0)
+    target, weights, output = rng.integers(0, 2, 500), rng.integers(0, 4, 500), rng.random(500)
+    for record, line, truth in ((balanced, check, target), (near, check_near, target * 3.0)):
+        metric = eval(record, names)
+        found = {metric.name: metric.statistic(truth, output)(weights)}
+        exec(line, names | {"found": found, "target": target, "weights": weights, "output": output})
+    assert "tests/" not in page  # a project of `nbs new` has no tests of the library
+    for beside in ("brier", "rmse"):  # below whose checks the new ones go
+        assert f'test_close(found[\\"{beside}\\"]' in notebook

@@ -84,6 +84,8 @@ def test_plain_copier_makes_the_same(tmp_path: Path, table: str, monkeypatch: py
     assert list(one) == list(two)
     assert {name for name in one if one[name] != two[name]} == {ANSWERS_FILE}  # the table's name, as it was typed
     assert b'source: "data/raw/shop.csv"' in two["params.yaml"]
+    assert b"the demo" not in two["params.yaml"]
+    assert b"`nbs` in the guide is `.venv/bin/nbs`" in two["README.md"]
     assert (tmp_path / "two/shop/data/raw/shop.csv").read_bytes() == Path(table).read_bytes()
     assert b"MIT License" in one["LICENSE"]
     assert one["nbs_lib/LICENSE"] == (ROOT / "LICENSE").read_bytes()
