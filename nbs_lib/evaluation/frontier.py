@@ -21,7 +21,7 @@ from nbs_lib.evaluation.budget import (
     format_size,
     is_similar_size,
 )
-from .run_results import metric_label
+from .run_results import metric_label, number_digits
 from ..models.metrics import metric_gain
 from ..pages import blocks, plots
 from ..pages.blocks import Block, small_note
@@ -144,7 +144,7 @@ _TIME_COLUMNS = tuple(format_count(int(rows), "row") for rows in BATCH_SIZES)
 
 
 def _score_cell(found: Mapping[str, Any]) -> object:
-    return blocks.interval_cell(found, 3 if abs(found["value"] or 0) < 10 else 1)
+    return blocks.interval_cell(found, number_digits(found["value"] or 0))
 
 
 def _time_cells(timed: GraphTiming | None) -> list[object]:
@@ -179,16 +179,16 @@ def budget_sentence(
     name: str,  # the champion
     metric: str,  # what decides
 ) -> str:  # one sentence
-    "Say what a champion costs against the best without a budget."
+    "Say what a champion costs against the choice without a budget."
     best, limits = metrics["best"], found["budget"]
     within = f"the budget of {limits['p99_ms']:g} ms and {limits['size_mb']:g} MB"
     told, other = (found["candidates"][each] for each in (name, best))
     if not told["within"]:
-        return f"{name} is the best before the test, and above {within}, as is all that was learned."
+        return f"{name} was chosen before the test, and is above {within}, as is all that was learned."
     if name == best:
-        return f"{name} is the best before the test without a budget too: {within} costs nothing in quality."
+        return f"{name} would be chosen without a budget too: {within} costs nothing in quality."
     differs = metrics["candidates"][name].get(f"vs_{best}", {}).get(metric)
     figures = f" {format_with_interval(differs, sign=True)}" if differs else ""
     size = f"{format_size(told['bytes'])} instead of {format_size(other['bytes'])}"
-    why = f"{best}, the best without a budget, is {'within' if other['within'] else 'above'} {within}"
+    why = f"{best}, which was chosen before the test, is {'within' if other['within'] else 'above'} {within}"
     return f"{name} was taken, and {why}: {metric_label(metric)}{figures} on the test rows, for {size}."

@@ -103,7 +103,7 @@ def best_candidate(
     metrics: Metrics,  # models/metrics.json
     names: list[str],  # of candidates
 ) -> str:  # one of them
-    "Choose the best before the test; of equals the one that was found to be."
+    "Return the candidate that was chosen before the test, or the best of these on the validation rows."
     metric, valid = metrics["primary"], {name: metrics["candidates"][name]["valid"] for name in names}
     if metrics["best"] in names:
         return str(metrics["best"])
@@ -117,7 +117,7 @@ def choose_champion(
     confidence: float = _METRICS_CONFIDENCE,  # `gate.confidence`
     frontier: Frontier | None = None,  # models/frontier.json; None: no budget
 ) -> str:  # a candidate's name
-    "Choose the champion: the best before the test within the budget, or linear where that does not beat it."
+    "Choose the champion: what was chosen before the test within the budget, or linear where that does not beat it."
     names = affordable_candidates(metrics, frontier)
     best = best_candidate(metrics, names)
     if "linear" not in names or beats(metrics, best, "linear", metric, confidence):
@@ -137,7 +137,7 @@ def _beats_check(metrics: Metrics, name: str, other: str, metric: str, confidenc
     check, needed = f"beats {other}", f"the whole {confidence:.0%} interval above 0"
     called = metrics["naive"]["what"] if other == NAIVE else other
     if name == other:
-        sentence = f"{name} is the best before the test: nothing was learned that beats always the same answer."
+        sentence = f"{name} was chosen before the test: nothing was learned that beats always the same answer."
         return ledger_entry(check, False, f"it is {name} itself", needed, sentence)
     found = _metric_difference(metrics, name, other, metric, confidence)
     observed = f"{metric_label(metric)} {_difference_text(found)}"

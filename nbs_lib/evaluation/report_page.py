@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..core.format import format_count, format_interval, format_number
 from .frontier import budget_sentence as against_best
 from .run_results import RunResults, metric_digits, metric_label
-from .scores import WITHOUT_VIEWS
+from .scores import WITHOUT_VIEWS, drawn_blocks
 from ..models.metrics import METRIC_BY_NAME
 from ..pages import blocks, plots
 from ..pages.blocks import Block, inline_code, small_note
@@ -86,7 +86,8 @@ def _hold_reason(found: RunResults) -> tuple[str, list[object]]:
         todo = ["What next: look at that input, take it out or raise ", inline_code("gate.leak"), ", and run again. "]
         return "It may know the answer beforehand: nothing is promoted.", todo
     if untold:
-        todo = ["What next: take more rows or days, or raise ", inline_code("evaluate.resamples"), ", and run again. "]
+        more = " or ".join(dict.fromkeys(["rows", drawn_blocks(found.roles)]))
+        todo = [f"What next: take more {more}, or raise ", inline_code("evaluate.resamples"), ", and run again. "]
         return "Too little was measured: nothing is promoted.", todo
     todo = ["What next: set ", inline_code("run.sample"), " to 1 and run again, with all rows. "]
     return "A trial run: nothing is promoted.", todo
@@ -94,17 +95,19 @@ def _hold_reason(found: RunResults) -> tuple[str, list[object]]:
 
 def decision_banner(
     found: RunResults,
+    explained: Mapping[str, Any],  # models/explain.json: how far it can be relied on, and why
 ) -> Block:
     "Render the decision, its reason, and what to do next."
     decision, reason = found.gate["decision"], found.gate["sentence"]
     does: list[object] = ["For each row it says ", *describe_target(found), ". ", describe_quality(found)]
     if decision == "PROMOTE":
         todo = ["What next: ", inline_code("nbs predict TABLE"), " answers for the rows of a CSV or Parquet file."]
-        care = calibration_agreement(found)[2]
-        reasons: list[list[object]] = [does, [reason]]
-        if care:
-            reasons.append([care])
-        return blocks.callout(blocks.GOOD, decision, "The model is ready to use.", reasons, todo)
+        if explained["trust"] == blocks.GOOD:
+            return blocks.callout(blocks.GOOD, decision, "The model is ready to use.", [does, [reason]], todo)
+        care = [explained["why"][0], " ", Block('<a href="explain.html">How far to rely on it</a>')]
+        return blocks.callout(
+            blocks.WARN, decision, "Ready to use, with a limit to know.", [does, [reason], care], todo
+        )
     stays = "What is served stays as it is."
     if decision == "HOLD":
         headline, todo = _hold_reason(found)
@@ -222,14 +225,14 @@ def candidates_caption(
     "Describe the drawing of the candidates."
     best, preferred, champion = _rank_candidates(found)[0], found.metrics["best"], found.champion
     value = format_number(found.on_test(best)["value"], metric_digits(found, found.primary))
-    chosen = f"the champion is {champion}, the best before the test"
+    chosen = f"the champion is {champion}, which was chosen before the test"
     if preferred != champion:
         within = found.frontier["candidates"][preferred]["within"]
         fault = "is not shown to beat it here" if within else "is above the budget"
-        why = f"{preferred}, the best before the test, {fault}"
+        why = f"{preferred}, which was chosen before the test, {fault}"
         chosen = f"the champion is {champion}, because {why}"
     elif best == champion:
-        chosen = "it is the champion, and was the best before the test too"
+        chosen = "it is the champion, and was chosen before the test"
     return f"The best on the test rows is {best} with {metric_label(found.primary)} {value}; {chosen}."
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #9848d316
@@ -272,7 +275,7 @@ def views_gain_note(
 def budget_note(
     found: RunResults,
 ) -> Block:
-    "Say what the champion costs against the best without a budget."
+    "Say what the champion costs against the choice without a budget."
     told = against_best(found.metrics, found.frontier, found.champion, found.primary)
     return Block(f'<p>{escape(told)} <a href="frontier.html">What each candidate costs</a>.</p>')
 
@@ -303,7 +306,7 @@ def _ranked_slices(found: RunResults) -> list[tuple[str, dict[str, float], int]]
 def show_weak_spots(
     found: RunResults,
 ) -> None:
-    "Show where the best candidate is worst, with what it is over all rows as the dotted line."
+    "Show where the chosen candidate is worst, with what it is over all rows as the dotted line."
     worst = _ranked_slices(found)[:_MAX_SLICES_SHOWN]
     if not worst:
         return print("No column has levels that are frequent enough to be scored on their own.")
@@ -315,7 +318,7 @@ def show_weak_spots(
     name, least, rows = worst[0]
     exact = metric_digits(found, found.primary)
     low, all_rows = format_number(least["value"], exact), format_number(overall, exact)
-    who = best if best == found.champion else f"{best} (the best before the test, not the champion)"
+    who = best if best == found.champion else f"{best} (chosen before the test, but not the champion)"
     caption = f"{who} is weakest where {name}: {unit} {low} in {rows:,} rows, against {all_rows} over all."
     plots.show_figure(plots.interval_plot(names, values, lo, hi, unit, name, overall, exact), caption)
 

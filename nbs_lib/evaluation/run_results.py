@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Interval', 'Metrics', 'CandidateCost', 'Frontier', 'GateDecision', 'RunResults', 'load_run_results', 'metric_label',
-           'metric_digits']
+           'number_digits', 'candidates_digits', 'metric_digits']
 
 # %% ../../notebooks/lib/evaluation/02_run_results.ipynb #cc47b6e7
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
@@ -136,10 +137,24 @@ def metric_label(
     return METRIC_BY_NAME[metric].label if metric in METRIC_BY_NAME else metric
 
 
+def number_digits(
+    largest: float,  # of the figures that stand together
+) -> int:  # after the point
+    "Return how exactly figures are written: by the size of the largest."
+    return 3 if abs(largest) < 10 else 1 if abs(largest) < 1000 else 0
+
+
+def candidates_digits(
+    candidates: Mapping[str, Mapping[str, Any]],  # by name, as in models/metrics.json
+    metric: str,
+) -> int:  # after the point
+    "Return how exactly a metric is written: by the size of its largest value on the test rows."
+    return number_digits(max(abs(told["test"][metric]["value"] or 0) for told in candidates.values()))
+
+
 def metric_digits(
     found: RunResults,
     metric: str,
 ) -> int:  # after the point
-    "Return how exactly a metric is written: by the size of its largest value."
-    largest = max(abs(found.on_test(name, metric)["value"] or 0) for name in found.metrics["candidates"])
-    return 3 if largest < 10 else 1 if largest < 1000 else 0
+    "Return how exactly a metric of a run is written."
+    return candidates_digits(found.metrics["candidates"], metric)

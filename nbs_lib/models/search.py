@@ -244,7 +244,7 @@ def refit(
 
 
 def refit_without_views(
-    fitted: FittedCandidate,  # the best candidate
+    fitted: FittedCandidate,  # the chosen candidate
     roles: Roles,  # with views
     train: pd.DataFrame,  # as in `tune_candidate`
     valid: pd.DataFrame,  # as in `tune_candidate`

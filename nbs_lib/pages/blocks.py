@@ -28,11 +28,16 @@ class Block:
         return self.code
 
 
+def _code_element(escaped: str) -> str:
+    "Write a command as it can be typed in the project."
+    return f"<code>{re.sub('^nbs ', '.venv/bin/nbs ', escaped)}</code>"
+
+
 def inline_code(
     text: object,  # a command, key or path
 ) -> Block:
     "Text in a fixed-width font."
-    return Block(f"<code>{html.escape(str(text))}</code>")
+    return Block(_code_element(html.escape(str(text))))
 
 
 def inline_html(
@@ -44,7 +49,7 @@ def inline_html(
 
 def _sentence(*parts: object) -> str:
     "Text with blocks in it, where what stands between two backticks is code."
-    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", inline_html(*parts))
+    return re.sub(r"`([^`\n]+)`", lambda code: _code_element(code[1]), inline_html(*parts))
 
 # %% ../../notebooks/lib/pages/05_blocks.ipynb #560916f3
 GOOD, WARN, BAD = "good", "warn", "bad"

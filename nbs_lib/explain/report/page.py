@@ -213,7 +213,8 @@ def drivers_table(
     lines = [[_driver_words(each, each.points / longest), format_number(each.points, exact)] for each in some]
     listed = blocks.table_block(["what, and which way", _points_unit(story)], lines)
     more = f"{len(rest)} more, each with {format_number(rest[0].points, exact)} at most." if rest else ""
-    notes = [small_note(note).code for note in (more, story.left_out) if note]
+    point = "" if story.found.roles.task == "regression" else "A percentage point is the step from 20 % to 21 %."
+    notes = [small_note(note).code for note in (more, point, story.left_out) if note]
     return Block("".join([listed.code, *notes]))
 
 

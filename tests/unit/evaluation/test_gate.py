@@ -102,7 +102,7 @@ def test_the_dummy_is_never_promoted() -> None:
     decision = decide_gate(metrics(), 1e-6, 1.0)
     assert decision["decision"] == "REJECT"
     assert decision["sentence"].startswith(
-        "The champion is dummy. dummy is the best before the test: nothing was learned"
+        "The champion is dummy. dummy was chosen before the test: nothing was learned"
     )
     assert "dummy does not beat dummy" not in decision["sentence"].lower()
     assert not beats(metrics(), "dummy", "dummy", "auc")

@@ -155,7 +155,10 @@ def write_run(
     return folder
 
 
-def overview(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+TRUSTED = {"trust": "good", "why": []}
+
+
+def overview(folder: Path, monkeypatch: pytest.MonkeyPatch, explained: dict[str, Any] = TRUSTED) -> str:
     """The report notebook, run in this process, as a page."""
     shown: list[NotebookNode] = []
 
@@ -165,7 +168,8 @@ def overview(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(plots, "show_figure", collect)
     cells = json.loads((ROOT / "notebooks/pipeline/60_report.ipynb").read_text())["cells"]
     executed = []
-    names: dict[str, Any] = {"found": findings.load_run_results(folder), "report": report, "plots": plots}
+    found = findings.load_run_results(folder)
+    names: dict[str, Any] = {"found": found, "explained": explained, "report": report, "plots": plots}
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -198,11 +202,22 @@ def test_the_first_page(task: str, decision: str, words: str, tmp_path: Path, mo
     assert 'href="training_set.html"' in page
 
 
+def test_the_first_page_is_as_careful_as_the_managers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    care = {"trust": "warn", "why": ["Take it as a <i>risk</i>."]}
+    page = BeautifulSoup(overview(write_run(tmp_path, "binary"), monkeypatch, care), "html.parser")
+    box = page.select_one(".verdict")
+    assert "warn" in box["class"]
+    assert "ready to use." not in box.get_text()
+    assert "Take it as a <i>risk</i>." in box.get_text()
+    assert box.select_one("a")["href"] == "explain.html"
+    assert box.select_one(".next code").get_text() == ".venv/bin/nbs predict TABLE", "what can be typed"
+
+
 def test_the_first_page_says_who_won_and_who_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = " ".join(overview(write_run(tmp_path, "binary", "REJECT"), monkeypatch).split())
     assert "The champion is linear. net does not beat linear in AUC beyond noise. linear does not beat dummy" in page
-    assert "because net, the best before the test, is not shown to beat it here" in page
-    assert "net (the best before the test, not the champion) is weakest where" in page
+    assert "because net, which was chosen before the test, is not shown to beat it here" in page
+    assert "net (chosen before the test, but not the champion) is weakest where" in page
 
 
 def test_the_first_page_of_a_run_without_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +366,19 @@ def test_no_example_of_a_page_is_cut(name: str, width: int, browser: Chromium, t
     path.write_text(render_page(notebook(*[output({"text/html": "".join(html)}) for html in shown]), "monitor"))
     assert len(shown) > 2
     assert cut_boxes(browser, [path], width) == {}
+
+
+def test_a_laptop_has_all_links_on_one_line_and_a_wide_table_in_the_middle(browser: Chromium, tmp_path: Path) -> None:
+    wide = pd.DataFrame({name * 20: ["n" * 20] for name in "abcdef"})
+    path = tmp_path / "page.html"
+    path.write_text(render_page(notebook(output({"text/html": wide.to_html(index=False)})), "train"))
+    browser.open(path.as_uri(), 1100)
+    tops = "new Set([...document.querySelectorAll('header a')].map(link => link.offsetTop)).size"
+    assert browser.see(tops) == 1
+    sides = "(({left, right}) => [left, innerWidth - right])(document.querySelector('.scroll').getBoundingClientRect())"
+    left, right = browser.see(sides)
+    assert 0 < left == pytest.approx(right, abs=1)
+    assert left < browser.see("document.querySelector('header a').getBoundingClientRect().left"), "wider than the text"
 
 
 def test_a_row_of_a_wide_table_is_a_list_on_a_phone(browser: Chromium, tmp_path: Path) -> None:
