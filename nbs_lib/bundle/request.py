@@ -288,10 +288,11 @@ class RequestParser:
         "Describe what is wrong with JSON that is no row of this model."
         for own, other in self._renamed.items():
             reason = reason.replace(f".{other}`", f".{own}`").replace(f"`{other}`", f"`{own}`")
-        what, _, where = reason.partition(" - at `$")
-        if "unknown field" in what or "missing required field" in what:
+        lacks, unknown = reason.startswith("Object missing"), reason.startswith("Object contains unknown")
+        what, _, where = reason.rpartition(" - at `$") if " - at `$" in reason else (reason, "", "")
+        if lacks or unknown:
             unlike, row = what.partition("`")[2].rpartition("`")[0], _field_and_row(_path(where))[1]
-            if "missing" in what:
+            if lacks:
                 first, *more = [repr(name) for name in self._missing(body, row) or [unlike]]
                 what = (
                     f"the fields {', '.join([first, *more[:-1]])} and {more[-1]} are"
@@ -310,12 +311,12 @@ class RequestParser:
         return RequestError(422, f"{_location(name, row)}it must be {self._expected(field)}, or null.", name, row)
 
     def _missing(self, body: bytes, row: int | None) -> list[str]:
-        "List the required fields that a row lacks; none where what follows it is no JSON."
+        "List the required fields that a row lacks; none where the body can't be read again."
         try:
             found = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            sent = found if row is None else found[row - 1]
+        except (msgspec.DecodeError, UnicodeError, RecursionError, LookupError):
             return []
-        sent = found if row is None else found[row - 1]
         return [field.name for field in self.fields if field.required and field.name not in sent]
 
     def _expected(self, field: RequestField) -> str:

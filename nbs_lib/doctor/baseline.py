@@ -13,6 +13,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from ..data.arrays import MISSING_TIME, Array
 from ..data.roles import Roles
+from ..evaluation.leakage import score_predictions
 from ..models.metrics import METRIC_BY_NAME, evaluate, primary_metric
 
 # %% ../../notebooks/lib/doctor/07_baseline.ipynb #529cddd5
@@ -65,8 +66,10 @@ def baseline(
     own = roles.without_views()
     if not native_inputs(table[train], own, train[train]).columns.size:
         return "Baseline: none, as no input has a value in a training row."
-    said, primary = default_trees(table, own, train, _ROUNDS), METRIC_BY_NAME[primary_metric(roles.task)]
-    output = said if roles.task == "multiclass" else said[:, -1]
-    score = evaluate(roles.task, table["_target"].to_numpy()[~train], output)[primary.name]
-    measured = "too few test rows to tell" if np.isnan(score) else f"{primary.label} {score:.4f}"
+    said, target = default_trees(table, own, train, _ROUNDS), table["_target"].to_numpy()[~train]
+    measured = "too few test rows to tell"
+    if score_predictions(roles.task, target, said) is not None:
+        primary = METRIC_BY_NAME[primary_metric(roles.task)]
+        output = said if roles.task == "multiclass" else said[:, -1]
+        measured = f"{primary.label} {evaluate(roles.task, target, output)[primary.name]:.4f}"
     return f"Baseline: {measured}, of boosted trees on {train.sum():,} training rows without feature views."

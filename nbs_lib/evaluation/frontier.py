@@ -184,7 +184,7 @@ def budget_sentence(
     within = f"the budget of {limits['p99_ms']:g} ms and {limits['size_mb']:g} MB"
     told, other = (found["candidates"][each] for each in (name, best))
     if not told["within"]:
-        return f"{name} was chosen before the test, and is above {within}, as is all that was learned."
+        return f"{name} is above {within}, as is all that was learned."
     if name == best:
         return f"{name} would be chosen without a budget too: {within} costs nothing in quality."
     differs = metrics["candidates"][name].get(f"vs_{best}", {}).get(metric)

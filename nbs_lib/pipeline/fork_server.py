@@ -74,7 +74,7 @@ def _render_page() -> None:
 
 
 def _import_library(name: str) -> None:
-    with warnings.catch_warnings(action="ignore"), contextlib.suppress(ImportError):  # an extra that is not installed
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # where it fails, the stage says why
         importlib.import_module(name)
     gc.freeze()  # a fork need not look through what was there before it
 

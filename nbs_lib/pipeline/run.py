@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,12 @@ def override_sample(
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #809b40fc
 def _learned_candidates(lock: Path = Path("dvc.lock")) -> Any:
-    "Return the `train.candidates` of the last run."
-    stages = read_config(lock).get("stages", {}) if lock.exists() else {}
-    return Params(stages.get("train", {}).get("params", {}).get("params.yaml", {}))["train.candidates"]
+    "Return the `train.candidates` of the last run; None where that is not known."
+    found = None
+    with contextlib.suppress(UserError):
+        found = Params(read_config(lock) if lock.exists() else {})["stages.train.params"]
+    known = found.get("params.yaml") if isinstance(found, Mapping) else None
+    return Params(known)["train.candidates"] if isinstance(known, Mapping) else None
 
 
 def check_configuration() -> Settings:  # as loaded

@@ -49,7 +49,7 @@ PINNED_ENVIRONMENT = {
 }
 _FOREIGN = ("PYTHON", "IPYTHON", "JUPYTER", "MPL", "MATPLOTLIB", "SKLEARN_")  # beginnings of what changes libraries
 _IS_PINNED = "STAGE_ENVIRONMENT"  # set in a stage that was started anew
-_KEPT = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")  # of them: where byte-code goes changes nothing
+_KEPT = ("PYTHONPYCACHEPREFIX",)  # of them: where byte-code goes changes nothing
 
 
 def stage_environment() -> dict[str, str]:

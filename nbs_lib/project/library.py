@@ -29,7 +29,8 @@ def run_in(
 ) -> None:
     "Run a command in a project, with its code; raises `UserError` with the last line that it printed."
     name, *arguments = command
-    found = [sys.executable, "-m", "nbs_lib.cli"] if name == "nbs" else [str(Path(sys.executable).parent / name)]
+    programs = {"nbs": [sys.executable, "-m", "nbs_lib.cli"], "python": [sys.executable]}
+    found = programs.get(name, [str(Path(sys.executable).parent / name)])
     environment = project_environment(root)
     done = subprocess.run([*found, *arguments], cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -48,6 +49,6 @@ def export_library(
     for module in (root / "nbs_lib").rglob("*.py"):
         if module.name != "_modidx.py" and GENERATED in module.read_text(encoding="utf-8")[:2000]:
             module.unlink()  # it comes again where its notebook is still there
-    run_in(root, "python", ".ci/export")
+    run_in(root, *(["python", ".ci/export"] if (root / ".ci/export").exists() else ["nbdev-export"]))
     run_in(root, "nbs", "deps")
     run_in(root, "nbs", "notebooks", "--index")

@@ -188,7 +188,7 @@ def csv_records(
         quotechar=dialect["quote"],
         doublequote=doubled,
         escapechar=None if doubled else dialect["escape"],
-        skipinitialspace=trim,
+        skipinitialspace=trim and dialect["separator"] != " ",
     )
 
 

@@ -42,7 +42,14 @@ def test_all_missing_fields_are_named(
     assert (error.value.status, str(error.value), error.value.field, error.value.row) == (422, sentence, field, row)
 
 
-def test_what_follows_a_row_may_be_no_json(parser: RequestParser) -> None:
-    with pytest.raises(RequestError) as error:
+@pytest.mark.parametrize("body", ['{"missing": 1}', '{"missing - at `$[9]": 1}', '[{"missing - at `$[9]": 1}]'])
+def test_a_field_may_be_called_what_an_error_says(parser: RequestParser, body: str) -> None:
+    with pytest.raises(RequestError, match="there is no field") as error:
+        parser.read(body.encode())
+    assert error.value.status == 422
+
+
+def test_a_body_that_ends_within_a_row_is_no_json(parser: RequestParser) -> None:
+    with pytest.raises(RequestError, match="the body is not JSON") as error:
         parser.read(b'[{"age": 1}, {')
-    assert error.value.status in (400, 422)
+    assert error.value.status == 400

@@ -18,6 +18,7 @@ from nbs_lib.bundle.layout import column_readings
 from nbs_lib.bundle.metadata import build_schema
 from nbs_lib.core.errors import DataError, ParamsError, UserError
 from nbs_lib.data.arrays import epoch_seconds
+from nbs_lib.data.reading.delimited import read_delimited
 from nbs_lib.data.reading.files import read_raw
 from nbs_lib.data.reading.tables import read_known
 from nbs_lib.data.reading.times import parse_times
@@ -60,6 +61,15 @@ def noted(source: Source, name: str) -> str:
 
 YES = ["yes", "no", "no"]
 ZONES = ["2021-01-01T00:00:00", "2021-01-01T04:00:00+02:00", "2021-01-01T08:00:00Z"]
+
+
+@pytest.mark.parametrize(
+    "lines", [("full name", "John  Smith", "Ann  Lee"), ("age bmi", " 1  2.5", "10  3.5", "12 14.5")]
+)
+def test_blanks_in_the_text_of_a_single_column_part_nothing(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    (tmp_path / "t.csv").write_text("\n".join([*lines, ""]))
+    table, _ = read_delimited(tmp_path / "t.csv", {})
+    assert (table.column_names, table.num_rows) == ([lines[0]], len(lines) - 1)
 
 
 @pytest.mark.parametrize("role", ["timestamp", "feature"])

@@ -59,3 +59,7 @@ def test_candidates_of_the_last_run_are_not_looked_up(here: Path, monkeypatch: p
     learned = "train:\n    params:\n      params.yaml:\n        train:\n          candidates: [dummy, linear]\n"
     Path("dvc.lock").write_text(f"schema: '2.0'\nstages:\n  {learned}")
     run.check_configuration()
+    for odd in ("", "stages:\n", "stages:\n  train:\n", "stages: [1]\n", "stages:\n  train:\n    params: 1\n"):
+        Path("dvc.lock").write_text(odd)
+        with pytest.raises(ImportError):
+            run.check_configuration()

@@ -104,6 +104,16 @@ def test_a_client_is_killed_while_libraries_are_imported(lasting: Server, tmp_pa
     until(lambda: not kernels(lasting))
 
 
+def test_a_library_that_can_not_be_imported_ends_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{fork_server._OF_LATER_STAGES[0]}.py").write_text("raise OSError('libgomp.so.1 is not there')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+    with started(tmp_path / "s") as process:
+        for _ in range(2):  # the second is answered after the import
+            assert subprocess.run(fork_command("platform:machine") or []).returncode == 0
+        assert process.poll() is None
+
+
 def test_a_client_is_killed(lasting: Server, tmp_path: Path) -> None:
     with running(lasting, tmp_path) as (asking, kernel):
         asking.kill()
