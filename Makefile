@@ -79,7 +79,7 @@ clean: ## Remove everything that was made, the environment and MLflow's records 
 # that of an activated .venv does not count, which is set aside while the new one is made.
 # Of the user's settings of pip, only where packages come from counts.
 PYTHON := $(shell sed -n 's/^requires-python = "\(.*\)"/\1/p' pyproject.toml)
-UV := $(if $(shell found=$$(command -v uv) && [ "$$(readlink -f "$${found%/*}")" != "$$(readlink -f .venv/bin)" ] && echo here),uv,.nbs/uv/bin/uv)
+UV := $(if $(shell found=$$(command -v uv) && [ "$$(cd "$${found%/*}" && pwd -P)" != "$$(cd .venv/bin 2>/dev/null && pwd -P)" ] && echo here),uv,.nbs/uv/bin/uv)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PIP_USER := 0
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX UV_SYSTEM_PYTHON
