@@ -60,7 +60,7 @@ def draw_explanation_data(
     def sample(rows: "pd.DataFrame", most: int) -> "pd.DataFrame":
         return rows.iloc[np.sort(rng.choice(len(rows), min(most, len(rows)), replace=False))]
 
-    learned, unseen = table["_split"] == "train", table["_split"] != "train"
+    learned, unseen = table["_split"] == "train", table["_split"] == "test"
     pool = sample(table[learned], _POOL_ROWS)
     found = pd.concat([pool.iloc[quantile_positions(margin(pool))], sample(table[unseen], _PAST_ROWS)])
     part = np.repeat(_PARTS, [min(BACKGROUND_ROWS, len(pool)), min(_PAST_ROWS, int(unseen.sum()))])

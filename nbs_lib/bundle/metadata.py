@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .parity import graph_outputs
 from ..core.format import format_count, format_interval, format_number
 from ..data.arrays import MAX_TEXT_CHARS, MISSING_TIME, Array
 from ..data.roles import Roles, column_kind
 from ..models.metrics import bootstrap, bootstrap_interval, metric_gain
 from ..models.metrics import metric_statistics as measures
+from ..models.predictions import CONTEXT, candidate_outputs
 
 # %% ../../notebooks/lib/bundle/03_metadata.ipynb #93b773ad
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -247,32 +247,17 @@ def _format_range(each: dict[str, Any]) -> str:
 _BOOTSTRAP_DRAWS = 200  # of blocks, to tell a difference from noise
 
 
-def _mask_entities(
-    rows: pd.DataFrame,  # of the training set
-    roles: Roles,
-) -> pd.DataFrame:  # the same, without names and without what views know of them
-    "Hide what depends on the entities of rows, as if nobody had seen them before."
-    known = [f"{view['name']}@{view['version']}" for view in roles.views if view["entity"]]
-    from_views = [name for name, told in roles.columns.items() if told.get("from") in known]
-    hidden = {name for name in [*from_views, *roles.identities] if name in rows}
-    return rows.assign(**{name: "" if name in roles.categorical else np.float32(np.nan) for name in hidden})
-
-
 def context_takes_over(
-    roles: Roles,
-    valid: pd.DataFrame,  # the validation rows of the training set, `_target` and `_block` included
-    model: bytes,  # the model's graph
-    context: bytes,  # the context graph
-    names: Mapping[str, Sequence[str]],  # what it takes, by kind, in its order
+    newcomers: pd.DataFrame,  # as `predictions_table`: the validation rows, made to look like newcomers
+    champion: str,  # among its candidates, beside `context`
+    task: str,  # binary, multiclass or regression
+    classes: int,  # how many; 0 for a regression
 ) -> tuple[bool, str]:  # whether the context graph is better beyond noise; a sentence with the figures
     "Decide which graph answers for newcomers."
-    rows, metric = _mask_entities(valid, roles), "rmse" if roles.task == "regression" else "log_loss"
-    if roles.timestamp and roles.timestamp not in rows:
-        rows = rows.assign(**{roles.timestamp: rows["_time"]})
-    answers = graph_outputs(model, rows, model_features(roles))["output"], graph_outputs(context, rows, names)["output"]
-    target = rows["_target"].to_numpy()
-    loss = [measures(roles.task, target, np.asarray(each, np.float64))[metric] for each in answers]
-    drawn = bootstrap(dict(enumerate(loss)), rows["_block"].to_numpy(), _BOOTSTRAP_DRAWS)
+    metric, target = "rmse" if task == "regression" else "log_loss", newcomers["_target"].to_numpy()
+    answers = [candidate_outputs(newcomers, name, classes) for name in (champion, CONTEXT)]
+    loss = [measures(task, target, each)[metric] for each in answers]
+    drawn = bootstrap(dict(enumerate(loss)), newcomers["_block"].to_numpy(), _BOOTSTRAP_DRAWS)
     more = bootstrap_interval(metric_gain(metric, drawn[0], drawn[1]))  # below 0: the context graph has less
     better = more.hi is not None and more.hi < 0
     who = "the context graph answers" if better else "the model answers"

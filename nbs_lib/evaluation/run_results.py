@@ -98,6 +98,11 @@ class RunResults:
         return str(self.gate["champion"])
 
     @property
+    def refit(self) -> bool:
+        "Whether the champion learned from the validation rows too."
+        return bool(self.candidates[self.champion].get("refit"))
+
+    @property
     def primary(self) -> str:
         "The metric that decides."
         return str(self.metrics["primary"])

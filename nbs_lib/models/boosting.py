@@ -148,6 +148,13 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         self.rounds_ = self.booster_.best_iteration if valid else rounds
         self.n_features_in_ = np.shape(X)[1]
 
+    def settings_of_length(
+        self,
+        more: float = 1.0,  # how many times as long
+    ) -> dict[str, Any]:
+        "Return the settings with which it learns as long without validation rows."
+        return {"rounds": max(1, round(self.rounds_ * more))}
+
     def _margins(self, X: Any) -> NDArray[np.float64]:
         found = self.booster_.predict(np.asarray(X), raw_score=True, num_iteration=self.rounds_, num_threads=1)
         margins: NDArray[np.float64] = np.asarray(found, np.float64)

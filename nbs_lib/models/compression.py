@@ -7,7 +7,7 @@ __all__ = ['QuantizedWeights', 'VARIANT_ROUNDS', 'Variant', 'quantize_int8', 'ma
 
 # %% ../../notebooks/lib/models/09_compression.ipynb #f235548b
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,18 +59,24 @@ class Variant:
         return describe_candidate(self.fitted, size) | {"variant_of": self.base}
 
 
+def _with_last(pipeline: Pipeline, change: Callable[[Any], Any]) -> Pipeline:
+    return Pipeline([*pipeline.steps[:-1], (pipeline.steps[-1][0], change(pipeline[-1]))])
+
+
 def _with_estimator(
-    fitted: FittedCandidate, estimator: Any, valid: pd.DataFrame, name: str, what: str
+    fitted: FittedCandidate, change: Callable[[Any], Any], valid: pd.DataFrame, name: str, what: str
 ) -> FittedCandidate:
-    "Copy a fitted candidate with another estimator, calibrated anew."
+    "Copy a fitted candidate with its estimators changed, calibrated anew."
     kind, target = fitted.task.kind, valid["_target"].to_numpy()
-    pipeline = Pipeline([*fitted.pipeline.steps[:-1], (fitted.pipeline.steps[-1][0], estimator)])
+    pipeline = _with_last(fitted.pipeline, change)
+    final = None if fitted.final is None else _with_last(fitted.final, change)
     raw = uncalibrated_margins(pipeline, valid[fitted.task.layout.features], kind)
     rule = calibrate(kind, raw, target)
     score = evaluate(kind, target, squeeze_output(rule.output(raw)))[primary_metric(kind)]
     candidate = replace(fitted.candidate, name=name, description=what, space={})
     trial = Trial(fitted.trials[fitted.best].params, score)
-    return replace(fitted, candidate=candidate, pipeline=pipeline, calibration=rule, trials=[trial], best=0)
+    found = replace(fitted, candidate=candidate, pipeline=pipeline, calibration=rule, trials=[trial], best=0)
+    return replace(found, final=final)
 
 # %% ../../notebooks/lib/models/09_compression.ipynb #b053de03
 VARIANT_ROUNDS = {"hgb_small": 50, "hgb_large": 200}  # how many of the first trees make a variant
@@ -82,10 +88,15 @@ def _first_trees(
     valid: pd.DataFrame,  # the validation rows
 ) -> Variant:
     "Keep the first trees of a candidate."
-    name, estimator = fitted.candidate.name, copy.copy(fitted.pipeline[-1])
-    estimator._predictors = estimator._predictors[:count]
+
+    def change(estimator: Any) -> Any:
+        fewer = copy.copy(estimator)
+        fewer._predictors = fewer._predictors[:count]
+        return fewer
+
+    name = fitted.candidate.name
     return Variant(
-        _with_estimator(fitted, estimator, valid, f"{name}_{count}", f"the first {count} rounds of {name}"), name
+        _with_estimator(fitted, change, valid, f"{name}_{count}", f"the first {count} rounds of {name}"), name
     )
 
 # %% ../../notebooks/lib/models/09_compression.ipynb #d5156b4d
@@ -98,20 +109,30 @@ def quantize_int8(
     return np.round(weight / scale).astype(np.int8), scale
 
 
+def _quantized_weights(estimator: Any) -> QuantizedWeights:
+    "Quantize the matrices of a fitted net."
+    weights = estimator.net_.named_parameters()
+    return {key: quantize_int8(value.detach().numpy()) for key, value in weights if value.ndim == 2}
+
+
 def _quantize_net(
     fitted: FittedCandidate,  # a net
     valid: pd.DataFrame,  # the validation rows
 ) -> Variant:
     "Quantize the matrices of a net to bytes."
-    name, estimator = fitted.candidate.name, copy.copy(fitted.pipeline[-1])
-    estimator.net_ = copy.deepcopy(estimator.net_)
-    weights = {key: value for key, value in estimator.net_.named_parameters() if value.ndim == 2}
-    codes = {key: quantize_int8(value.detach().numpy()) for key, value in weights.items()}
-    with torch.no_grad():
-        for key, (whole, scale) in codes.items():
-            weights[key].copy_(torch.from_numpy(whole.astype(np.float32) * scale))
+
+    def change(estimator: Any) -> Any:
+        rounded = copy.copy(estimator)
+        rounded.net_ = copy.deepcopy(estimator.net_)
+        weights = dict(rounded.net_.named_parameters())
+        with torch.no_grad():
+            for key, (whole, scale) in _quantized_weights(estimator).items():
+                weights[key].copy_(torch.from_numpy(whole.astype(np.float32) * scale))
+        return rounded
+
+    name, codes = fitted.candidate.name, _quantized_weights(fitted.served().pipeline[-1])
     return Variant(
-        _with_estimator(fitted, estimator, valid, f"{name}_int8", f"{name} with weights of one byte"), name, codes
+        _with_estimator(fitted, change, valid, f"{name}_int8", f"{name} with weights of one byte"), name, codes
     )
 
 

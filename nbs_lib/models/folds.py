@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['forward_folds', 'dealt_folds', 'fold_parts', 'Fold', 'make_folds', 'task_table', 'fold_output', 'search_over_folds',
            'search_all', 'fold_answers', 'mask_answers', 'bootstrap_folds', 'candidate_cost', 'choose_over_folds',
-           'choice_table', 'masks_cost', 'masks_sentence', 'decide_masks']
+           'choice_table', 'masks_cost', 'masks_sentence', 'decide_masks', 'refit_answers', 'decide_refit',
+           'refit_sentence']
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #9057236c
 import os
@@ -14,11 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from ..core.errors import DataError
 from ..core.format import format_count, format_number, format_with_interval
@@ -36,7 +39,7 @@ from nbs_lib.models.metrics import (
     primary_metric,
 )
 from .predictions import candidate_outputs, prediction_columns, squeeze_output
-from .search import FittedCandidate, Trial, fit_setting, tune_candidate
+from .search import FittedCandidate, Trial, fit_setting, learn_from_all, tune_candidate
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #a95bf9dc
 _FORWARD_FOLDS, _WINDOW = 4, 0.1  # folds in time, and the share of the rows in each of their windows
@@ -169,7 +172,7 @@ def fold_output(
     return squeeze_output(fitted.answers(fold.score)["output"])
 
 
-_SMALL_TABLE = 1000  # rows below which other settings of a net cost more than they tell
+_SMALL_TABLE = 1000  # rows below which other settings of a net cost more than they tell; beyond it tries one more
 
 
 def search_over_folds(
@@ -180,12 +183,13 @@ def search_over_folds(
     valid: pd.DataFrame,  # rows to stop and calibrate by; without folds also to choose by
     trials: int = 4,  # settings to try, at most
     progress: Callable[[str], None] = lambda _: None,  # told after each fold
+    again: bool = False,  # learn once more from all rows, with the best setting
 ) -> tuple[FittedCandidate, list[Floats]]:  # with the best setting; what that answered in each fold
-    "Choose the setting of a candidate over folds, and fit it on all training rows."
+    "Choose the setting of a candidate over folds, and fit it on all training rows, perhaps on the others too."
     if not folds:
         return tune_candidate(candidate, task, train, valid, trials, progress), []
     metric, quick = primary_metric(task.kind), candidate.kind in _QUICK_KINDS
-    trials = trials if quick or len(train) >= _SMALL_TABLE else 1
+    trials = trials if quick else min(trials, 1 if len(train) < _SMALL_TABLE else 2)
     settings = candidate.draw_settings(candidate.build(task)[-1], trials, task.seed)
     outputs: list[list[Floats]] = [[] for _ in settings]
     scores: list[list[float]] = [[] for _ in settings]
@@ -200,7 +204,8 @@ def search_over_folds(
         left = left[: (len(left) + 1) // 2]
     done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in zip(settings, scores, strict=True)]
     fitted = fit_setting(candidate, settings[left[0]], task, train, valid)
-    return replace(fitted, candidate=candidate, trials=done, best=left[0]), outputs[left[0]]
+    fitted = replace(fitted, candidate=candidate, trials=done, best=left[0])
+    return learn_from_all(fitted, train, valid) if again else fitted, outputs[left[0]]
 
 
 _QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answered in microseconds
@@ -208,6 +213,25 @@ _QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answere
 
 def _kind_rank(candidate: Candidate) -> int:
     return _QUICK_KINDS.index(candidate.kind) if candidate.kind in _QUICK_KINDS else len(_QUICK_KINDS)
+
+
+_Job = TypeVar("_Job")
+_Found = TypeVar("_Found")
+
+
+def _side_by_side(
+    work: Callable[[_Job], _Found],
+    jobs: Sequence[_Job],
+    workers: int | None = None,  # threads; a core each, two at most, by default
+) -> list[_Found]:  # in the order of the jobs
+    "Work on several jobs at a time, each on one core: on the rows of a fold, more threads buy no time."
+
+    def alone(job: _Job) -> _Found:
+        with threadpool_limits(1, user_api="openmp"):
+            return work(job)
+
+    with ThreadPoolExecutor(workers or min(2, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(alone, jobs))
 
 
 def search_all(
@@ -223,8 +247,7 @@ def search_all(
             return search(candidate)
 
     longest_first = sorted(candidates, key=_kind_rank, reverse=True)
-    with ThreadPoolExecutor(workers or min(2, len(os.sched_getaffinity(0)))) as pool:
-        found = dict(zip([one.name for one in longest_first], pool.map(searched, longest_first), strict=True))
+    found = dict(zip([one.name for one in longest_first], _side_by_side(searched, longest_first, workers), strict=True))
     return {one.name: found[one.name] for one in candidates}
 
 
@@ -248,10 +271,8 @@ def mask_answers(
     folds: Sequence[Fold],  # of a task with masks
 ) -> pd.DataFrame:  # as `fold_answers`, of `masked` and `unmasked`
     "Answer the folds by trees that learned with masks, and without."
-    ways = {"masked": folds, "unmasked": [fold.unmasked() for fold in folds]}
-    return fold_answers(
-        folds, {way: [fold_output(QUICK_TREES, {}, fold) for fold in each] for way, each in ways.items()}
-    )
+    both = _side_by_side(partial(fold_output, QUICK_TREES, {}), [*folds, *(fold.unmasked() for fold in folds)])
+    return fold_answers(folds, {"masked": both[: len(folds)], "unmasked": both[len(folds) :]})
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #cc066f89
 _FOLD_DRAWS = 200  # of the bootstrap over folds
@@ -367,3 +388,48 @@ def decide_masks(
     if not cost["hurts"]:
         return task, folds, cost
     return replace(task, mask=0.0), [fold.unmasked() for fold in folds], cost
+
+# %% ../../notebooks/lib/models/11_folds.ipynb #7d41c0a2
+def refit_answers(
+    folds: Sequence[Fold],
+) -> pd.DataFrame:  # as `fold_answers`, of `once` and `again`
+    "Answer the folds by trees as they stopped, and by trees that learned once more from the rows they stopped by."
+
+    def both(fold: Fold) -> tuple[Floats, Floats]:
+        once = fit_setting(QUICK_TREES, {}, fold.task, fold.learn, fold.stop)
+        again = learn_from_all(once, fold.learn, fold.stop).served()
+        first, second = (squeeze_output(each.answers(fold.score)["output"]) for each in (once, again))
+        return first, second
+
+    once, again = zip(*_side_by_side(both, folds), strict=True)
+    return fold_answers(folds, {"once": once, "again": again})
+
+
+def decide_refit(
+    task: Task,  # what there is to learn
+    folds: Sequence[Fold],  # of that task
+    classes: int,  # how many; 0 for a regression
+) -> dict[str, Any]:  # once, again, gained with its interval, and whether it is taken; that alone without folds
+    "Decide whether what is served learns from the validation rows too."
+    if not folds:
+        return {"taken": False}
+    drawn = bootstrap_folds(refit_answers(folds), ["once", "again"], task.kind, classes, task.seed)
+    gained = bootstrap_interval(metric_gain(primary_metric(task.kind), drawn["again"], drawn["once"]))
+    taken = gained.value is not None and gained.value >= 0
+    return {way: float(each[0]) for way, each in drawn.items()} | {"gained": asdict(gained), "taken": taken}
+
+
+def refit_sentence(
+    found: Mapping[str, Any],  # as `decide_refit`
+    metric: str,  # the primary one
+) -> str:
+    "Say what the validation rows add, and what follows."
+    if "gained" not in found:
+        return "There are no folds to try it on: what is served has learned from the training rows alone."
+    once, again = (format_number(found[way], 4) for way in ("once", "again"))
+    gained = format_with_interval(found["gained"], sign=True)
+    rows = "the training and the validation rows" if found["taken"] else "the training rows alone"
+    figures = (
+        f"{METRIC_BY_NAME[metric].label} over the folds is {once} without the rows that stop, and {again} with them"
+    )
+    return f"{figures}, a gain of {gained}: what is served has learned from {rows}."

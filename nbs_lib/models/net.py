@@ -148,6 +148,7 @@ class _Net(BaseEstimator):
         epochs: int = 8,  # at most
         looks: int = 3,  # at the validation rows, per epoch
         patience: int = 4,  # looks without a lower loss before training stops
+        passes: float | None = None,  # over the rows, exactly; None: `epochs` at most, until `patience` ends
         random_state: int = 0,  # seed
     ) -> None:
         self.levels = levels
@@ -162,6 +163,7 @@ class _Net(BaseEstimator):
         self.epochs = epochs
         self.looks = looks
         self.patience = patience
+        self.passes = passes
         self.random_state = random_state
 
     def _fit(self, X: Any, y: Tensor, outputs: int, loss: nn.Module, valid: tuple[Any, Tensor] | None) -> None:
@@ -190,6 +192,7 @@ class _Net(BaseEstimator):
         batch = int(np.clip(len(x) // 50, 8, self.batch))
         each = max(len(x) // batch, 1)
         total = max(self.epochs * each, min(self.epochs * 100, _MIN_STEPS))
+        total = total if self.passes is None else max(1, round(self.passes * each))
         pause = max(each // self.looks, _MIN_STEPS // 20)
         optimizer = torch.optim.AdamW(net.parameters(), weight_decay=self.weight_decay, fused=True)
         order = torch.empty(0, dtype=torch.int64)
@@ -205,6 +208,13 @@ class _Net(BaseEstimator):
             average.update_parameters(net)
             if step % pause == 0 or step == total:
                 yield round(step / each, 2)
+
+    def settings_of_length(
+        self,
+        more: float = 1.0,  # how many times as long; a pass over more rows takes longer by itself
+    ) -> dict[str, Any]:
+        "Return the settings with which it learns as long without validation rows."
+        return {"passes": self.epochs_}
 
     def _margins(self, X: Any) -> NDArray[np.float64]:
         with _reproducible(self.random_state):

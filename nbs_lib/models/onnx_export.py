@@ -137,7 +137,8 @@ def export_graph(
     fitted: FittedCandidate,  # a candidate that has learned
     table: pd.DataFrame,  # a row or more of the training set
 ) -> onnx.ModelProto:  # inputs as `graph_feeds` gives them; outputs `margin` and `output`, float32 [N, 1] or [N, K]
-    "Export a candidate as one graph."
+    "Export a candidate, as it is served, as one graph."
+    fitted = fitted.served()
     layout, kind = fitted.task.layout, fitted.task.kind
     inputs = [(name, INPUT_TYPES[name]([None, x.shape[1]])) for name, x in graph_feeds(table[:1], layout).items()]
     encoded = fitted.pipeline[:-1].transform(table[layout.features][:1])

@@ -27,21 +27,30 @@ from ..models.compression import make_variants
 from ..models.encoding import FeatureLayout
 from ..models.onnx_export import export_graph
 from ..models.predictions import predictions_table, select_split
-from ..models.search import FittedCandidate, describe_candidate, fit_setting, mask_groups
+from nbs_lib.models.search import (
+    FittedCandidate,
+    describe_candidate,
+    fit_setting,
+    learn_from_all,
+    mask_groups,
+    unseen_answers,
+)
 from ..pipeline.fork_server import end_with_parent
 from .lock import CANDIDATES_FOLDER
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #8e02a34d
-def _refit(one: Candidate, setting: Mapping[str, Any], masks: Mapping[str, Any]) -> FittedCandidate:
-    "Fit a setting on the training rows of the working directory."
+def _refit(one: Candidate, setting: Mapping[str, Any], search: Mapping[str, Any]) -> FittedCandidate:
+    "Fit a setting on the rows of the working directory, as `search.json` says that it was fitted."
     params, roles = load_params(), Roles.load(CONTRACT_FILE)
     table = read_table("data/training_set.parquet")
     train, valid = select_split(table, "train", roles.task), select_split(table, "valid", roles.task)
-    mask = 0.0 if masks.get("hurts") else float(params["train.mask"])
+    mask = 0.0 if search["masks"].get("hurts") else float(params["train.mask"])
     layout = FeatureLayout.learn(train, roles)
     seed, epochs = params["run.seed"], params["train.epochs"]
     task = Task(roles.task, layout, seed, epochs, mask_groups(roles), mask)
-    return replace(fit_setting(one, setting, task, train, valid), candidate=one)
+    fitted = fit_setting(one, setting, task, train, valid)
+    fitted = learn_from_all(fitted, train, valid) if search.get("refit", {}).get("taken") else fitted
+    return replace(fitted, candidate=one)
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #de70c110
 def _fact_differences(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
@@ -63,14 +72,16 @@ def refit_differences(
     [one] = [each for each in select_candidates(name) if each.name == name]
     if name not in facts:
         return [f"{name}: no such candidate in candidates.json"]
-    fitted = _refit(one, facts[name]["params"], search["masks"])
+    fitted = _refit(one, facts[name]["params"], search)
     table = read_table("data/training_set.parquet")
     train, unseen = (table[table["_split"] == "train"], table[table["_split"] != "train"])
     variants = make_variants([fitted], table[table["_split"] == "valid"])
     graphs = {name: export_graph(fitted, train)} | {each.name: each.graph(train) for each in variants}
     now = {name: describe_candidate(fitted, graphs[name].ByteSize())}
     now |= {each.name: each.describe(graphs[each.name].ByteSize()) for each in variants}
-    answers = {name: fitted.answers(unseen)} | {each.name: each.fitted.answers(unseen) for each in variants}
+    answers = {
+        each.candidate.name: unseen_answers(each, unseen) for each in (fitted, *(one.fitted for one in variants))
+    }
     found = [line for each in graphs for line in _fact_differences(each, now[each], facts.get(each, {}))]
     for each, graph in graphs.items():
         place = Path(CANDIDATES_FOLDER, f"{each}.onnx")

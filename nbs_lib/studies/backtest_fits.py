@@ -34,7 +34,7 @@ from ..models.candidates import CANDIDATES, Candidate, Task
 from ..models.compression import make_variants
 from ..models.encoding import FeatureLayout
 from ..models.predictions import squeeze_output
-from ..models.search import FittedCandidate, Trial, mask_groups, refit
+from ..models.search import FittedCandidate, Trial, learn_from_all, mask_groups, refit
 
 # %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #5c1e0968
 _LISTS = {"drop": "dropped", "later": "later"}  # by key of `data`: the role that its columns get
@@ -150,6 +150,7 @@ class Recipe:
     epochs: int = 8  # `train.epochs`
     mask: float = 0.0  # `train.mask`
     seed: int = 0  # of whatever is drawn
+    again: bool = False  # learn once more from the rows that calibrate
 
     def learn(
         self,
@@ -164,6 +165,7 @@ class Recipe:
         taken: Candidate = CANDIDATES[self.candidate]
         before = FittedCandidate(taken, task, taken.build(task), Calibration(roles.task), [Trial(self.params, 0.0)], 0)
         fitted = refit(before, task, train, valid)
+        fitted = learn_from_all(fitted, train, valid) if self.again else fitted
         if self.name == self.candidate:
             return fitted
         return next((each.fitted for each in make_variants([fitted], valid) if each.name == self.name), fitted)
@@ -181,7 +183,8 @@ def champion_recipe(
     taken = str(facts[name].get("variant_of", name))
     if taken not in CANDIDATES:
         raise DataError(f"The champion's candidate {taken} no longer exists: run `make run`.")
-    return Recipe(name, taken, dict(facts[name]["params"]), valid, epochs, mask, seed)
+    again = bool(facts[name].get("refit"))
+    return Recipe(name, taken, dict(facts[name]["params"]), valid, epochs, mask, seed, again)
 
 # %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #6f30531f
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ class WeeklyFits:
         began = time.process_time()
         fitted = self.recipe.learn(self.table[:known], self.roles)
         cpu = time.process_time() - began
-        margin = fitted.answers(self.table[known:])["margin"].astype(np.float32)
+        margin = fitted.served().answers(self.table[known:])["margin"].astype(np.float32)
         day = pd.to_datetime(self.calendar.days[week], unit="D")
         self._say(f"week {week + 1} of {len(self.calendar)} ({day:%Y-%m-%d}): {known:,} rows, {cpu:.1f} CPU s")
         with atomic_write(path) as temporary, temporary.open("wb") as file:

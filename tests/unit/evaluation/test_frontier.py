@@ -31,7 +31,7 @@ from nbs_lib.models.candidates import CANDIDATES, Task
 from nbs_lib.models.compression import make_variants, quantize_int8
 from nbs_lib.models.encoding import FeatureLayout
 from nbs_lib.models.onnx_export import export_graph, graph_feeds
-from nbs_lib.models.search import FittedCandidate, tune_candidate
+from nbs_lib.models.search import FittedCandidate, learn_from_all, tune_candidate
 
 SIZES = {"dummy": 40_000, "linear": 10_000, "net": 1_600_000, "net_int8": 400_000}
 INT8 = candidate(0.69, (0.14, 0.21), (0.02, 0.05))
@@ -192,10 +192,12 @@ def learned(task: str, *names: str) -> tuple[list[FittedCandidate], pd.DataFrame
     return [tune_candidate(CANDIDATES[name], what, known, held, 1) for name in names], known, held
 
 
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
-def test_a_variant_answers_as_it_learned(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_answers_as_it_learned(task: str, again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbs_lib.models.compression.VARIANT_ROUNDS", {"hgb_small": 5, "hgb_large": 9})
     fits, known, held = learned(task, "linear", "hgb_small", "hgb_large", "net")
+    fits = [learn_from_all(fit, known, held) for fit in fits] if again else fits
     made = make_variants(fits, held)
     assert [(one.name, one.base) for one in made] == [
         ("hgb_small_5", "hgb_small"),
@@ -210,7 +212,8 @@ def test_a_variant_answers_as_it_learned(task: str, monkeypatch: pytest.MonkeyPa
         assert one.describe(model.ByteSize())["variant_of"] == one.base
         opened, arrays = inference_session(model.SerializeToString()), graph_feeds(held, of.task.layout)
         output, margin = run_graph(opened, arrays)
-        learned_answers = one.fitted.answers(held)
+        learned_answers = one.fitted.served().answers(held)
+        assert np.array_equal(learned_answers["output"], one.fitted.answers(held)["output"]) is not again
         assert np.abs(output - learned_answers["output"]).max() < 1e-5
         assert np.abs(margin - learned_answers["margin"]).max() < 1e-4
         assert max_batch_difference(lambda each, opened=opened: run_graph(opened, each)[1], arrays) < 1e-5, (

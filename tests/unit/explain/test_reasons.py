@@ -74,7 +74,7 @@ def test_a_regression_is_told_in_units_of_its_target(tmp_path: Path) -> None:
     explained = teller.explainer.explain(row)
     first = teller.reasons(row, explained, 0)[0]
     assert first.code == "width"
-    assert first.text.startswith("Width (14 cm, usually 8.99 cm) adds 5.")
+    assert first.text.startswith("Width (14 cm, usually 8.97 cm) adds 5.")
     assert first.text.endswith(" EUR.")
     assert teller.usual() + first.points == pytest.approx(float(explained.output[0, 0]), abs=0.3)
     confidence = teller.confidence(explained.output[0], "model", 2.0)

@@ -14,18 +14,20 @@ from nbs_lib.models.folds import (
     candidate_cost,
     choose_over_folds,
     decide_masks,
+    decide_refit,
     fold_answers,
     fold_parts,
     forward_folds,
     make_folds,
     mask_answers,
     masks_cost,
+    refit_sentence,
     search_all,
     search_over_folds,
 )
 from nbs_lib.models.metrics import evaluate
 from nbs_lib.models.onnx_export import export_graph
-from nbs_lib.models.search import fit_setting
+from nbs_lib.models.search import fit_setting, learn_from_all, unseen_answers
 from nbs_lib.testing.installed_tables import hourly_table
 
 COLUMNS = {"x": {"role": "numeric"}, "who": {"role": "entity", "feature": True}}
@@ -195,7 +197,7 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
     some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "net")]
 
     def search(one: Any) -> Any:
-        return search_over_folds(one, work, folds, table[:900], table[900:], 2)
+        return search_over_folds(one, work, folds, table[:900], table[900:], 2, again=True)
 
     alone, beside = (search_all(some, search, workers) for workers in (1, 2))
     assert list(alone) == list(beside) == [one.name for one in some]
@@ -204,3 +206,57 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
         assert all(np.array_equal(one, other) for one, other in zip(outputs, beside[name][1], strict=True))
         graphs = [export_graph(each, table).SerializeToString() for each in (fitted, beside[name][0])]
         assert graphs[0] == graphs[1]
+        assert fitted.final is not None, "each candidate of the template can learn from all rows"
+
+
+@pytest.mark.parametrize("name", ["dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net"])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_what_learns_once_more_learns_from_the_latest_rows(task: str, name: str) -> None:
+    """One column matters in the validation rows alone: only what has learned from them follows it."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({each: rng.normal(size=2400).astype("float32") for each in ("x", "late")})
+    truth = table["x"] + (np.arange(2400) >= 1200) * table["late"] + rng.normal(size=2400) / 9
+    target = {"binary": truth > 0, "multiclass": np.digitize(truth, [-0.5, 0.5]), "regression": truth}[task]
+    table["_target"] = np.asarray(target, float if task == "regression" else int)
+    work = Task(task, FeatureLayout(("x", "late"), (), (), ()), epochs=3)
+    train, valid = table[:1200], table[1200:]
+    once = fit_setting(CANDIDATES[name], {}, work, train, valid)
+    again = learn_from_all(once, train, valid)
+    unseen = valid.assign(_split=np.where(np.arange(1200) < 600, "valid", "test"))
+    answers, first, served = unseen_answers(again, unseen), once.answers(unseen), again.served().answers(unseen)
+    for part, values in answers.items():
+        assert np.array_equal(values[:600], first[part][:600]), "judged on validation rows: what has not seen them"
+        assert np.array_equal(values[600:], served[part][600:])
+    assert again.calibration == once.calibration
+    if name != "dummy":
+        follows = [np.corrcoef(each["margin"][:, -1], valid["late"])[0, 1] for each in (first, served)]
+        assert follows[1] > follows[0] + 0.1, follows
+
+
+def test_the_rounds_follow_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=900).astype("float32")})
+    table["_target"] = (table["x"] + rng.normal(size=900) > 0).astype(int)
+    work = Task("binary", FeatureLayout(("x",), (), (), ()))
+    for name in ("hgb_small", "lgbm"):
+        once = fit_setting(CANDIDATES[name], {}, work, table[:600], table[600:])
+        again = learn_from_all(once, table[:600], table[600:]).served().pipeline[-1]
+        counts = [getattr(each, "n_iter_", None) or each.rounds_ for each in (once.pipeline[-1], again)]
+        assert counts[1] == round(counts[0] * 1.5)
+
+
+def test_the_folds_say_whether_to_learn_once_more() -> None:
+    """Where each day says something new, the latest days help; where they are noise of another kind, they don't."""
+    rng = np.random.default_rng(0)
+    day = np.arange(3000) // 30
+    x = rng.normal(size=3000).astype("float32")
+    about = roles("regression", timestamp="at", columns={"x": {"role": "numeric"}})
+    drifts = pd.DataFrame({"x": x, "_target": x + day / 10, "_block": day})
+    found = decide_refit(learned(drifts, about), make_folds(drifts, learned(drifts, about), about), 0)
+    assert found["taken"]
+    assert found["gained"]["lo"] > 0
+    flips = drifts.assign(_target=np.where(day // 10 % 2, -x, x))
+    said = decide_refit(learned(flips, about), make_folds(flips, learned(flips, about), about), 0)
+    assert said["taken"] is bool(said["again"] <= said["once"])
+    assert "what is served has learned from" in refit_sentence(said, "rmse")
+    assert decide_refit(learned(flips, about), [], 0) == {"taken": False}
