@@ -246,8 +246,8 @@ def _case_rung(
 def cold_start_report(
     bundle: Bundle,
     roles: Roles,  # as resolved, with views
-    train: pd.DataFrame,  # rows that it learned from, as `add_identities`
-    test: pd.DataFrame,  # rows that it did not, as `add_identities`
+    known: pd.DataFrame,  # training and validation rows, as `add_identities`
+    test: pd.DataFrame,  # the test rows, as `add_identities`
     resamples: int,  # of the bootstrap
     seed: int = 0,  # of the bootstrap
     say: Callable[[str], None] = lambda _: None,  # told each case
@@ -262,15 +262,15 @@ def cold_start_report(
     least = {case: loss[case] for case in (CASE_CONTEXT, CASE_PRIOR) if case in loss}
     arrivals = []
     for name, columns in entity_columns(roles).items():
-        new = newcomer_mask(train, test, columns)
+        new = newcomer_mask(known, test, columns)
         found: dict[str, Any] = {"who": name, "rows": int(new.sum())}
         if new.any():
             pair = {CASE_UNCHANGED: loss[CASE_UNCHANGED]} | least
             there = compare_losses(roles.task, pair, CASE_UNCHANGED, block, resamples, seed, new)
             found |= {"loss": there[CASE_UNCHANGED]["loss"], "more": {case: there[case]["more"] for case in least}}
         if not new.all():
-            known = {CASE_UNCHANGED: loss[CASE_UNCHANGED]}
-            found["others"] = compare_losses(roles.task, known, CASE_UNCHANGED, block, resamples, seed, ~new)[
+            alone = {CASE_UNCHANGED: loss[CASE_UNCHANGED]}
+            found["others"] = compare_losses(roles.task, alone, CASE_UNCHANGED, block, resamples, seed, ~new)[
                 CASE_UNCHANGED
             ]["loss"]
         arrivals.append(found)

@@ -138,15 +138,15 @@ def champion_tiles(
         items.append((f"better than {other} by", format_number(lead["diff"], exact, True), simple))
     counts = found.rows["_split"].value_counts()
     valid, test = (f"{counts[part]:,}" for part in ("valid", "test"))
-    learned, about = counts["train"], f"{valid} more calibrate what it says, and {test} test it"
+    learned, about = counts["train"], f"and {valid} more to calibrate and {test} to test it with"
     if found.refit:
         learned += counts["valid"]
-        about = f"{valid} of them at the end, once they had calibrated it; {test} more test it"
+        about = f"the last {valid} after they had calibrated it; {test} more test it"
     items.append(("rows learned from", f"{learned:,}", about))
     return blocks.metric_tiles(items)
 
 # %% ../../notebooks/lib/evaluation/07_report_page.ipynb #be958a21
-_SPLIT_USES = {"train": "to learn", "valid": "to stop and calibrate", "test": "to test, once"}
+_SPLIT_USES = {"train": "to learn", "valid": "to choose and calibrate", "test": "to test, once"}
 
 
 def _target_column(found: RunResults) -> tuple[str, Any]:
@@ -178,7 +178,8 @@ def splits_table(
     for part, use in _SPLIT_USES.items():
         rows = found.rows[found.rows["_split"] == part]
         days = [np.datetime64(int(day), "D") for day in (rows["_block"].min(), rows["_block"].max())] if dated else []
-        use += ", then to learn" if found.refit and part == "valid" else ""
+        if part == "valid" and found.metrics.get("folds"):
+            use = "to stop and calibrate" + ", then to learn" * found.refit
         lines.append([use, f"{len(rows):,}", *map(str, days), say(rows["_target"].to_numpy())])
     return blocks.table_block(["rows", "number", *(["from", "to"] if dated else []), head], lines)
 

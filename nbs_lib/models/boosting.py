@@ -153,7 +153,7 @@ class _Boosted(BaseEstimator):  # type: ignore[misc]
         more: float = 1.0,  # how many times as long
     ) -> dict[str, Any]:
         "Return the settings with which it learns as long without validation rows."
-        return {"rounds": max(1, round(self.rounds_ * more))}
+        return {"rounds": max(1, min(round(self.rounds_ * more), self.rounds))}
 
     def _margins(self, X: Any) -> NDArray[np.float64]:
         found = self.booster_.predict(np.asarray(X), raw_score=True, num_iteration=self.rounds_, num_threads=1)

@@ -25,6 +25,7 @@ from ..core.user_modules import load_user_module
 from .boosting import BoostedClassifier, BoostedRegressor
 from .encoding import FeatureLayout, one_hot_encoder, ordinal_encoder
 from .net import NetClassifier, NetRegressor
+from .predictions import CONTEXT
 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #e503b04c
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def register_candidate(
 ) -> Callable[[Callable[[Task], Pipeline]], Callable[[Task], Pipeline]]:  # a decorator
     "Register a function from a task to an unfitted pipeline as a candidate."
 
+    if name == CONTEXT:
+        raise ValueError(f"{name!r} is the name of the context model: take another one.")
     if not name.isidentifier() or name.startswith("_"):
         raise ValueError(f"{name!r} can't name a candidate: take letters, digits and _ alone, a letter first.")
 

@@ -75,8 +75,9 @@ def _with_estimator(
     score = evaluate(kind, target, squeeze_output(rule.output(raw)))[primary_metric(kind)]
     candidate = replace(fitted.candidate, name=name, description=what, space={})
     trial = Trial(fitted.trials[fitted.best].params, score)
-    found = replace(fitted, candidate=candidate, pipeline=pipeline, calibration=rule, trials=[trial], best=0)
-    return replace(found, final=final)
+    return replace(
+        fitted, candidate=candidate, pipeline=pipeline, calibration=rule, trials=[trial], best=0, final=final
+    )
 
 # %% ../../notebooks/lib/models/09_compression.ipynb #b053de03
 VARIANT_ROUNDS = {"hgb_small": 50, "hgb_large": 200}  # how many of the first trees make a variant

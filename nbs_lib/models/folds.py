@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from ..core.errors import DataError
 from ..core.format import format_count, format_number, format_with_interval
@@ -205,7 +204,11 @@ def search_over_folds(
     done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in zip(settings, scores, strict=True)]
     fitted = fit_setting(candidate, settings[left[0]], task, train, valid)
     fitted = replace(fitted, candidate=candidate, trials=done, best=left[0])
-    return learn_from_all(fitted, train, valid) if again else fitted, outputs[left[0]]
+    if again:
+        fitted = learn_from_all(fitted, train, valid)
+        if fitted.final is None:
+            progress(f"{candidate.name}: stays as it stopped, for its estimator has no settings_of_length")
+    return fitted, outputs[left[0]]
 
 
 _QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answered in microseconds
@@ -224,14 +227,9 @@ def _side_by_side(
     jobs: Sequence[_Job],
     workers: int | None = None,  # threads; a core each, two at most, by default
 ) -> list[_Found]:  # in the order of the jobs
-    "Work on several jobs at a time, each on one core: on the rows of a fold, more threads buy no time."
-
-    def alone(job: _Job) -> _Found:
-        with threadpool_limits(1, user_api="openmp"):
-            return work(job)
-
+    "Work on several jobs at a time."
     with ThreadPoolExecutor(workers or min(2, len(os.sched_getaffinity(0)))) as pool:
-        return list(pool.map(alone, jobs))
+        return list(pool.map(work, jobs))
 
 
 def search_all(

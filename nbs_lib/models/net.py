@@ -174,7 +174,7 @@ class _Net(BaseEstimator):
         with _reproducible(self.random_state):
             net = TabularNet(edges, self.levels, outputs, self.width, self.depth, self.dropout, self.unknown)
             average = AveragedModel(net, avg_fn=_running_mean)
-            best, waited, kept = np.inf, 0, average.module.state_dict()
+            best, waited, kept, self.epochs_ = np.inf, 0, average.module.state_dict(), 0.0
             for done in self._steps(net, average, loss, x, y):
                 now = 0.0 if watched is None else float(loss(_scores(average.module, watched[0]), watched[1]))
                 waited += 1

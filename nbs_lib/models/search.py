@@ -283,8 +283,9 @@ def _settings_of_length(estimator: Any, more: float) -> dict[str, Any] | None:
     if hasattr(estimator, "settings_of_length"):
         settings: dict[str, Any] = estimator.settings_of_length(more)
         return settings
-    if hasattr(estimator, "early_stopping") and hasattr(estimator, "n_iter_"):
-        return {"early_stopping": False, "max_iter": max(1, round(estimator.n_iter_ * more))}
+    if hasattr(estimator, "n_iter_") and {"early_stopping", "max_iter"} <= estimator.get_params().keys():
+        rounds = min(round(estimator.n_iter_ * more), estimator.max_iter)
+        return {"early_stopping": False, "max_iter": max(1, rounds)}
     return None
 
 

@@ -49,7 +49,7 @@ def _refit(one: Candidate, setting: Mapping[str, Any], search: Mapping[str, Any]
     seed, epochs = params["run.seed"], params["train.epochs"]
     task = Task(roles.task, layout, seed, epochs, mask_groups(roles), mask)
     fitted = fit_setting(one, setting, task, train, valid)
-    fitted = learn_from_all(fitted, train, valid) if search.get("refit", {}).get("taken") else fitted
+    fitted = learn_from_all(fitted, train, valid) if search["refit"]["taken"] else fitted
     return replace(fitted, candidate=one)
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #de70c110

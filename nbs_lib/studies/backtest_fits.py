@@ -192,7 +192,7 @@ class Fit:
     "A stored fit: its margins, its score and its cost."
 
     margin: NDArray[np.float32]  # calibrated, of each row whose label was not known [rows, 1] or [rows, classes]
-    score: float  # the primary metric on the rows that calibrate
+    score: float  # the primary metric on the rows that calibrate, before it learned from them
     cpu: float  # seconds that learning took
 
 

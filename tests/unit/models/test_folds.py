@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from nbs_lib.data.roles import Roles
-from nbs_lib.models.candidates import CANDIDATES, Task
+from nbs_lib.models.candidates import CANDIDATES, Task, register_candidate
 from nbs_lib.models.encoding import FeatureLayout
 from nbs_lib.models.folds import (
     candidate_cost,
@@ -233,16 +233,28 @@ def test_what_learns_once_more_learns_from_the_latest_rows(task: str, name: str)
         assert follows[1] > follows[0] + 0.1, follows
 
 
-def test_the_rounds_follow_the_rows() -> None:
+def test_the_rounds_follow_the_rows_up_to_what_the_setting_allows() -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"x": rng.normal(size=900).astype("float32")})
     table["_target"] = (table["x"] + rng.normal(size=900) > 0).astype(int)
     work = Task("binary", FeatureLayout(("x",), (), (), ()))
-    for name in ("hgb_small", "lgbm"):
-        once = fit_setting(CANDIDATES[name], {}, work, table[:600], table[600:])
-        again = learn_from_all(once, table[:600], table[600:]).served().pipeline[-1]
-        counts = [getattr(each, "n_iter_", None) or each.rounds_ for each in (once.pipeline[-1], again)]
-        assert counts[1] == round(counts[0] * 1.5)
+    for name, most in {"hgb_small": "max_iter", "lgbm": "rounds"}.items():
+        for allowed in (1000, 12):
+            setting = {most: allowed, "learning_rate": 0.04}
+            once = fit_setting(CANDIDATES[name], setting, work, table[:600], table[600:])
+            again = learn_from_all(once, table[:600], table[600:]).served().pipeline[-1]
+            counts = [getattr(each, "n_iter_", None) or each.rounds_ for each in (once.pipeline[-1], again)]
+            assert counts[1] == min(round(counts[0] * 1.5), allowed), (name, counts)
+            assert 12 < counts[0] < 1000 or allowed == 12, "it has stopped by itself"
+
+
+def test_what_can_not_say_how_long_it_learned_stays_and_so_does_the_name_of_the_context_model() -> None:
+    with pytest.raises(ValueError, match="the context model"):
+        register_candidate("context", "linear", "what answers for newcomers")
+    net = CANDIDATES["net"].build(Task("regression", FeatureLayout(("x",), (), (), ()), epochs=1))[-1]
+    x = np.random.default_rng(0).normal(size=(200, 1)).astype(np.float32)
+    never = net.fit(x, x[:, 0], x, np.full(200, np.nan))
+    assert never.settings_of_length() == {"passes": 0.0}, "its loss was never a number"
 
 
 def test_the_folds_say_whether_to_learn_once_more() -> None:
