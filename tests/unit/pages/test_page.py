@@ -147,7 +147,8 @@ def write_run(
     judged = {"budget": {"p99_ms": 5, "size_mb": 1}, "candidates": dict.fromkeys(metrics["candidates"], told)}
     write_json(judged, models / "frontier.json")
     write_json(decide_gate(metrics, 1e-7, 0.5 if decision == "HOLD" else 1.0), models / "gate.json")
-    write_json({"net": {"description": value(3)}}, models / "candidates/candidates.json")
+    facts = {name: {"description": value(3), "refit": name == "net"} for name in metrics["candidates"]}
+    write_json(facts, models / "candidates/candidates.json")
     write_json(
         {"inputs": {value(0): "0" * 64}, "params": "1", "code": "2", "lock": "3"}, models / "bundle/lineage.json"
     )
