@@ -65,10 +65,11 @@ def run_verb(
 ) -> None:
     "Reproduce what changed, register the bundle, print a summary."
     from nbs_lib.pipeline.run import run_pipeline
-    from nbs_lib.project.readme import fill_readme
 
     chdir_root()
     run_pipeline(sample, force)
+    from nbs_lib.project.readme import fill_readme  # pandas, which the end of a run has imported
+
     fill_readme()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from ..core.checks import Check, ledger_entry
 from ..data.arrays import MAX_FLOAT32, Array
+from ..models.metrics import METRIC_BY_NAME
 
 # %% ../../notebooks/lib/evaluation/01_leakage.ipynb #6f813c5d
 _MIN_CLASS_ROWS, _MAX_TRAINING_ROWS = (
@@ -67,7 +67,8 @@ def score_predictions(
     classes = [
         k for k in range(said.shape[1]) if _MIN_CLASS_ROWS <= (target == k).sum() <= len(target) - _MIN_CLASS_ROWS
     ]
-    return float(np.mean([roc_auc_score(target == k, said[:, k]) for k in classes])) if classes else None
+    areas = [METRIC_BY_NAME["auc"].statistic(target == k, said[:, k])(np.ones(len(target))) for k in classes]
+    return float(np.mean(areas)) if classes else None
 
 
 def single_input_scores(

@@ -19,7 +19,8 @@ _TAGS = """a abbr b bdi blockquote br caption code dd del details div dl dt em f
 hr i img kbd li ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul"""
 _LINK = re.compile(r"(https?://|mailto:|#)|[\w.-]+(/[\w.-]+)*(#[\w-]*)?$")
 _PICTURE = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/=\s]*$")
-_DROPPED_TAGS = "script, style, template, noscript, iframe, object, embed, svg, math, form, textarea, select, title"
+_DROPPED_TAGS = {"script", "style", "template", "noscript", "iframe", "object", "embed"}
+_DROPPED_TAGS |= {"svg", "math", "form", "textarea", "select", "title"}
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:
@@ -47,7 +48,7 @@ def sanitize_html(
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(text, "html.parser")
-    for element in soup.select(_DROPPED_TAGS):
+    for element in soup.find_all(_DROPPED_TAGS):
         element.decompose()
     for table in soup("table"):
         _tidy_table(soup, table)

@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..core.stages import STUDIES_FOLDER, dvc_file, load_checked_params, load_st
 from .fork_server import end_with_parent, fork_server
 from .runner import stage_environment
 from .ui import clean_stage_notebooks
+from ..registry.mlflow_client import import_ahead
 from ..registry.pointers import AWAITS_APPROVAL, approval_hint, awaits_approval
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #fdd846d5
@@ -207,19 +209,40 @@ def _finding_lines(
     return [f"{each.kind.level}: {each.sentence}" for each in found]
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #eff3aa53
+_NOTHING_CHANGED_S = 2.0  # seconds within which a run that has nothing to do ends
+
+
+@contextlib.contextmanager
+def _import_while() -> Iterator[None]:
+    "Import what the end of a run needs while its stages work, if they do."
+
+    def work() -> None:
+        import_ahead()
+        importlib.import_module("nbs_lib.data.roles")  # of which the README tells
+
+    ahead = threading.Timer(_NOTHING_CHANGED_S, work)
+    ahead.start()
+    try:
+        yield
+    finally:
+        ahead.cancel()
+        ahead.join()
+
+
 def run_pipeline(
     sample: float | None = None,  # the share of the rows, in (0, 1]; None: as `params.yaml` says
     force: bool = False,  # run every stage, changed or not
     register: bool = True,  # put the bundle into the registry, and promote it where the gate says so
 ) -> None:
     "From the table to the registered bundle and the reports; raises `UserError`. Nothing changed costs about a second."
-    with project_lock(), override_sample(sample):
+    with project_lock(), override_sample(sample), fork_server(stage_environment()):  # which is ready when DVC is
         settings = check_configuration()
         clean_stage_notebooks()
         os.environ["NBS_PIPELINE"] = uuid.uuid4().hex
         status = "FAILED"
         try:
-            reproduce(remote=settings.dvc.remote, force=force)
+            with _import_while():
+                reproduce(remote=settings.dvc.remote, force=force)
             status = "FINISHED"
         finally:
             _end_pipeline(status)

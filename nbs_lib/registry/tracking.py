@@ -89,13 +89,15 @@ def _dvc_hashes(
 ) -> dict[str, str]:  # MD5 by path; what can't be hashed is left out
     "DVC's hash of each dependency: of a file its MD5, of a folder what `dvc.lock` says."
     root = Path(root)
-    stages = _read_dvc_stages(root / "dvc.lock").values()
-    outs = {out["path"]: out.get("md5", "") for stage in stages for out in stage.get("outs", [])}
-    hashes = {dep: outs.get(dep, "") for dep in deps}
+    hashes: dict[str, str] = {}
     for dep in deps:
         if (root / dep).is_file():
             with (root / dep).open("rb") as file:
                 hashes[dep] = hashlib.file_digest(file, "md5").hexdigest()
+    if len(hashes) < len(deps):
+        stages = _read_dvc_stages(root / "dvc.lock").values()
+        outs = {out["path"]: out.get("md5", "") for stage in stages for out in stage.get("outs", [])}
+        hashes = {dep: hashes.get(dep) or outs.get(dep, "") for dep in deps}
     return {dep: md5 for dep, md5 in hashes.items() if md5}
 
 # %% ../../notebooks/lib/registry/02_tracking.ipynb #f267fbfe
