@@ -68,7 +68,7 @@ def run_verb(
 
     chdir_root()
     run_pipeline(sample, force)
-    from nbs_lib.project.readme import fill_readme  # pandas, which the end of a run has imported
+    from nbs_lib.project.readme import fill_readme  # not above: it needs pandas, which a run imports meanwhile
 
     fill_readme()
 

@@ -145,17 +145,6 @@ def _page_links(
     return [first, *({"stage": s, "href": f"{s}.html", "label": _stage_label(s)} for s in stages if s != "report")]
 
 
-def _template_cache() -> Any:
-    "Keep compiled templates in a project's folder: each stage is a process of its own. Elsewhere there is no cache."
-    from jinja2 import FileSystemBytecodeCache
-
-    folder = Path(".nbs/templates")
-    if not folder.parent.is_dir():
-        return None
-    folder.mkdir(exist_ok=True)
-    return FileSystemBytecodeCache(str(folder.resolve()))
-
-
 @functools.cache
 def notebook_exporter(
     package: str = "nbs_lib.pages",  # whose templates come first
@@ -165,7 +154,7 @@ def notebook_exporter(
     from jinja2 import PackageLoader
     from nbconvert.exporters import HTMLExporter
 
-    exporter: Any = HTMLExporter(  # type: ignore[no-untyped-call]
+    return HTMLExporter(  # type: ignore[no-untyped-call]
         template_name="basic",
         template_file=template,
         extra_loaders=[PackageLoader(package), PackageLoader("nbs_lib.pages")],
@@ -175,8 +164,6 @@ def notebook_exporter(
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    exporter.environment.bytecode_cache = _template_cache()
-    return exporter
 
 # %% ../../notebooks/lib/pages/04_page.ipynb #da036b44
 def render_page(
@@ -192,8 +179,8 @@ def render_page(
     title = re.search(r"^# +(.+)", prose, re.MULTILINE)
     known = _page_links(folder)
     here = next((i for i, page in enumerate(known) if page["stage"] == stage), len(known))
-    templates = Environment(loader=PackageLoader("nbs_lib.pages"), autoescape=True, bytecode_cache=_template_cache())
-    return templates.get_template("page.html.j2").render(
+    template = Environment(loader=PackageLoader("nbs_lib.pages"), autoescape=True).get_template("page.html.j2")
+    return template.render(
         policy=CONTENT_SECURITY_POLICY,
         title=title[1].strip() if title else stage,
         style=STYLE_SHEET,

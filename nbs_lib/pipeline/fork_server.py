@@ -82,7 +82,7 @@ def _import_library(name: str) -> None:
 
 def _prepare_first() -> None:
     "Import what every stage needs."
-    gc.disable()  # an import makes nothing that has to be collected, and looking for it takes a fifth of the time
+    gc.disable()  # what imports leave is little, and is kept: looking for it takes a fifth of their time
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # of the debugger of kernels, which warns
     for name in _OF_EVERY_STAGE:
         _import_library(name)
@@ -119,10 +119,10 @@ def _settle(request: Mapping[str, Any], streams: list[int]) -> None:
     sys.argv = [request["module"], *request["arguments"]]
     tempfile.tempdir = None  # it is looked for anew
     gc.enable()
-    for each in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+    for each in list(getattr(weakref.finalize, "_registry", ())):
         each.atexit = False  # what libraries tidy up in the end is the server's
-    if dynamo := sys.modules.get("torch._dynamo.utils"):
-        atexit.unregister(dynamo.dump_compile_times)  # it imports a library to print nothing
+    if times := getattr(sys.modules.get("torch._dynamo.utils"), "dump_compile_times", None):
+        atexit.unregister(times)  # it imports a library to print nothing
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # as a new process begins: not all with the same draws
 
@@ -268,6 +268,7 @@ def _run_client(
     arguments: list[str],
 ) -> int:  # exit code
     "Stand for a process that the server forks."
+    end_with_parent()
     module, function = entry.split(":")
     parent = os.getppid()
     request: dict[str, Any] = {"module": module, "function": function, "arguments": arguments, "path": module_path}

@@ -31,7 +31,6 @@ from ..core.stages import STUDIES_FOLDER, dvc_file, load_checked_params, load_st
 from .fork_server import end_with_parent, fork_server
 from .runner import stage_environment
 from .ui import clean_stage_notebooks
-from ..registry.mlflow_client import import_ahead
 from ..registry.pointers import AWAITS_APPROVAL, approval_hint, awaits_approval
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #fdd846d5
@@ -209,24 +208,36 @@ def _finding_lines(
     return [f"{each.kind.level}: {each.sentence}" for each in found]
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #eff3aa53
-_NOTHING_CHANGED_S = 2.0  # seconds within which a run that has nothing to do ends
+_LOOK_S = 0.5  # seconds between two looks whether a stage is at work
+
+
+def _import_for_the_end(ended: threading.Event, staging: Path = Path(".nbs/staging")) -> None:
+    "Import what logs a run and fills its README, once a stage is at work."
+    while not any(staging.glob("*")):
+        if ended.wait(_LOOK_S):
+            return
+    with contextlib.suppress(Exception):  # where it fails, what needs it says why
+        from nbs_lib.registry.mlflow_client import import_ahead
+
+        import_ahead()
+        importlib.import_module("nbs_lib.data.roles")
 
 
 @contextlib.contextmanager
-def _import_while() -> Iterator[None]:
-    "Import what the end of a run needs while its stages work, if they do."
-
-    def work() -> None:
-        import_ahead()
-        importlib.import_module("nbs_lib.data.roles")  # of which the README tells
-
-    ahead = threading.Timer(_NOTHING_CHANGED_S, work)
-    ahead.start()
+def _importing_meanwhile(
+    local: bool,  # whether the run is logged to a database here
+) -> Iterator[None]:
+    "Let a thread import what the end of a run needs while this lasts."
+    ended = threading.Event()
+    ahead = threading.Thread(target=_import_for_the_end, args=(ended,))
+    if local:
+        ahead.start()
     try:
         yield
     finally:
-        ahead.cancel()
-        ahead.join()
+        ended.set()
+        if local:
+            ahead.join()
 
 
 def run_pipeline(
@@ -235,17 +246,20 @@ def run_pipeline(
     register: bool = True,  # put the bundle into the registry, and promote it where the gate says so
 ) -> None:
     "From the table to the registered bundle and the reports; raises `UserError`. Nothing changed costs about a second."
-    with project_lock(), override_sample(sample), fork_server(stage_environment()):  # which is ready when DVC is
-        settings = check_configuration()
-        clean_stage_notebooks()
-        os.environ["NBS_PIPELINE"] = uuid.uuid4().hex
-        status = "FAILED"
-        try:
-            with _import_while():
-                reproduce(remote=settings.dvc.remote, force=force)
-            status = "FINISHED"
-        finally:
-            _end_pipeline(status)
+    with project_lock(), override_sample(sample):
+        with contextlib.ExitStack() as server:
+            server.enter_context(fork_server(stage_environment()))  # it is ready when DVC is
+            settings = check_configuration()
+            clean_stage_notebooks()
+            os.environ["NBS_PIPELINE"] = uuid.uuid4().hex
+            status = "FAILED"
+            try:
+                with _importing_meanwhile(local=not settings.tracking.uri):
+                    reproduce(remote=settings.dvc.remote, force=force)
+                status = "FINISHED"
+            finally:
+                server.close()
+                _end_pipeline(status)
         gate = read_json("models/gate.json")
         if gate["decision"] == "PROMOTE" and not awaits_approval(gate["bundle"], settings.gate.approval):
             _fill_local_store(settings)  # before the model that reads it is the champion

@@ -93,9 +93,8 @@ def _import_mlflow() -> Any:
 
 def import_ahead() -> None:
     "Import what logging to a local database needs: it takes seconds, which a run has while its stages work."
-    with contextlib.suppress(Exception):  # where it fails, what needs it says why
-        _import_mlflow()
-        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    _import_mlflow()
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def _create_database(database: Path) -> None:

@@ -32,9 +32,7 @@ def share_types(root: Path, to: Path) -> None:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whose projects begin with quick candidates; all of them are in the tests of other tables."""
-    quick = {"params.yaml": [("  candidates: auto ", "  candidates: [dummy, linear, hgb_small] ")]}
-    return make_template(tmp_path_factory.mktemp("new") / "template", edits=quick)
+    return make_template(tmp_path_factory.mktemp("new") / "template")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +68,7 @@ def test_its_runs_its_tests_and_a_later_release(template: Path, birds: Path) -> 
     call(birds, "make", "run")
     assert "5 passed" in call(birds, "make", "test", "COVER=tests/project")
     replace(birds / "params.yaml", "  trials: 3 ", "  trials: 1 ")
-    replace(birds / "params.yaml", "  candidates: [dummy, linear, hgb_small] ", "  candidates: [dummy, hgb_small] ")
+    replace(birds / "params.yaml", "  candidates: auto ", "  candidates: [dummy, linear, hgb_small] ")
     own = birds / "notebooks/own/03_functions.ipynb"
     replace(own, "# Your functions", "# Our functions")
     call(birds, ".venv/bin/nbs", "notebooks", "--index")
@@ -85,7 +83,7 @@ def test_its_runs_its_tests_and_a_later_release(template: Path, birds: Path) -> 
     assert "both changed" not in said
     params = (birds / "params.yaml").read_text()
     assert "  trials: 1 " in params
-    assert "  candidates: [dummy, hgb_small] " in params
+    assert "  candidates: [dummy, linear, hgb_small] " in params
     assert "  epochs: 7 " in params
     assert "# Our functions" in own.read_text()
     assert '"""All numbers and intervals' in (birds / "nbs_lib/core/format.py").read_text()

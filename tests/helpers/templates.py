@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conftest import ROOT
@@ -11,18 +10,13 @@ from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.project.create import commit_all
 from nbs_lib.project.template import git
 
-Edits = Mapping[str, Sequence[tuple[str, str]]]  # by file: texts, and what takes their place
 
-
-def make_template(place: Path, tag: str = "v1.0.0", edits: Edits | None = None) -> Path:
-    """This repository as it is now, perhaps edited, as a release."""
+def make_template(place: Path, tag: str = "v1.0.0") -> Path:
+    """This repository as it is now, as a release."""
     root = clone_project(place, ROOT)
     git("remote", "remove", "origin", cwd=root)
     for name in git("tag", cwd=root).split():
         git("tag", "--delete", name, cwd=root)
-    for name, texts in (edits or {}).items():
-        for before, after in texts:
-            replace(root / name, before, after)
     if git("status", "--porcelain", cwd=root):
         commit_all(root, "What is not committed yet")
     git("tag", tag, cwd=root)

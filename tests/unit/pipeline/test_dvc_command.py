@@ -1,5 +1,6 @@
 """A run changes dvc.lock to the bytes that DVC itself writes, whatever stands in it."""
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,3 +119,29 @@ def test_a_damaged_lock_is_refused_by_dvc(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "dvc.lock" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_dvc_makes_a_command_where_it_is_made_here() -> None:
+    """Else each stage would start a shell and a second Python, and only be slower."""
+    import dvc.stage.run
+
+    assert "_make_cmd(executable, cmd)" in inspect.getsource(dvc.stage.run._run)
+
+
+def test_a_change_that_fails_is_not_remembered(tmp_path: Path) -> None:
+    path = tmp_path / "dvc.lock"
+    path.write_text(LOCK)
+    with modify_lock(str(path)) as data:
+        data["stages"]["train"] = deepcopy(STAGE)
+    written = path.read_text()
+
+    def fail() -> None:
+        with modify_lock(str(path)) as data:
+            data["stages"]["report"] = {"cmd": "lost"}
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        fail()
+    with modify_lock(str(path)) as data:
+        assert data["stages"]["report"] == STAGE | OUTS
+    assert path.read_text() == written

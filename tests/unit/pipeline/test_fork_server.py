@@ -145,6 +145,9 @@ ENDS = {
     "os.kill(os.getpid(), 9)": (-9, ""),
     "threading.Thread(target=lambda: (time.sleep(0.5), print('late'))).start()": (0, "late\n"),
     "os.kill(os.getpid(), 15)": (-15, ""),
+    "print(gc.isenabled())": (0, "True\n"),
+    "weakref.finalize(sys, print, 'tidied up')": (0, "tidied up\n"),
+    "print(sum(each.atexit for each in weakref.finalize._registry))": (0, "0\n"),
 }
 
 
@@ -152,9 +155,25 @@ ENDS = {
 def test_a_fork_ends_as_its_command_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     for k, (body, (code, said)) in enumerate(ENDS.items()):
-        (tmp_path / f"mine_{k}.py").write_text(f"import os, sys, threading, time\ndef run(): {body}\n")
+        (tmp_path / f"mine_{k}.py").write_text(f"import gc, os, sys, threading, time, weakref\ndef run(): {body}\n")
         done = subprocess.run(fork_command(f"mine_{k}:run") or [], capture_output=True, text=True, timeout=60)
         assert (done.returncode, (done.stdout + done.stderr)[-len(said) or None :]) == (code, said), done.stderr
+
+
+@pytest.mark.usefixtures("lasting")
+def test_a_client_ends_with_who_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: nobody is left who would take its place when the server answers."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "slow.py").write_text("import time\ndef run(): time.sleep(60)\n")
+    code = f"import subprocess; p = subprocess.Popen({fork_command('slow:run')}); print(p.pid, flush=True); p.wait()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        started = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.3)
+        parent.kill()
+    begun = time.monotonic()
+    until(lambda: gone(started))
+    assert time.monotonic() - begun < 0.9, "a look at its parent comes once a second"
 
 
 def test_a_fork_that_can_not_begin_harms_no_other(lasting: Server, tmp_path: Path) -> None:
