@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -160,20 +161,21 @@ def test_a_fork_ends_as_its_command_would(tmp_path: Path, monkeypatch: pytest.Mo
         assert (done.returncode, (done.stdout + done.stderr)[-len(said) or None :]) == (code, said), done.stderr
 
 
-@pytest.mark.usefixtures("lasting")
 def test_a_client_ends_with_who_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once: nobody is left who would take its place when the server answers."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "slow.py").write_text("import time\ndef run(): time.sleep(60)\n")
-    code = f"import subprocess; p = subprocess.Popen({fork_command('slow:run')}); print(p.pid, flush=True); p.wait()"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout
-        started = psutil.Process(int(parent.stdout.readline()))
-        time.sleep(0.3)
-        parent.kill()
-    begun = time.monotonic()
-    until(lambda: gone(started))
-    assert time.monotonic() - begun < 0.9, "a look at its parent comes once a second"
+    """Also while it waits for a server that does not answer yet: nobody is left for whom it would stand."""
+    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+    code = f"import subprocess; p = subprocess.Popen({fork_command('os:getpid')}); print(p.pid, flush=True); p.wait()"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout
+            started = psutil.Process(int(parent.stdout.readline()))
+            asked, _ = silent.accept()
+            assert asked.recv(1), "it has asked, and waits"
+            parent.kill()
+        until(lambda: gone(started))
+        asked.close()
 
 
 def test_a_fork_that_can_not_begin_harms_no_other(lasting: Server, tmp_path: Path) -> None:
