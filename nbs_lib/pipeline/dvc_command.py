@@ -6,7 +6,9 @@
 __all__ = ['modify_lock', 'stage_command', 'main']
 
 # %% ../../notebooks/lib/pipeline/07_dvc_command.ipynb #a34d06e0
+import atexit
 import contextlib
+import gc
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -81,6 +83,7 @@ def main() -> None:
     dvc.dvcfile.modify_yaml = modify_lock
     if plain := getattr(dvc.stage.run, "_make_cmd", None):
         dvc.stage.run._make_cmd = partial(stage_command, plain)
+    atexit.register(gc.freeze)  # else it ends by looking for garbage, half a second
     sys.exit(dvc_main())
 
 

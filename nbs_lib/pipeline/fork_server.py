@@ -50,6 +50,8 @@ _OF_EVERY_STAGE = (
 )
 _OF_LATER_STAGES = (  # in the order in which a run comes to them
     "sqlglot",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
     "sklearn.ensemble",
     "sklearn.linear_model",
     "sklearn.pipeline",
@@ -57,21 +59,22 @@ _OF_LATER_STAGES = (  # in the order in which a run comes to them
     "lightgbm",
     "skl2onnx",
     "torch._dynamo",  # which the first step of an optimizer imports
-    "matplotlib.backends.backend_svg",
-    "matplotlib.figure",
     "shap",
 )
 _MAX_MESSAGE = 1 << 20  # bytes
+_KERNEL_S = 0.5  # seconds in which a stage that was forked asks for its kernel
 _HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # while a fork still has the handlers of the server
 
 
-def _render_page() -> None:
-    "Render a notebook: what it is checked, shown and highlighted by is compiled once."
+def _use_once() -> None:
+    "Render a notebook, and look for what starts kernels: what that compiles and finds is the forks' too."
     nbformat: Any = importlib.import_module("nbformat")
     exporters: Any = importlib.import_module("nbconvert.exporters")
     cells = [nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("two = 2  # three")]
     node = nbformat.reads(nbformat.writes(nbformat.v4.new_notebook(cells=cells)), 4)
     exporters.HTMLExporter().from_notebook_node(node)
+    provisioning: Any = importlib.import_module("jupyter_client.provisioning")
+    provisioning.KernelProvisionerFactory.instance()
 
 
 def _import_library(name: str) -> None:
@@ -87,7 +90,7 @@ def _prepare_first() -> None:
     for name in _OF_EVERY_STAGE:
         _import_library(name)
     with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # where it fails, the stage says why
-        _render_page()
+        _use_once()
 
 
 def _exit_code(ended: SystemExit) -> int:
@@ -184,19 +187,21 @@ class _ForkServer:
                 _kill_group(pid)
 
     def _serve(self) -> None:
-        left = list(_OF_LATER_STAGES)
+        left, kernel_by = list(_OF_LATER_STAGES), 0.0
         while True:
-            for key, _ in self.selector.select(0 if left else None):
+            patience = kernel_by - time.monotonic()
+            for key, _ in self.selector.select(max(patience, 0.0) if left else None):
                 if key.fileobj is sys.stdin:
                     return
                 if key.fileobj is self.listener:
                     self._accept()
+                    kernel_by = 0.0 if patience > 0 else time.monotonic() + _KERNEL_S
                 elif key.fileobj is self.wakeup:
                     self.wakeup.recv(4096)
                     self._reap()
                 else:  # a client never speaks twice: it has ended
                     self._kill(key.fileobj)
-            if left:
+            if left and kernel_by <= time.monotonic():
                 _import_library(left.pop(0))
 
     def _accept(self) -> None:
@@ -244,7 +249,6 @@ class _ForkServer:
             _kill_group(pid)  # it is not reaped yet, so its number is its own
 
 # %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #e98332e9
-_PARENT_LOOK_S = 1.0  # seconds between two looks whether the parent is still there
 _SERVER_START_S = 5.0  # seconds that a server may take to begin
 
 
@@ -270,7 +274,6 @@ def _run_client(
     "Stand for a process that the server forks."
     end_with_parent()
     module, function = entry.split(":")
-    parent = os.getppid()
     request: dict[str, Any] = {"module": module, "function": function, "arguments": arguments, "path": module_path}
     request |= {"environment": dict(os.environ), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
@@ -284,12 +287,8 @@ def _run_client(
             os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: _kill_group(pid, number))
-        server.settimeout(_PARENT_LOOK_S)
-        while os.getppid() == parent:  # else nobody waits, and the server kills the fork
-            with contextlib.suppress(TimeoutError):
-                code = int(server.recv(32) or 1)
-                return _end_by_signal(-code) if code < 0 else code
-    return 1
+        code = int(server.recv(32) or 1)
+    return _end_by_signal(-code) if code < 0 else code
 
 # %% ../../notebooks/lib/pipeline/06_fork_server.ipynb #15450b47
 def fork_command(

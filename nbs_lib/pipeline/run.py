@@ -89,6 +89,15 @@ def override_sample(
         memory.unlink()
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #809b40fc
+_REGISTERED = re.compile(r'(?m)^@?register_candidate\(\s*"(\w+)"')
+
+
+def _written_candidates() -> set[str]:
+    "Read names of candidates where they are registered, as text: to import the module takes seconds."
+    modules = [Path("nbs_lib/models/candidates.py"), Path("nbs_lib/own/candidates.py")]
+    return {name for path in modules if path.exists() for name in _REGISTERED.findall(path.read_text("utf-8"))}
+
+
 def _learned_candidates(lock: Path = Path("dvc.lock")) -> Any:
     "Return the `train.candidates` of the last run; None where that is not known."
     found = None
@@ -101,7 +110,8 @@ def _learned_candidates(lock: Path = Path("dvc.lock")) -> Any:
 def check_configuration() -> Settings:  # as loaded
     "Refuse what is wrong in `params.yaml`, `settings.ini` and the parameters cells; raises `UserError`."
     settings, candidates = load_settings(), load_checked_params()["train.candidates"]
-    if candidates != AUTO and candidates != _learned_candidates():
+    named = {candidates} if isinstance(candidates, str) else {*candidates}
+    if candidates != AUTO and not named <= _written_candidates() and candidates != _learned_candidates():
         from nbs_lib.models.candidates import select_candidates  # torch takes seconds to import
 
         select_candidates(candidates)
@@ -209,34 +219,34 @@ def _finding_lines(
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #eff3aa53
 _LOOK_S = 0.5  # seconds between two looks whether a stage is at work
+_NICE = 10  # the niceness of what is prepared meanwhile
 
 
-def _import_for_the_end(ended: threading.Event, staging: Path = Path(".nbs/staging")) -> None:
-    "Import what logs a run and fills its README, once a stage is at work."
-    while not any(staging.glob("*")):
+def _prepare_end(ended: threading.Event, idle: set[Path], staging: Path = Path(".nbs/staging")) -> None:
+    "Import what ends a run, and create its database, once a stage is at work."
+    while not {*staging.glob("*")} - idle:
         if ended.wait(_LOOK_S):
             return
+    if sys.platform == "linux":  # where a thread has its own: what the stages do comes first
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     with contextlib.suppress(Exception):  # where it fails, what needs it says why
-        from nbs_lib.registry.mlflow_client import import_ahead
+        from nbs_lib.registry.mlflow_client import create_ahead
 
-        import_ahead()
         importlib.import_module("nbs_lib.data.roles")
+        create_ahead()
 
 
 @contextlib.contextmanager
-def _importing_meanwhile(
-    local: bool,  # whether the run is logged to a database here
-) -> Iterator[None]:
-    "Let a thread import what the end of a run needs while this lasts."
-    ended = threading.Event()
-    ahead = threading.Thread(target=_import_for_the_end, args=(ended,))
-    if local:
-        ahead.start()
+def _preparing_end(staging: Path = Path(".nbs/staging")) -> Iterator[None]:
+    "Let a thread prepare the end of a run that is logged here, while this lasts."
+    ended, idle = threading.Event(), {*staging.glob("*")}  # what a killed run has left
+    ahead = threading.Thread(target=_prepare_end, args=(ended, idle))
     try:
+        ahead.start()
         yield
     finally:
         ended.set()
-        if local:
+        if ahead.ident:
             ahead.join()
 
 
@@ -254,7 +264,7 @@ def run_pipeline(
             os.environ["NBS_PIPELINE"] = uuid.uuid4().hex
             status = "FAILED"
             try:
-                with _importing_meanwhile(local=not settings.tracking.uri):
+                with contextlib.nullcontext() if settings.tracking.uri else _preparing_end():
                     reproduce(remote=settings.dvc.remote, force=force)
                 status = "FINISHED"
             finally:

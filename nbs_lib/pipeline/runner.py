@@ -6,8 +6,11 @@
 __all__ = ['PINNED_ENVIRONMENT', 'stage_environment', 'run_named_stage', 'main']
 
 # %% ../../notebooks/lib/pipeline/01_runner.ipynb #b6b0754b
+import contextlib
 import logging
+import math
 import os
+import queue
 import shutil
 import sys
 import time
@@ -60,6 +63,7 @@ def stage_environment() -> dict[str, str]:
 
 # %% ../../notebooks/lib/pipeline/01_runner.ipynb #febefd0f
 def _kernel_manager(folder: str) -> Any:
+    from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -68,10 +72,26 @@ def _kernel_manager(folder: str) -> Any:
     kernel = KernelSpec(argv=forked or [sys.executable, "-m", "ipykernel_launcher", *options], language="python")
     environment = stage_environment() | {"IPYTHONDIR": folder}
 
+    class PromptClient(AsyncKernelClient):
+        "Begins when the kernel answers on both channels; Jupyter's own waits for 0.2 s whether more is said."
+
+        async def _async_wait_for_ready(self, timeout: float | None = None) -> None:
+            deadline = time.monotonic() + (timeout or math.inf)
+            while time.monotonic() < deadline and await self._async_is_alive():
+                self.kernel_info()
+                with contextlib.suppress(queue.Empty):
+                    await self.shell_channel.get_msg(timeout=1)
+                    await self.iopub_channel.get_msg(timeout=0.2)
+                    return
+            raise RuntimeError("the kernel does not answer")
+
+        wait_for_ready = _async_wait_for_ready
+
     class SocketKernelManager(AsyncKernelManager):
         "This Python behind a Unix socket, which needs no port and warns of none; what it says goes to a file."
 
         kernel_spec = kernel  # whatever kernels of that name the user has
+        client_factory = PromptClient
 
         def __init__(self, **kwargs: Any) -> None:
             where = {"transport": "ipc", "ip": f"{folder}/s", "connection_file": f"{folder}/kernel.json"}
@@ -80,6 +100,9 @@ def _kernel_manager(folder: str) -> Any:
         async def start_kernel(self, **kwargs: Any) -> None:  # type: ignore[override]
             with open(f"{folder}/said", "ab") as said:
                 await super().start_kernel(**{"stderr": said, "env": environment, **kwargs})
+
+        async def _async_wait(self, pollinterval: float = 0.005) -> None:
+            await super()._async_wait(pollinterval)  # for its end; else a tenth of a second
 
     return SocketKernelManager
 

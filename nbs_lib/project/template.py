@@ -89,6 +89,27 @@ def fetched_template(
         yield Path(folder)
 
 # %% ../../notebooks/lib/project/01_template.ipynb #ad531782
+@contextlib.contextmanager
+def _compiled_once() -> Iterator[None]:
+    "Compile each text once while this lasts: copier compiles each part of each path anew, 6,000 texts in 3 s."
+    from jinja2 import Environment, Template
+
+    plain, known = Environment.from_string, dict[tuple[Environment, Any], Template]()
+
+    def from_string(self: Environment, source: Any, *rest: Any, **more: Any) -> Template:
+        if rest or more:
+            return plain(self, source, *rest, **more)
+        if (self, source) not in known:
+            known[self, source] = plain(self, source)
+        return known[self, source]
+
+    Environment.from_string = from_string  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Environment.from_string = plain  # type: ignore[method-assign]
+
+
 def render_template(
     template: Path,  # as `fetched_template` gives it
     ref: str,  # which of its commits
@@ -104,7 +125,7 @@ def render_template(
     given = {key: value for key, value in answers.items() if not key.startswith("_") and value is not None}
     branch = "template" if ref == "HEAD" else ref
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _compiled_once():
             warnings.simplefilter("ignore")  # that the repository has no history
             run_copy(str(template), to, data=given, vcs_ref=branch, defaults=not ask, quiet=True)
     except (CopierError, ValueError) as error:

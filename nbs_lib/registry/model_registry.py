@@ -9,8 +9,9 @@ __all__ = ['UNCHANGED', 'REJECTED', 'RETRY_LATER', 'WITHDRAWN', 'deploy_bundle',
 import contextlib
 import io
 import json
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,20 @@ def _find_version(client: "MlflowClient", name: str, id: str) -> str | None:
     return max((str(found.version) for found in versions), key=int, default=None)
 
 
+@contextlib.contextmanager
+def _no_requirements_check() -> Iterator[None]:
+    "Skip MLflow's check that the required versions are installed, 2 s: they were read from the installed packages."
+    name, environment = "warn_dependency_requirement_mismatches", sys.modules.get("mlflow.utils.environment")
+    plain = getattr(environment, name, None)
+    if plain:
+        setattr(environment, name, lambda requirements: None)
+    try:
+        yield
+    finally:
+        if plain:
+            setattr(environment, name, plain)
+
+
 def _add(tracking: TrackingSettings, name: str, bundle: Path, tags: dict[str, str], root: Path) -> str:
     "Log a bundle as a model and register it."
     import mlflow
@@ -120,7 +135,7 @@ def _add(tracking: TrackingSettings, name: str, bundle: Path, tags: dict[str, st
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     mlflow.set_experiment(tracking.experiment)
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(), _no_requirements_check():
         warnings.simplefilter("ignore")
         model = mlflow.pyfunc.log_model(
             name="bundle",

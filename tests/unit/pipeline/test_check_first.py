@@ -63,3 +63,22 @@ def test_candidates_of_the_last_run_are_not_looked_up(here: Path, monkeypatch: p
         Path("dvc.lock").write_text(odd)
         with pytest.raises(ImportError):
             run.check_configuration()
+
+
+def test_names_are_read_where_they_are_registered(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also before a first run: nobody waits for torch to hear that a name is right."""
+    for module in ("models", "own"):
+        (here / "nbs_lib" / module).mkdir(parents=True)
+        shutil.copy(ROOT / "nbs_lib" / module / "candidates.py", here / "nbs_lib" / module)
+    from nbs_lib.models.candidates import CANDIDATES
+
+    assert run._written_candidates() == {*CANDIDATES} - {"lgbm"}, "which may not be installed"
+    monkeypatch.setitem(sys.modules, "nbs_lib.models.candidates", None)  # importing it fails
+    edit(here, "  candidates: auto", "  candidates: [dummy, linear]")
+    run.check_configuration()
+    edit(here, "  candidates: [dummy, linear]", "  candidates: [dummy, extra_trees]")
+    with pytest.raises(ImportError):  # it is a comment in the notebook of one's own
+        run.check_configuration()
+    own = here / "nbs_lib/own/candidates.py"
+    own.write_text(own.read_text().replace("# @register_candidate", "@register_candidate").replace("#     ", "    "))
+    run.check_configuration()

@@ -106,12 +106,15 @@ def test_a_client_is_killed_while_libraries_are_imported(lasting: Server, tmp_pa
 
 
 def test_a_library_that_can_not_be_imported_ends_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / f"{fork_server._OF_LATER_STAGES[0]}.py").write_text("raise OSError('libgomp.so.1 is not there')\n")
+    tried = tmp_path / "tried"
+    code = f"open({str(tried)!r}, 'x').close()\nraise OSError('libgomp.so.1 is not there')\n"
+    (tmp_path / f"{fork_server._OF_LATER_STAGES[0]}.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
     with started(tmp_path / "s") as process:
-        for _ in range(2):  # the second is answered after the import
+        for _ in range(2):
             assert subprocess.run(fork_command("platform:machine") or []).returncode == 0
+            until(tried.exists)  # the second is answered after the import
         assert process.poll() is None
 
 

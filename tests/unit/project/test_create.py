@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from helpers.templates import make_template
+from jinja2 import Environment
 
 from nbs_lib.core.errors import UserError
 from nbs_lib.project import create
+from nbs_lib.project import template as template_module
 from nbs_lib.project.create import begin, new_project
 from nbs_lib.project.template import ANSWERS_FILE, git
 
@@ -29,6 +31,20 @@ def refuses(place: Path, sentence: str, **given: str) -> None:
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert sorted(place.parent.rglob("*")) == before
+
+
+def test_jinja_compiles_as_before_also_where_a_template_fails() -> None:
+    plain = Environment.from_string
+    with template_module._compiled_once():
+        jinja = Environment()
+        assert jinja.from_string("{{ name }}") is jinja.from_string("{{ name }}")
+        assert jinja.from_string("{{ name }}").render(name="one") == "one"
+        assert jinja.from_string("{{ name }}").render(name="two") == "two"
+        assert Environment(variable_start_string="<<").from_string("{{ name }}").render() == "{{ name }}"
+    assert Environment.from_string is plain
+    with pytest.raises(UserError), template_module._compiled_once():
+        raise UserError("no answer")
+    assert Environment.from_string is plain
 
 
 def test_a_folder_that_is_not_empty(table: str) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,12 +24,15 @@ from helpers.bundles import (  # noqa: F401
     mlflow_template,
 )
 from helpers.registry import aliases, register_alone, versions
+from mlflow.store.db import utils as db_utils
+from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+from mlflow.utils import environment
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.core.errors import BundleError, UserError
 from nbs_lib.core.settings import TrackingSettings
 from nbs_lib.registry import model_registry as registry
-from nbs_lib.registry.mlflow_client import REGISTERED_FILE, connect, tracking_uri
+from nbs_lib.registry.mlflow_client import REGISTERED_FILE, connect, create_ahead, tracking_uri
 from nbs_lib.registry.model_registry import register
 from nbs_lib.registry.pointers import champion_path
 
@@ -207,6 +211,41 @@ def test_a_project_at_two_paths_in_turn_loses_nothing(here: Path, monkeypatch: p
             ((location,),) = database.execute("SELECT storage_location FROM model_versions").fetchall()
         (manifest,) = Path(unquote(urlsplit(location).path)).rglob("manifest.json")
         assert manifest.is_relative_to(place / "mlruns")
+
+
+def test_what_is_required_is_what_is_installed_and_not_looked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise AssertionError("all installed packages are looked through")
+
+    monkeypatch.setattr("mlflow.utils.requirements_utils._init_packages_to_modules_map", fail)
+    checks = environment.warn_dependency_requirement_mismatches
+    register(BUNDLE, decision())
+    (written,) = Path("mlruns").rglob("requirements.txt")
+    assert {f"{name}=={version(name)}" for name in ("mlflow", "numpy", "pandas")} <= {*written.read_text().split()}
+    with pytest.raises(OSError, match="no space"), registry._no_requirements_check():
+        raise OSError("no space")
+    assert environment.warn_dependency_requirement_mismatches is checks
+
+
+def test_a_database_that_could_not_be_created_is_created_at_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same process, in which MLflow keeps what it has opened."""
+    made = InitialBase.metadata.create_all
+
+    def fail(engine: Any) -> None:
+        made(engine)
+        raise OSError("no space")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(db_utils, "_initialize_tables", fail)
+        with pytest.raises(OSError, match="no space"):
+            create_ahead(tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+    create_ahead(tmp_path)
+    client, experiment = connect(TrackingSettings(), tmp_path)
+    assert client.create_run(experiment).info.experiment_id == experiment
+    assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
 
 
 def test_a_database_that_was_deleted_is_filled_again(here: Path) -> None:
