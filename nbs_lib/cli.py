@@ -11,6 +11,7 @@ __all__ = ['app', 'log_app', 'run_verb', 'doctor_verb', 'predict_verb', 'score_v
 
 # %% ../notebooks/lib/01_cli.ipynb #55bd15b4
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -603,15 +604,16 @@ def start() -> None:
         main()
     except SystemExit as ended:
         said = ended.code
-    if isinstance(said, str):
-        print(said, file=sys.stderr)
     code = 1 if isinstance(said, str) else said or 0
-    threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: it waits for threads
-    atexit._run_exitfuncs()
+    if isinstance(said, str) and sys.stderr:
+        print(said, file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: it waits for threads
+        atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # nobody reads it, or the disk is full: Python says so
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: it was closed before
+            stream.flush()
+    except (OSError, ValueError):  # nobody reads it, or the disk is full: Python says so
         sys.exit(code)
     os._exit(code)
 

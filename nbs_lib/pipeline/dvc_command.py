@@ -83,7 +83,7 @@ def main() -> None:
     dvc.dvcfile.modify_yaml = modify_lock
     if plain := getattr(dvc.stage.run, "_make_cmd", None):
         dvc.stage.run._make_cmd = partial(stage_command, plain)
-    atexit.register(gc.freeze)  # else it ends by looking for garbage, half a second
+    atexit.register(gc.freeze)  # else it ends by looking for garbage, half a second; none of its libraries complains
     sys.exit(dvc_main())
 
 

@@ -62,7 +62,7 @@ _OF_LATER_STAGES = (  # in the order in which a run comes to them
     "shap",
 )
 _MAX_MESSAGE = 1 << 20  # bytes
-_KERNEL_S = 0.5  # seconds in which a stage that was forked asks for its kernel
+_KERNEL_S = 0.5  # seconds without an import after the fork of a stage, in which it asks for its kernel
 _HELD_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # while a fork still has the handlers of the server
 
 
@@ -195,7 +195,7 @@ class _ForkServer:
                     return
                 if key.fileobj is self.listener:
                     self._accept()
-                    kernel_by = 0.0 if patience > 0 else time.monotonic() + _KERNEL_S
+                    kernel_by = 0.0 if patience > 0 else time.monotonic() + _KERNEL_S  # 0: it was the kernel
                 elif key.fileobj is self.wakeup:
                     self.wakeup.recv(4096)
                     self._reap()

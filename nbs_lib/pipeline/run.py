@@ -6,6 +6,7 @@
 __all__ = ['project_lock', 'override_sample', 'check_configuration', 'run_dvc', 'reproduce', 'run_pipeline', 'run_studies']
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #22d5affb
+import ast
 import contextlib
 import fcntl
 import importlib.util
@@ -92,10 +93,16 @@ def override_sample(
 _REGISTERED = re.compile(r'(?m)^@?register_candidate\(\s*"(\w+)"')
 
 
-def _written_candidates() -> set[str]:
-    "Read names of candidates where they are registered, as text: to import the module takes seconds."
-    modules = [Path("nbs_lib/models/candidates.py"), Path("nbs_lib/own/candidates.py")]
-    return {name for path in modules if path.exists() for name in _REGISTERED.findall(path.read_text("utf-8"))}
+def _library_candidates() -> set[str]:
+    "Read the names of candidates where the library registers them, as text; none where a project has code of its own."
+    library, own = Path("nbs_lib/models/candidates.py"), Path("nbs_lib/own/candidates.py")
+    if not library.exists() or not own.exists():
+        return set()
+    with contextlib.suppress(SyntaxError):
+        code = ast.parse(own.read_bytes()).body  # a docstring, __all__ and imports, as it comes
+        if all(isinstance(each, ast.Expr | ast.Assign | ast.Import | ast.ImportFrom) for each in code):
+            return {*_REGISTERED.findall(library.read_text("utf-8"))}
+    return set()
 
 
 def _learned_candidates(lock: Path = Path("dvc.lock")) -> Any:
@@ -111,7 +118,7 @@ def check_configuration() -> Settings:  # as loaded
     "Refuse what is wrong in `params.yaml`, `settings.ini` and the parameters cells; raises `UserError`."
     settings, candidates = load_settings(), load_checked_params()["train.candidates"]
     named = {candidates} if isinstance(candidates, str) else {*candidates}
-    if candidates != AUTO and not named <= _written_candidates() and candidates != _learned_candidates():
+    if candidates != AUTO and not named <= _library_candidates() and candidates != _learned_candidates():
         from nbs_lib.models.candidates import select_candidates  # torch takes seconds to import
 
         select_candidates(candidates)
@@ -219,30 +226,41 @@ def _finding_lines(
 
 # %% ../../notebooks/lib/pipeline/04_run.ipynb #eff3aa53
 _LOOK_S = 0.5  # seconds between two looks whether a stage is at work
-_NICE = 10  # the niceness of what is prepared meanwhile
+_NICE = 5  # how much nicer than the run is what is prepared meanwhile
 
 
-def _prepare_end(ended: threading.Event, idle: set[Path], staging: Path = Path(".nbs/staging")) -> None:
-    "Import what ends a run, and create its database, once a stage is at work."
-    while not {*staging.glob("*")} - idle:
+def _staged() -> set[tuple[Path, int]]:
+    "List the folders in which stages write, or have written when they were killed, and when each was made."
+    found = set()
+    for folder in Path(".nbs/staging").glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # its stage has ended
+            found.add((folder, folder.stat().st_mtime_ns))
+    return found
+
+
+def _prepare_end(ended: threading.Event, left: set[tuple[Path, int]]) -> None:
+    "Import what ends a run, and create its database, once a stage is at work; what was left before is none."
+    while not _staged() - left:
         if ended.wait(_LOOK_S):
             return
-    if sys.platform == "linux":  # where a thread has its own: what the stages do comes first
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     with contextlib.suppress(Exception):  # where it fails, what needs it says why
+        if sys.platform == "linux":  # where a thread has its own niceness: what the stages do comes first
+            os.nice(_NICE)
         from nbs_lib.registry.mlflow_client import create_ahead
 
         importlib.import_module("nbs_lib.data.roles")
-        create_ahead()
+        if not ended.is_set():
+            create_ahead()
 
 
 @contextlib.contextmanager
-def _preparing_end(staging: Path = Path(".nbs/staging")) -> Iterator[None]:
+def _preparing_end() -> Iterator[None]:
     "Let a thread prepare the end of a run that is logged here, while this lasts."
-    ended, idle = threading.Event(), {*staging.glob("*")}  # what a killed run has left
-    ahead = threading.Thread(target=_prepare_end, args=(ended, idle))
+    ended = threading.Event()
+    ahead = threading.Thread(target=_prepare_end, args=(ended, _staged()))
     try:
-        ahead.start()
+        with contextlib.suppress(RuntimeError):  # no thread can be had
+            ahead.start()
         yield
     finally:
         ended.set()

@@ -73,19 +73,17 @@ def _kernel_manager(folder: str) -> Any:
     environment = stage_environment() | {"IPYTHONDIR": folder}
 
     class PromptClient(AsyncKernelClient):
-        "Begins when the kernel answers on both channels; Jupyter's own waits for 0.2 s whether more is said."
+        "Begins when the kernel has answered on both channels, and so shows what cells show; Jupyter's own waits 0.2 s."
 
-        async def _async_wait_for_ready(self, timeout: float | None = None) -> None:
+        async def wait_for_ready(self, timeout: float | None = None) -> None:
             deadline = time.monotonic() + (timeout or math.inf)
-            while time.monotonic() < deadline and await self._async_is_alive():
+            while time.monotonic() < deadline and await self.is_alive():
                 self.kernel_info()
                 with contextlib.suppress(queue.Empty):
                     await self.shell_channel.get_msg(timeout=1)
                     await self.iopub_channel.get_msg(timeout=0.2)
-                    return
+                    return  # what else it says names the request that it answers, which is no cell's
             raise RuntimeError("the kernel does not answer")
-
-        wait_for_ready = _async_wait_for_ready
 
     class SocketKernelManager(AsyncKernelManager):
         "This Python behind a Unix socket, which needs no port and warns of none; what it says goes to a file."

@@ -99,7 +99,9 @@ def _compiled_once() -> Iterator[None]:
     def from_string(self: Environment, source: Any, *rest: Any, **more: Any) -> Template:
         if rest or more:
             return plain(self, source, *rest, **more)
-        if (self, source) not in known:
+        if (self, source) in known:
+            self.preprocess(source)  # extensions of copier take it for the begin of a rendering
+        else:
             known[self, source] = plain(self, source)
         return known[self, source]
 

@@ -16,6 +16,7 @@ import secrets
 import sqlite3
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -92,11 +93,15 @@ def _import_mlflow() -> Any:
     return mlflow
 
 
+_LEFT_S = 600  # seconds after which nobody is still creating a database
+
+
 def _create_database(database: Path) -> None:
     "Create a database, moved into place when it is complete."
     database.parent.mkdir(parents=True, exist_ok=True)
-    for left in database.parent.glob(f"{database.name}.*.new"):
-        left.unlink()
+    for left in database.parent.glob(f"{database.name}*.new*"):  # by a run that was killed
+        if time.time() - left.stat().st_mtime > _LEFT_S:
+            left.unlink(missing_ok=True)
     temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.new")  # MLflow keeps what it has opened
     _import_mlflow().MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
     temporary.replace(database)

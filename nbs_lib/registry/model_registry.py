@@ -119,7 +119,7 @@ def _no_requirements_check() -> Iterator[None]:
     name, environment = "warn_dependency_requirement_mismatches", sys.modules.get("mlflow.utils.environment")
     plain = getattr(environment, name, None)
     if plain:
-        setattr(environment, name, lambda requirements: None)
+        setattr(environment, name, lambda *_, **__: None)
     try:
         yield
     finally:

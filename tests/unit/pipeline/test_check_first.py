@@ -72,13 +72,19 @@ def test_names_are_read_where_they_are_registered(here: Path, monkeypatch: pytes
         shutil.copy(ROOT / "nbs_lib" / module / "candidates.py", here / "nbs_lib" / module)
     from nbs_lib.models.candidates import CANDIDATES
 
-    assert run._written_candidates() == {*CANDIDATES} - {"lgbm"}, "which may not be installed"
+    assert run._library_candidates() == {*CANDIDATES} - {"lgbm"}, "which may not be installed"
     monkeypatch.setitem(sys.modules, "nbs_lib.models.candidates", None)  # importing it fails
     edit(here, "  candidates: auto", "  candidates: [dummy, linear]")
     run.check_configuration()
-    edit(here, "  candidates: [dummy, linear]", "  candidates: [dummy, extra_trees]")
-    with pytest.raises(ImportError):  # it is a comment in the notebook of one's own
+    edit(here, "  candidates: [dummy, linear]", "  candidates: [dummy, linnear]")
+    with pytest.raises(ImportError):
         run.check_configuration()
+    edit(here, "  candidates: [dummy, linnear]", "  candidates: [dummy, linear]")
     own = here / "nbs_lib/own/candidates.py"
-    own.write_text(own.read_text().replace("# @register_candidate", "@register_candidate").replace("#     ", "    "))
+    for code in ('\n@register_candidate("mine", "trees", "")\ndef _mine(task): ...\n', "\nif True: raise\n", "\n)\n"):
+        written = own.read_text()
+        own.write_text(written + code)  # what a project adds may be wrong: it is imported, and the sentence is exact
+        with pytest.raises(ImportError):
+            run.check_configuration()
+        own.write_text(written)
     run.check_configuration()

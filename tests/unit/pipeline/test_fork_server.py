@@ -118,6 +118,21 @@ def test_a_library_that_can_not_be_imported_ends_no_stage(tmp_path: Path, monkey
         assert process.poll() is None
 
 
+def test_a_kernel_waits_for_no_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = tmp_path / "tried"
+    code = f"import time\ntime.sleep(2)\nopen({str(tried)!r}, 'x').close()\n"
+    (tmp_path / f"{fork_server._OF_LATER_STAGES[0]}.py").write_text(code)
+    (tmp_path / "looking.py").write_text(f"import os\ndef run(): print(os.path.exists({str(tried)!r}))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(SERVER_ENV, str(tmp_path / "s"))
+    monkeypatch.syspath_prepend(tmp_path)
+    with started(tmp_path / "s"):
+        command = fork_command("looking:run") or []
+        asked = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]  # stage and kernel
+        assert [each.communicate(timeout=60)[0] for each in asked] == ["False\n", "False\n"]
+        until(tried.exists)
+
+
 def test_a_client_is_killed(lasting: Server, tmp_path: Path) -> None:
     with running(lasting, tmp_path) as (asking, kernel):
         asking.kill()
