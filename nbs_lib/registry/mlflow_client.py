@@ -103,8 +103,11 @@ def _create_database(database: Path) -> None:
         if time.time() - left.stat().st_mtime > _LEFT_S:
             left.unlink(missing_ok=True)
     temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.new")  # MLflow keeps what it has opened
-    _import_mlflow().MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
-    temporary.replace(database)
+    try:
+        _import_mlflow().MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.replace(database)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _experiment(client: "MlflowClient", name: str, artifacts: Path | None) -> Any:

@@ -80,8 +80,8 @@ def gone(process: psutil.Process) -> bool:
 def running(server: Server, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
     """A client, and its kernel."""
     asking = client(tmp_path)
-    until(lambda: list(tmp_path.glob("k-*")))  # it listens; before, a library may have a child of its own for a moment
-    (kernel,) = kernels(server)
+    until(lambda: list(tmp_path.glob("k-*")) and len(kernels(server)) == 1)  # it listens
+    kernel = min(kernels(server), key=psutil.Process.create_time)  # a library may have a child of its own for a moment
     yield asking, kernel
     asking.kill()
     asking.wait()
