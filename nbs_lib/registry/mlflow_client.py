@@ -97,11 +97,14 @@ _LEFT_S = 600  # seconds after which nobody is still creating a database
 
 
 def _create_database(database: Path) -> None:
-    "Create a database, moved into place when it is complete."
+    "Create a database if there is none, moved into place when it is complete."
+    if database.exists():
+        return
     database.parent.mkdir(parents=True, exist_ok=True)
     for left in database.parent.glob(f"{database.name}*.new*"):  # by a run that was killed
-        if time.time() - left.stat().st_mtime > _LEFT_S:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another project, which shares it, has moved its own
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                left.unlink()
     temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.new")  # MLflow keeps what it has opened
     try:
         _import_mlflow().MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
@@ -155,8 +158,7 @@ def create_ahead(
     importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
     database = Path(tracking_uri("", root).removeprefix("sqlite:///"))
     with file_lock(root / _LOCK_FILE):
-        if not database.exists():
-            _create_database(database)
+        _create_database(database)
 
 
 def connect(
@@ -174,8 +176,7 @@ def connect(
     with file_lock(root / _LOCK_FILE):
         if database.exists() and not tracking.uri:
             _follow_project(database, tracking.experiment, artifacts)
-        if not database.exists():
-            _create_database(database)
+        _create_database(database)
         client = mlflow.MlflowClient(uri, uri)
         return client, _experiment(client, tracking.experiment, artifacts).experiment_id
 
