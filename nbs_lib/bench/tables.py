@@ -133,8 +133,14 @@ def other_forms(
     with contextlib.closing(sqlite3.connect(f"{name}.db")) as database:
         table.to_sql("rows", database, index=False)
     forms = {"parquet": f"{name}.parquet", "sqlite": f"sqlite:///{name}.db"}
-    as_text = read_source(f"{name}.csv", given).table
-    return [form for form, path in forms.items() if not read_source(path, given).table.equals(as_text)]
+    as_text = _read_numbers(f"{name}.csv", given)
+    return [form for form, path in forms.items() if not _read_numbers(path, given).equals(as_text)]
+
+
+def _read_numbers(path: str, given: dict[str, str]) -> pd.DataFrame:
+    "Read a table with truth values as 0 and 1: so SQLite keeps them, and so they are learned."
+    table = read_source(path, given).table
+    return table.astype(dict.fromkeys(table.select_dtypes("bool"), "int64"))
 
 
 SCORE_MARGIN = 0.02  # by how much the champion may lie below scikit-learn's defaults

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..core.format import format_count, format_interval, format_number
 from .frontier import budget_sentence as against_best
-from .run_results import RunResults, metric_digits, metric_label
+from .run_results import RunResults, is_useful, metric_digits, metric_label
 from .scores import WITHOUT_VIEWS, drawn_blocks
 from ..models.metrics import METRIC_BY_NAME
 from ..pages import blocks, plots
@@ -235,6 +235,8 @@ def candidates_caption(
     if preferred != champion:
         within = found.frontier["candidates"][preferred]["within"]
         fault = "is not shown to beat it here" if within else "is above the budget"
+        if not is_useful(found.metrics, preferred):
+            fault = "tells the validation rows no better than the dummy"
         why = f"{preferred}, which was chosen before the test, {fault}"
         chosen = f"the champion is {champion}, because {why}"
     elif best == champion:

@@ -196,3 +196,16 @@ def test_one_that_does_not_beat_the_best_naive_answer_is_rejected() -> None:
         decision = decide_gate(found, 1e-6, 1.0)
         assert (decision["decision"], decision["champion"]) == (decided, "net")
         assert "the last known value in AUC" in decision["sentence"]
+
+
+def test_one_that_is_useless_on_the_validation_rows_is_not_taken() -> None:
+    useless = candidate(0.45, (-0.1, -0.01), (-0.2, -0.1))
+    found = metrics(linear=useless, net=NET) | {"best": "linear"}
+    decision = decide_gate(found, 1e-6, 1.0)
+    assert (decision["decision"], decision["champion"]) == ("PROMOTE", "net")
+    assert (
+        "linear was chosen before the test, but tells the validation rows no better than the dummy"
+        in (decision["sentence"])
+    )
+    assert choose_champion(metrics(linear=useless, net=NO_BETTER), "auc") == "net", "there is no falling back to it"
+    assert gate(metrics(linear=useless) | {"best": "linear"}) == ("REJECT", "linear"), "nothing learned is of use"

@@ -137,7 +137,8 @@ def write_run(
     candidate = {"valid": dict.fromkeys(known, 0.6), "test": scores, "vs_dummy": leads, "vs_linear": leads}
     slices = [{"column": value(1), "level": value(2), "rows": 10, **scores}]
     metrics = {"task": task, "primary": known[0], "best": "net", "slices": slices}
-    metrics["candidates"] = dict.fromkeys(("dummy", "linear", "net"), candidate)
+    same = candidate | {"valid": dict.fromkeys(known, 0.5 if task == "binary" else 0.7)}
+    metrics["candidates"] = {"dummy": same, "linear": candidate, "net": candidate}
     models = folder / "models"
     models.mkdir(parents=True)
     groups = {"predicted": [0.2] * 2, "observed": [0.3] * 2, "lo": [0.1] * 2, "hi": [0.4] * 2, "rows": [9] * 2}
