@@ -33,11 +33,11 @@ from ..core.files import read_json
 from ..core.findings import CATALOG, FINDINGS_PATH, GRAVE
 from ..core.paths import CONTRACT_FILE
 from ..data.arrays import Array
-from ..data.roles import Roles
+from ..data.roles import Roles, column_kind
 from ..data.source import read_source
 from ..doctor.baseline import default_trees
 from ..explain.report.importance import to_bundle_inputs
-from ..models.metrics import Interval, bootstrap, bootstrap_interval, metric_statistics
+from ..models.metrics import Interval, Statistic, bootstrap, bootstrap_interval, metric_statistics
 from ..models.predictions import squeeze_output
 from ..pipeline.clone import clone_project, set_param
 from ..testing.installed_tables import TABLES, TableCase, export_tables
@@ -52,11 +52,18 @@ def compare_outputs(
     asked: pd.DataFrame,  # _target and _block of the test rows
     ours: Array,  # what the champion answered
     theirs: Array,  # what another model answered
+    split: Array | None = None,  # by which each row was tested; None: there is one
 ) -> tuple[float, float, Interval]:  # both scores; by how much ours is better, in the same draws of blocks
-    "Score two models on the same rows."
+    "Score two models on the same rows, each split by itself; a row that several splits test is drawn in all of them."
     target = asked["_target"].to_numpy()
     target = target if task == "regression" else target.astype(int)
-    scores = {n: metric_statistics(task, target, said)[_METRICS[task]] for n, said in enumerate((ours, theirs))}
+    parts = [np.flatnonzero(split == k) for k in np.unique(split)] if split is not None else [np.arange(len(target))]
+
+    def mean_over_splits(said: Array) -> Statistic:
+        each = [(rows, metric_statistics(task, target[rows], said[rows])[_METRICS[task]]) for rows in parts]
+        return lambda weights: float(np.mean([value(weights[rows]) for rows, value in each if weights[rows].any()]))
+
+    scores = {n: mean_over_splits(said) for n, said in enumerate((ours, theirs))}
     drawn = bootstrap(scores, asked["_block"].to_numpy(), _RESAMPLES)
     return float(drawn[0][0]), float(drawn[1][0]), bootstrap_interval(drawn[0] - drawn[1])
 
@@ -73,7 +80,7 @@ def champion_output(
 def beside_defaults(
     roots: list[Path],  # projects of one table that have run, each by its own split
 ) -> tuple[float, float, Interval]:  # of the champions, of the defaults, and by how much the former are better
-    "Compare the champions of a table with scikit-learn's defaults; a row tested by several splits is drawn as one."
+    "Compare the champions of a table with scikit-learn's defaults on their training sets."
     asked, ours, theirs = [], [], []
     for root in roots:
         roles = Roles.load(root / CONTRACT_FILE)
@@ -83,7 +90,8 @@ def beside_defaults(
         asked.append(table.loc[test, ["_target", "_block"]])
         ours.append(champion_output(root))
         theirs.append(said[:, 1] if roles.task == "binary" else squeeze_output(said))
-    return compare_outputs(roles.task, pd.concat(asked), np.concatenate(ours), np.concatenate(theirs))
+    split = np.repeat(np.arange(len(roots)), [len(rows) for rows in asked])
+    return compare_outputs(roles.task, pd.concat(asked), np.concatenate(ours), np.concatenate(theirs), split)
 
 # %% ../../notebooks/lib/bench/11_tables.ipynb #9522bcf4
 _ASKED_ROWS = 100  # in a request
@@ -133,14 +141,11 @@ def other_forms(
     with contextlib.closing(sqlite3.connect(f"{name}.db")) as database:
         table.to_sql("rows", database, index=False)
     forms = {"parquet": f"{name}.parquet", "sqlite": f"sqlite:///{name}.db"}
-    as_text = _read_numbers(f"{name}.csv", given)
-    return [form for form, path in forms.items() if not _read_numbers(path, given).equals(as_text)]
-
-
-def _read_numbers(path: str, given: dict[str, str]) -> pd.DataFrame:
-    "Read a table with truth values as 0 and 1: so SQLite keeps them, and so they are learned."
-    table = read_source(path, given).table
-    return table.astype(dict.fromkeys(table.select_dtypes("bool"), "int64"))
+    as_text = read_source(f"{name}.csv", given).table
+    truths = [column for column in as_text if column != case.target and column_kind(as_text[column]) == "bool"]
+    numbers = dict.fromkeys(truths, "float64")  # so they are learned, and so SQLite keeps them
+    read = {form: read_source(path, given).table.astype(numbers) for form, path in forms.items()}
+    return [form for form, table in read.items() if not table.equals(as_text.astype(numbers))]
 
 
 SCORE_MARGIN = 0.02  # by how much the champion may lie below scikit-learn's defaults
@@ -184,7 +189,7 @@ def run_project(
     return len(params)
 
 
-_TEST_ROWS = 150  # over which a champion is compared, at least, where a seed splits
+_TEST_ROWS = 150  # answers that are compared, at least, where a seed splits
 
 
 def splits_needed(

@@ -21,7 +21,7 @@ from nbs_lib.evaluation.budget import (
     format_size,
     is_similar_size,
 )
-from .run_results import Metrics, is_useful, metric_label, number_digits
+from .run_results import Frontier, Metrics, metric_label, number_digits, why_passed_over
 from ..models.metrics import metric_gain
 from ..pages import blocks, plots
 from ..pages.blocks import Block, small_note
@@ -175,7 +175,7 @@ def alternatives_table(
 # %% ../../notebooks/lib/evaluation/06_frontier.ipynb #9c063624
 def budget_sentence(
     metrics: Metrics,  # models/metrics.json
-    found: Mapping[str, Any],  # models/frontier.json
+    found: Frontier,  # models/frontier.json
     name: str,  # the champion
     metric: str,  # what decides
 ) -> str:  # one sentence
@@ -190,8 +190,5 @@ def budget_sentence(
     differs = metrics["candidates"][name].get(f"vs_{best}", {}).get(metric)
     figures = f" {format_with_interval(differs, sign=True)}" if differs else ""
     size = f"{format_size(told['bytes'])} instead of {format_size(other['bytes'])}"
-    fault = f"is {'within' if other['within'] else 'above'} {within}"
-    if not is_useful(metrics, best):
-        fault = "tells the validation rows no better than the dummy"
-    why = f"{best}, which was chosen before the test, {fault}"
+    why = f"{best}, which was chosen before the test, {why_passed_over(metrics, found, name, within)}"
     return f"{name} was taken, and {why}: {metric_label(metric)}{figures} on the test rows, for {size}."

@@ -16,7 +16,7 @@ from ..core.errors import ParamsError, did_you_mean
 from ..core.format import format_number, format_with_interval
 from ..core.params import AUTO
 from .naive import NAIVE
-from .run_results import Frontier, GateDecision, Metrics, is_useful, metric_label
+from .run_results import Frontier, GateDecision, Metrics, holds_later, metric_label, why_passed_over
 from ..models.metrics import metric_gain
 
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #06fbc622
@@ -93,12 +93,11 @@ def eligible_candidates(
     metrics: Metrics,  # models/metrics.json
     frontier: Frontier | None = None,  # models/frontier.json; None: no budget
 ) -> list[str]:  # names
-    "List the candidates that are of use on the validation rows, and within the budget; all where nothing learned is."
+    "List the candidates within the budget that hold on later rows; what nothing learned fulfills is not asked."
     names = list(metrics["candidates"])
-    useful = [name for name in names if name == "dummy" or is_useful(metrics, name)]
-    names = useful if useful != ["dummy"] else names
     within = [name for name in names if frontier is None or frontier["candidates"][name]["within"]]
-    return within if within != ["dummy"] and within else names
+    names = within if within != ["dummy"] and within else names
+    return [name for name in names if holds_later(metrics, name)] or names
 
 # %% ../../notebooks/lib/evaluation/04_gate.ipynb #5c46edb1
 def best_candidate(
@@ -240,9 +239,9 @@ def decide_gate(
         ledger.insert(1, _linear_check(metrics, best, metric, confidence))
         reasons.insert(0, ledger[1]["sentence"])
     if best != (preferred := metrics["best"]):
-        useless = f"{preferred} was chosen before the test, but tells the validation rows no better than the dummy."
-        over = frontier["candidates"][preferred]["sentence"] if frontier else ""
-        reasons.insert(0, over if is_useful(metrics, preferred) else useless)
+        fault = f"{preferred} was chosen before the test, but {why_passed_over(metrics, frontier, best)}."
+        over = frontier is not None and not frontier["candidates"][preferred]["within"]
+        reasons.insert(0, frontier["candidates"][preferred]["sentence"] if frontier and over else fault)
     if any(each["passed"] is None and each["sentence"].startswith(_NO_INTERVAL) for each in ledger):
         reasons.append(_INTERVAL_REMEDY)
     decision = "REJECT" if failed else "HOLD" if untold else "PROMOTE"

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..core.format import format_count, format_interval, format_number
 from .frontier import budget_sentence as against_best
-from .run_results import RunResults, is_useful, metric_digits, metric_label
+from .run_results import RunResults, metric_digits, metric_label, why_passed_over
 from .scores import WITHOUT_VIEWS, drawn_blocks
 from ..models.metrics import METRIC_BY_NAME
 from ..pages import blocks, plots
@@ -233,11 +233,9 @@ def candidates_caption(
     value = format_number(found.on_test(best)["value"], metric_digits(found, found.primary))
     chosen = f"the champion is {champion}, which was chosen before the test"
     if preferred != champion:
-        within = found.frontier["candidates"][preferred]["within"]
-        fault = "is not shown to beat it here" if within else "is above the budget"
-        if not is_useful(found.metrics, preferred):
-            fault = "tells the validation rows no better than the dummy"
-        why = f"{preferred}, which was chosen before the test, {fault}"
+        why = (
+            f"{preferred}, which was chosen before the test, {why_passed_over(found.metrics, found.frontier, champion)}"
+        )
         chosen = f"the champion is {champion}, because {why}"
     elif best == champion:
         chosen = "it is the champion, and was chosen before the test"

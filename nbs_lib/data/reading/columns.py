@@ -68,7 +68,7 @@ def without_missing(
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #1052d11e
 _DATE = re.compile(
-    r"^\s*(\d{4}-\d{2}-\d{2}|\d{1,4}[/-]\d{1,2}[/-]\d{1,4}|\d{1,2}\.\d{1,2}\.\d{4}"
+    r"^\s*(\d{4}-\d{2}-\d{2}|\d{1,4}[/-]\d{1,2}[/-]\d{1,4}|\d{1,2}\.\d{1,2}\.\d{4}|\d{2}\.\d{2}\.\d{2}(?![\d.])"
     r"|\d{1,2}[- ]?[A-Za-z]{3,9}[- ,]|[A-Za-z]{3,9} \d{1,2},)"
 )
 _BOOLS = {"true": True, "false": False}

@@ -66,6 +66,8 @@ def _encoding(
     "Detect the encoding; raises `DataError` where it is not plain."
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
+    if data[:4] == b"PK\x03\x04":
+        raise DataError(f"{path} is a ZIP archive, as an Excel workbook is: unpack it, or save its rows as CSV.")
     if b"\0" in data:
         raise DataError(
             f"{path} is binary or UTF-16 (it holds zero bytes): save it as CSV in UTF-8, or write data.read: "

@@ -71,6 +71,11 @@ def _check_zones(
     )
 
 # %% ../../../notebooks/lib/data/reading/01_times.ipynb #978c0596
+_HALF_DAY = re.compile(
+    r"\b\d{1,2}(:\d\d(?::\d\d)?\s*)[AP]M$", re.IGNORECASE
+)  # of which pandas knows the late morning alone
+
+
 def _guessed_forms(
     text: str,  # a time
 ) -> list[str]:  # such as %d/%m/%Y and %m/%d/%Y; none where it looks like no time
@@ -79,7 +84,8 @@ def _guessed_forms(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas warns that it guesses; what it guessed is checked
-        guessed = [guess_datetime_format(text.strip(), dayfirst=dayfirst) for dayfirst in (False, True)]
+        known = _HALF_DAY.sub(r"11\1AM", text.strip())
+        guessed = [guess_datetime_format(known, dayfirst=dayfirst) for dayfirst in (False, True)]
     return list(dict.fromkeys(form for form in guessed if form))
 
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import Project
 
-from nbs_lib.bench.tables import beside_defaults, splits_needed
+from nbs_lib.bench.tables import beside_defaults, compare_outputs, splits_needed
 from nbs_lib.core.paths import CONTRACT_FILE
 from nbs_lib.data.resolve import resolve_roles
 from nbs_lib.data.split import training_set
@@ -33,6 +34,30 @@ def test_few_test_rows_are_split_again_where_a_seed_splits(
     assert splits_needed(tmp_path) == splits
 
 
-def test_a_row_that_two_splits_test_counts_once(finished: Project) -> None:
-    once, twice = beside_defaults([finished.root]), beside_defaults([finished.root, finished.root])
-    assert twice == pytest.approx(once)
+def test_a_row_that_two_splits_test_counts_once() -> None:
+    rng, rows = np.random.default_rng(0), 60
+    asked = pd.DataFrame({"_target": rng.integers(0, 2, rows), "_block": np.arange(rows)})
+    ours, theirs = rng.random(rows) + 0.3 * asked["_target"].to_numpy(), rng.random(rows)
+    once, twice = (
+        compare_outputs(
+            "binary", pd.concat([asked] * n), np.tile(ours, n), np.tile(theirs, n), np.repeat(np.arange(n), rows)
+        )
+        for n in (1, 2)
+    )
+    lead = once[-1]
+    assert lead.lo is not None
+    assert lead.hi is not None
+    assert lead.hi - lead.lo > 0.1
+    assert twice == pytest.approx(once), "with each answer drawn by itself the interval would be narrower"
+
+
+def test_each_split_is_scored_by_itself() -> None:
+    """Scores of two models don't share a scale."""
+    asked = pd.DataFrame({"_target": [0, 1, 0, 1], "_block": range(4)})
+    ours = np.array([0.1, 0.2, 0.8, 0.9])
+    score, _, _ = compare_outputs("binary", asked, ours, ours, np.array([0, 0, 1, 1]))
+    assert score == 1.0
+
+
+def test_champions_of_two_splits_are_compared(finished: Project) -> None:
+    assert beside_defaults([finished.root, finished.root]) == pytest.approx(beside_defaults([finished.root]))

@@ -234,6 +234,8 @@ def test_a_decimal_comma_is_found_in_the_columns_that_leave_no_choice(tmp_path: 
         (["5%", "0.05"], "have no one form"),
         ([*["7"] * 59, "V45"], "row 60 holds 'V45', and nearly all others numbers (if it marks a missing value, write"),
         (["01/02/2018", "02/03/2018"], "may have day or month first, as in '01/02/2018'"),
+        (["01/02/2018 12:00 AM", "02/03/2018 7:30 PM"], "may have day or month first, as in '01/02/2018 12:00 AM'"),
+        (["20.03.18", "01.04.18"], "it looks like times, and row 1 holds '20.03.18'"),
         ([*["2018-02-03"] * 59, "soon"], "it looks like times, and row 60 holds 'soon'"),
     ],
 )
@@ -250,6 +252,11 @@ def test_what_only_looks_like_numbers_or_times_is_said(tmp_path: Path, values: l
         (["20/03/2018", "01/04/2018"], ["2018-03-20", "2018-04-01"], "%d/%m/%Y"),
         (["03/20/2018", "04/01/2018"], ["2018-03-20", "2018-04-01"], "%m/%d/%Y"),
         (["20.03.2018", "-"], ["2018-03-20", None], "%d.%m.%Y"),
+        (["01/04/2018 12:00 AM", "3/20/2018 7:30 PM"], ["2018-01-04", "2018-03-20"], "%m/%d/%Y %I:%M %p"),
+        (["3/20/2018 7:30 PM", "01/04/2018 12:00 AM"], ["2018-03-20", "2018-01-04"], "%m/%d/%Y %I:%M %p"),
+        (["20 Mar 2018 1:00 PM", "1 Apr 2018 11:00 AM"], ["2018-03-20", "2018-04-01"], "%d %b %Y %I:%M %p"),
+        (["3/20/2018, 1:05:00 PM", ""], ["2018-03-20", None], "%m/%d/%Y, %I:%M:%S %p"),
+        (["20.03.2018 07:30:05 pm", ""], ["2018-03-20", None], "%d.%m.%Y %I:%M:%S %p"),
         (["2018-03-20 08:00:00+00:00", "2018-04-01 09:00:00+02:00"], ["2018-03-20", "2018-04-01"], "ISO8601"),
     ],
 )

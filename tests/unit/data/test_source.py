@@ -51,6 +51,7 @@ def said(path: Path | str) -> str:
         ("a,b\n1,значение\n".encode("cp1251"), "line 2 is not UTF-8"),
         ("a,b\n1,2\n".encode("utf-16-le"), "UTF-16"),
         (b"a,b\n1,x\0\n", "zero bytes"),
+        (b"PK\x03\x04\x14\0", "is a ZIP archive, as an Excel workbook is"),
     ],
 )
 def test_a_bad_csv_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:

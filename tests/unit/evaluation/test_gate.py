@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nbs_lib.core.errors import ParamsError
 from nbs_lib.evaluation.gate import beats, choose_champion, decide_gate
+from nbs_lib.evaluation.run_results import why_passed_over
 
 
 def gate(found: dict[str, Any], parity: float = 1e-6, sample: float = 1.0, **more: Any) -> tuple[str, str]:
@@ -198,14 +199,41 @@ def test_one_that_does_not_beat_the_best_naive_answer_is_rejected() -> None:
         assert "the last known value in AUC" in decision["sentence"]
 
 
-def test_one_that_is_useless_on_the_validation_rows_is_not_taken() -> None:
-    useless = candidate(0.45, (-0.1, -0.01), (-0.2, -0.1))
-    found = metrics(linear=useless, net=NET) | {"best": "linear"}
-    decision = decide_gate(found, 1e-6, 1.0)
+USELESS = candidate(0.45, (-0.1, -0.01), (-0.2, -0.1))
+NAIVE_TOO = {"vs_naive": {"auc": interval(0.01, 0.02)}}
+
+
+def in_time(best: str, **candidates: dict[str, Any]) -> dict[str, Any]:
+    """What a split by time leaves: the best naive answer is a rival too."""
+    known = {name: each | NAIVE_TOO for name, each in candidates.items()}
+    return metrics(**known) | {"best": best, "naive": {"what": "the last known value"}}
+
+
+def test_what_does_not_hold_on_later_rows_is_passed_over() -> None:
+    decision = decide_gate(in_time("linear", linear=USELESS, net=NET), 1e-6, 1.0)
     assert (decision["decision"], decision["champion"]) == ("PROMOTE", "net")
-    assert (
-        "linear was chosen before the test, but tells the validation rows no better than the dummy"
-        in (decision["sentence"])
-    )
-    assert choose_champion(metrics(linear=useless, net=NO_BETTER), "auc") == "net", "there is no falling back to it"
-    assert gate(metrics(linear=useless) | {"best": "linear"}) == ("REJECT", "linear"), "nothing learned is of use"
+    said = "linear was chosen before the test, but tells the validation rows no better than the dummy."
+    assert said in decision["sentence"]
+    assert choose_champion(in_time("net", linear=USELESS, net=NO_BETTER), "auc") == "net", "linear is no way back"
+    assert choose_champion(in_time("dummy", linear=USELESS, net=NET), "auc") == "net", "nor is the dummy"
+
+
+def test_nothing_is_passed_over_where_nothing_is_better_or_no_row_is_later() -> None:
+    nothing = in_time("net", linear=USELESS, net=USELESS)
+    assert choose_champion(nothing, "auc") == "linear"
+    assert "no better than the dummy" not in decide_gate(nothing, 1e-6, 1.0)["sentence"]
+    drawn = metrics(linear=USELESS, net=NET) | {"best": "linear"}
+    assert choose_champion(drawn, "auc") == "linear"
+
+
+def test_the_budget_comes_before_what_holds_later() -> None:
+    cost = {
+        name: {"within": name != "net", "seen": "2 MB", "sentence": f"{name}: 2 MB."}
+        for name in ("dummy", "linear", "net")
+    }
+    frontier: Any = {"needed": "at most 1 MB", "smallest": "linear", "candidates": cost}
+    found = in_time("net", linear=USELESS, net=NET)
+    assert choose_champion(found, "auc", frontier=frontier) == "linear"
+    assert why_passed_over(found, frontier, "linear") == "is above the budget"
+    assert why_passed_over(in_time("linear", linear=USELESS, net=NET), None, "net").startswith("tells the validation")
+    assert why_passed_over(metrics(linear=LINEAR, net=NO_BETTER), None, "linear") == "is not shown to beat it here"
