@@ -57,7 +57,8 @@ def compare_outputs(
     "Score two models on the same rows, each split by itself; a row that several splits test is drawn in all of them."
     target = asked["_target"].to_numpy()
     target = target if task == "regression" else target.astype(int)
-    parts = [np.flatnonzero(split == k) for k in np.unique(split)] if split is not None else [np.arange(len(target))]
+    split = np.zeros(len(target)) if split is None else split
+    parts = [np.flatnonzero(split == k) for k in np.unique(split)]
 
     def mean_over_splits(said: Array) -> Statistic:
         each = [(rows, metric_statistics(task, target[rows], said[rows])[_METRICS[task]]) for rows in parts]
@@ -144,8 +145,8 @@ def other_forms(
     as_text = read_source(f"{name}.csv", given).table
     truths = [column for column in as_text if column != case.target and column_kind(as_text[column]) == "bool"]
     numbers = dict.fromkeys(truths, "float64")  # so they are learned, and so SQLite keeps them
-    read = {form: read_source(path, given).table.astype(numbers) for form, path in forms.items()}
-    return [form for form, table in read.items() if not table.equals(as_text.astype(numbers))]
+    as_text = as_text.astype(numbers)
+    return [form for form, path in forms.items() if not read_source(path, given).table.astype(numbers).equals(as_text)]
 
 
 SCORE_MARGIN = 0.02  # by how much the champion may lie below scikit-learn's defaults
@@ -159,11 +160,11 @@ class TableResult:
     lines: int  # that its user wrote
     rows: int
     splits: int  # over which it is compared
-    minutes: float  # of the first
-    decision: str  # of the gate
-    score: float  # of the champion
+    minutes: float  # of the first, as all that follows but the next three
+    score: float  # of the champions, the mean over the splits
     baseline: float  # of scikit-learn's defaults
-    lead: Interval  # of the champion
+    lead: Interval  # of the champions
+    decision: str  # of the gate
     differences: int | None  # of 200 rows, served and in a batch; None: nothing is served
     leaks: list[str]  # inputs that the gate takes for leaks
     findings: list[str]  # codes of what the doctor says
@@ -224,10 +225,10 @@ def run_table(
         rows=pq.read_metadata(root / "data/snapshot.parquet").num_rows,
         splits=1 + len(more),
         minutes=minutes,
-        decision=gate["decision"],
         score=score,
         baseline=baseline,
         lead=lead,
+        decision=gate["decision"],
         differences=count_differences(root) if gate["decision"] == "PROMOTE" else None,
         leaks=leaks,
         findings=[each["code"] for each in read_json(root / FINDINGS_PATH)],
