@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline
 
 from ..core.errors import ParamsError, did_you_mean
 from ..core.user_modules import load_user_module
-from .boosting import BoostedClassifier, BoostedRegressor
+from .boosting import BlendedClassifier, BlendedRegressor, BoostedClassifier, BoostedRegressor
 from .encoding import FeatureLayout, one_hot_encoder, ordinal_encoder
 from .net import NetClassifier, NetRegressor
 from .predictions import CONTEXT
@@ -145,22 +145,6 @@ register_candidate(
     max_features=[0.3, 0.5, 1.0],
 )(_small_trees)
 
-# %% ../../notebooks/lib/models/03_candidates.ipynb #4b7d10a2
-@register_candidate(
-    "hgb_large",
-    "trees",
-    "up to two thousand larger decision trees, each correcting the ones before",
-    learning_rate=[0.03, 0.05, 0.08],
-    max_leaf_nodes=[15, 31, 63],
-    min_samples_leaf=[20, 100, 300],
-    l2_regularization=[0.0, 1.0, 10.0, 100.0],
-    max_features=[0.2, 0.3, 0.5],
-)
-def _hgb_large(task: Task) -> Pipeline:
-    settings = {"learning_rate": 0.05, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 10.0}
-    rounds = 600 if task.kind == "multiclass" else 2000  # at most; each is a tree for every class
-    return _boosting(task, max_iter=rounds, n_iter_no_change=20, max_features=0.3, **settings)
-
 # %% ../../notebooks/lib/models/03_candidates.ipynb #15f09f71
 def _lgbm(task: Task) -> Pipeline:
     estimator = (BoostedRegressor if task.kind == "regression" else BoostedClassifier)(random_state=task.seed)
@@ -176,10 +160,25 @@ if find_spec("lightgbm"):
         leaves=[7, 15, 31],
         min_rows=[20, 100, 300],
         l2=[1.0, 10.0, 100.0],
-        columns=[0.2, 0.4, 0.8],
+        columns=[0.2, 0.3, 0.6],
     )(_lgbm)
 else:
     _ABSENT["lgbm"] = "lightgbm"
+
+# %% ../../notebooks/lib/models/03_candidates.ipynb #b1e4d002
+_BLENDED = ("hgb_small", "lgbm")
+
+
+def _blend(task: Task) -> Pipeline:
+    members = [CANDIDATES[name].build(task)[-1] for name in _BLENDED if name in CANDIDATES]
+    estimator = (BlendedRegressor if task.kind == "regression" else BlendedClassifier)(members)
+    return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", estimator)])
+
+
+if find_spec("lightgbm"):
+    register_candidate("blend", "trees", "the mean of what hgb_small and lgbm say, all trees in one graph")(_blend)
+else:
+    _ABSENT["blend"] = "lightgbm"
 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #86ecc874
 _MAX_TOTAL_BINS = 1000  # of all numbers together: what the first layer costs

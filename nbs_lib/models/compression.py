@@ -80,11 +80,16 @@ def _with_estimator(
     )
 
 # %% ../../notebooks/lib/models/09_compression.ipynb #b053de03
-VARIANT_ROUNDS = {"hgb_small": 50, "hgb_large": 200}  # how many of the first trees make a variant
+VARIANT_ROUNDS = {"hgb_small": 50, "lgbm": 100}  # how many of the first trees make a variant
+
+
+def _count_rounds(estimator: Any) -> int:
+    "Return of how many rounds of trees an estimator is; 0 where it is of none that can be cut."
+    return getattr(estimator, "rounds_", 0) or len(getattr(estimator, "_predictors", ()))
 
 
 def _first_trees(
-    fitted: FittedCandidate,  # histogram gradient boosting
+    fitted: FittedCandidate,  # boosted trees
     count: int,  # how many rounds to keep
     valid: pd.DataFrame,  # the validation rows
 ) -> Variant:
@@ -92,7 +97,10 @@ def _first_trees(
 
     def change(estimator: Any) -> Any:
         fewer = copy.copy(estimator)
-        fewer._predictors = fewer._predictors[:count]
+        if hasattr(fewer, "rounds_"):
+            fewer.rounds_ = min(count, fewer.rounds_)
+        else:
+            fewer._predictors = fewer._predictors[:count]
         return fewer
 
     name = fitted.candidate.name
@@ -168,7 +176,7 @@ def make_variants(
         estimator, count = fitted.pipeline[-1], VARIANT_ROUNDS.get(fitted.candidate.name, 0)
         if hasattr(estimator, "net_"):
             found.append(_quantize_net(fitted, valid))
-        elif 0 < count < len(getattr(estimator, "_predictors", ())):
+        elif 0 < count < _count_rounds(estimator):
             found.append(_first_trees(fitted, count, valid))
     return found
 

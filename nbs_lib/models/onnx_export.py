@@ -22,6 +22,7 @@ from sklearn.base import is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from ..data.arrays import table_arrays
+from .boosting import mean_of_trees
 from .calibration import Calibration
 from .encoding import FeatureLayout
 from .search import MIN_PROBABILITY, FittedCandidate, uncalibrated_margins
@@ -93,6 +94,8 @@ def _estimator_graph(estimator: Any, encoded: NDArray[Any], kind: str) -> onnx.M
         return _constant_graph(uncalibrated_margins(estimator, encoded, kind)[0])
     if hasattr(estimator, "to_onnx"):
         return estimator.to_onnx()
+    if hasattr(estimator, "members_"):
+        return mean_of_trees([_estimator_graph(each, encoded, kind) for each in estimator.members_])
     return _convert(estimator, [("encoded", FloatTensorType([None, encoded.shape[1]]))], "estimator")
 
 # %% ../../notebooks/lib/models/08_onnx_export.ipynb #4d51955f

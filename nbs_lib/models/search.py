@@ -17,10 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import has_fit_parameter
 
 from ..data.arrays import MISSING_TIME
 from ..data.roles import Roles
+from .boosting import fit_once, settings_of_length
 from .calibration import Calibration, calibrate
 from .candidates import Candidate, Task
 from .metrics import evaluate, metric_gain, primary_metric
@@ -138,15 +138,6 @@ class FittedCandidate:
         raw = uncalibrated_margins(self.pipeline, table[self.task.layout.features], self.task.kind)
         return {"margin": self.calibration.margin(raw), "output": self.calibration.output(raw)}
 
-
-def _stops(estimator: Any) -> bool:
-    "Return whether an estimator takes validation rows to stop by."
-    return bool(has_fit_parameter(estimator, "X_val"))
-
-
-def _fit(estimator: Any, X: Any, y: Any, X_val: Any, y_val: Any) -> Any:
-    return estimator.fit(X, y, **({"X_val": X_val, "y_val": y_val} if _stops(estimator) else {}))
-
 # %% ../../notebooks/lib/models/07_search.ipynb #fa6fbbc5
 def tune_candidate(
     candidate: Candidate,  # what to fit
@@ -165,7 +156,7 @@ def tune_candidate(
     done: list[Trial] = []
     best, kept = 0, (pipeline[-1], Calibration(task.kind))
     for params in candidate.draw_settings(pipeline[-1], trials, task.seed):
-        estimator = _fit(clone(pipeline[-1]).set_params(**params), X, y, X_val, y_val)
+        estimator = fit_once(clone(pipeline[-1]).set_params(**params), X, y, X_val, y_val)
         raw = uncalibrated_margins(estimator, X_val, task.kind)
         rule = calibrate(task.kind, raw, y_val)
         done.append(Trial(params, evaluate(task.kind, y_val, squeeze_output(rule.output(raw)))[metric]))
@@ -276,19 +267,6 @@ def refit_without_views(
     return twin if fitted.final is None else learn_from_all(twin, train, valid)
 
 # %% ../../notebooks/lib/models/07_search.ipynb #5b7e21c5
-def _settings_of_length(estimator: Any, more: float) -> dict[str, Any] | None:
-    "Return the settings with which an estimator learns as long without validation rows; None where that is not known."
-    if not _stops(estimator):
-        return {}
-    if hasattr(estimator, "settings_of_length"):
-        settings: dict[str, Any] = estimator.settings_of_length(more)
-        return settings
-    if hasattr(estimator, "n_iter_") and {"early_stopping", "max_iter"} <= estimator.get_params().keys():
-        rounds = min(round(estimator.n_iter_ * more), estimator.max_iter)
-        return {"early_stopping": False, "max_iter": max(1, rounds)}
-    return None
-
-
 def learn_from_all(
     fitted: FittedCandidate,
     train: pd.DataFrame,  # rows that it has learned from
@@ -296,13 +274,14 @@ def learn_from_all(
 ) -> FittedCandidate:  # with `final`, where its estimator can learn without rows to stop by
     "Learn once more from the validation rows too; setting and calibration stay."
     rows, names, task = pd.concat([train, valid]), fitted.task.layout.features, fitted.task
-    length = _settings_of_length(fitted.pipeline[-1], len(rows) / len(train))
+    length = settings_of_length(fitted.pipeline[-1], len(rows) / len(train))
     if length is None:
         return fitted
     final = fitted.candidate.build(task)
     final[-1].set_params(**fitted.trials[fitted.best].params | length)
-    seen = mask_rows(rows[names], task.masks, task.mask, task.seed)
-    return replace(fitted, final=final.fit(seen, rows["_target"].to_numpy()))
+    seen, y = mask_rows(rows[names], task.masks, task.mask, task.seed), rows["_target"].to_numpy()
+    learned = fit_once(final[-1], final[:-1].fit_transform(seen, y), y)
+    return replace(fitted, final=Pipeline([*final.steps[:-1], (final.steps[-1][0], learned)]))
 
 
 def unseen_answers(

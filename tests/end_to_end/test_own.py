@@ -134,4 +134,4 @@ def test_a_mistake_is_one_sentence(
 def test_either_may_be_imported_first(first: str) -> None:
     code = f"import {first}; from nbs_lib.models.candidates import CANDIDATES; print(*CANDIDATES)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split() == ["dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net"]
+    assert done.stdout.split() == ["dummy", "linear", "hgb_small", "lgbm", "blend", "net"]

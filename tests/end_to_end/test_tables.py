@@ -94,7 +94,15 @@ def test_binary(fresh: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for path in fresh.root.rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
     assert roles["task"] == "binary"
-    assert set(metrics["candidates"]) >= {"dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net", "net_int8"}
+    assert set(metrics["candidates"]) >= {
+        "dummy",
+        "linear",
+        "hgb_small",
+        "lgbm",
+        "blend",
+        "net",
+        "net_int8",
+    }
     assert metrics["candidates"][gate["champion"]]["test"]["auc"]["value"] > 0.9
     assert gate["decision"] == "PROMOTE"
     assert served(fresh, str(tmp_path / "cancer.csv"), "class") == len(frame)

@@ -195,13 +195,13 @@ def learned(task: str, *names: str) -> tuple[list[FittedCandidate], pd.DataFrame
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_a_variant_answers_as_it_learned(task: str, again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nbs_lib.models.compression.VARIANT_ROUNDS", {"hgb_small": 5, "hgb_large": 9})
-    fits, known, held = learned(task, "linear", "hgb_small", "hgb_large", "net")
+    monkeypatch.setattr("nbs_lib.models.compression.VARIANT_ROUNDS", {"hgb_small": 5, "lgbm": 9})
+    fits, known, held = learned(task, "linear", "hgb_small", "lgbm", "net")
     fits = [learn_from_all(fit, known, held) for fit in fits] if again else fits
     made = make_variants(fits, held)
     assert [(one.name, one.base) for one in made] == [
         ("hgb_small_5", "hgb_small"),
-        ("hgb_large_9", "hgb_large"),
+        ("lgbm_9", "lgbm"),
         ("net_int8", "net"),
     ]
     for one in made:

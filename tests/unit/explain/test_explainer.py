@@ -87,6 +87,14 @@ def test_explanations_add_up_to_the_answers(case: tuple[str, str, Explainer]) ->
     assert np.abs(found.values).max() > 0.3, "an explanation of nothing adds up too"
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_all_trees_of_a_blend_are_explained_exactly_together(task: str) -> None:
+    chosen, _ = candidate_and_params("blend", {"blend": {"params": {}}})
+    explainer = fit_explainer(chosen, {}, roles(task), made_up(task))
+    assert check_additivity(explainer)["passed"]
+    assert explainer.explain(explainer.cases.past).method == TREE_SHAP
+
+
 def test_strange_rows_are_explained_exactly(case: tuple[str, str, Explainer]) -> None:
     """All missing, a category that nobody has seen, numbers far outside."""
     _, _, explainer = case
@@ -99,19 +107,21 @@ def test_strange_rows_are_explained_exactly(case: tuple[str, str, Explainer]) ->
     assert np.isfinite(found.values).all()
 
 
+MANY_TREES = {"max_iter": 600, "n_iter_no_change": 600}
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e9])
-@pytest.mark.parametrize("model", ["hgb_large", "linear", "net"])
-def test_a_target_of_any_scale_is_explained_to_what_float32_keeps(model: str, scale: float) -> None:
+@pytest.mark.parametrize(("model", "more"), [("hgb_small", MANY_TREES), ("linear", {}), ("net", {})])
+def test_a_target_of_any_scale_is_explained_to_what_float32_keeps(model: str, more: dict, scale: float) -> None:
     """600 trees that are added up in float32 lose more than few do, and as much of each scale."""
     table = made_up("regression")
     table["_target"] = scale * (table["_target"] + 20)
-    settings = {"max_iter": 600, "n_iter_no_change": 600} if model == "hgb_large" else MODELS[model]
     chosen, _ = candidate_and_params(model, {model: {"params": {}}})
-    explainer = fit_explainer(chosen, settings, roles("regression"), table)
+    explainer = fit_explainer(chosen, MODELS[model] | more, roles("regression"), table)
     said = check_additivity(explainer)
     assert said["passed"], said
     found = explainer.explain(explainer.cases.past)
-    assert found.tolerance == pytest.approx(603 * 2**-24 if model == "hgb_large" else MAX_ADDITIVITY_GAP)
+    assert found.tolerance == pytest.approx(603 * 2**-24 if more else MAX_ADDITIVITY_GAP)
     assert f"at most {found.tolerance:.1e}" in said["needed"]
     moved = np.abs(found.values).sum(axis=1)
     assert moved.max() > scale, "an explanation of nothing adds up too"

@@ -1,15 +1,17 @@
 """Folds: none knows its own future, each task and split has some, and masks that hurt are found out."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.pipeline import Pipeline
 
 from nbs_lib.data.roles import Roles
-from nbs_lib.models.candidates import CANDIDATES, Task, register_candidate
-from nbs_lib.models.encoding import FeatureLayout
+from nbs_lib.models.candidates import CANDIDATES, Candidate, Task, register_candidate
+from nbs_lib.models.encoding import FeatureLayout, ordinal_encoder
 from nbs_lib.models.folds import (
     candidate_cost,
     choose_over_folds,
@@ -134,7 +136,8 @@ def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
     fitted, outputs = found["hgb_small"]
     taken = fitted.trials[fitted.best]
     assert taken.folds == len(folds) == 4
-    assert sorted(trial.folds for trial in fitted.trials) == [1, 2, 4]
+    assert fitted.trials[0].folds == 4, "the estimator's own setting goes on to the end"
+    assert sorted(trial.folds for trial in fitted.trials)[0] == 1
     metric = {"binary": "auc", "multiclass": "log_loss", "regression": "rmse"}[task]
     scored = [
         evaluate(task, fold.score["_target"].to_numpy(), out)[metric] for fold, out in zip(folds, outputs, strict=True)
@@ -143,6 +146,40 @@ def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
     again, same = search_over_folds(CANDIDATES["hgb_small"], work, folds, table[:1200], table[1200:], 3)
     assert again.trials == fitted.trials
     assert all(np.array_equal(one, other) for one, other in zip(outputs, same, strict=True))
+
+
+class Leaning(RegressorMixin, BaseEstimator):
+    """Answers by its first number, and by some of its second."""
+
+    def __init__(self, share: float = 0.0) -> None:
+        self.share = share
+
+    def fit(self, X: Any, y: Any) -> Self:
+        self.fitted_ = True
+        return self
+
+    def predict(self, X: Any) -> Any:
+        return np.asarray(X)[:, 0] + self.share * np.asarray(X)[:, 1]
+
+
+@pytest.mark.parametrize(("effect", "taken"), [(-0.1, 0.0), (0.06, 0.0), (0.3, 0.1)])
+def test_a_drawn_setting_is_taken_where_it_is_better_beyond_noise(effect: float, taken: float) -> None:
+    """The second number matters not at all, by less than can be told, and clearly."""
+    rng = np.random.default_rng(5)
+    table = pd.DataFrame({each: rng.normal(size=2000).astype("float32") for each in ("x", "late")})
+    table["_target"] = table["x"] + effect * table["late"] + rng.normal(size=2000)
+    table["_block"] = np.arange(2000) // 25
+    about = roles("regression", timestamp="at", columns=dict.fromkeys(("x", "late"), COLUMNS["x"]))
+    work = learned(table, about)
+
+    def build(task: Task) -> Pipeline:
+        return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", Leaning())])
+
+    one = Candidate("leaning", "trees", "", {"share": [0.0, 0.1]}, build)
+    fitted, _ = search_over_folds(one, work, make_folds(table, work, about), table[:1600], table[1600:], 2)
+    own, drawn = fitted.trials
+    assert (drawn.folds == 4 and drawn.score < own.score) == (effect > 0), "the middle case would show nothing"
+    assert fitted.trials[fitted.best].params == {"share": taken}
 
 
 def autoregressive() -> tuple[pd.DataFrame, Roles]:
@@ -194,7 +231,7 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
     about = roles("binary", timestamp="at", columns=COLUMNS)
     work = learned(table, about)
     folds = make_folds(table, work, about)
-    some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "net")]
+    some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "blend", "net")]
 
     def search(one: Any) -> Any:
         return search_over_folds(one, work, folds, table[:900], table[900:], 2, again=True)
@@ -209,7 +246,7 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
         assert fitted.final is not None, "each candidate of the template can learn from all rows"
 
 
-@pytest.mark.parametrize("name", ["dummy", "linear", "hgb_small", "hgb_large", "lgbm", "net"])
+@pytest.mark.parametrize("name", ["dummy", "linear", "hgb_small", "lgbm", "blend", "net"])
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_what_learns_once_more_learns_from_the_latest_rows(task: str, name: str) -> None:
     """One column matters in the validation rows alone: only what has learned from them follows it."""
