@@ -84,7 +84,7 @@ VARIANT_ROUNDS = {"hgb_small": 50, "lgbm": 100}  # how many of the first trees m
 
 
 def _count_rounds(estimator: Any) -> int:
-    "Return of how many rounds of trees an estimator is; 0 where it is of none that can be cut."
+    "Count the rounds of trees of an estimator; 0 where they can't be cut."
     return getattr(estimator, "rounds_", 0) or len(getattr(estimator, "_predictors", ()))
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..core.errors import DataError
 from ..core.format import format_count, format_number, format_with_interval
 from ..data.roles import Roles
+from .boosting import share_fits
 from .candidates import QUICK_TREES, Candidate, Task
 from nbs_lib.models.metrics import (
     METRIC_BY_NAME,
@@ -278,22 +279,24 @@ def search_over_folds(
     if not folds:
         return tune_candidate(candidate, task, train, valid, trials, progress), []
     metric = primary_metric(task.kind)
-    trials = trials if candidate.kind in _QUICK_KINDS else 1  # others of a net cost minutes, and gained nothing
+    trials = trials if candidate.kind in _QUICK_KINDS else 1  # other settings of a net cost minutes, and gained nothing
     settings = candidate.draw_settings(candidate.build(task)[-1], trials, task.seed)
     fits: list[list[FittedCandidate]] = [[] for _ in settings]
+    outputs: list[list[Floats]] = [[] for _ in settings]
     scores: list[list[float]] = [[] for _ in settings]
     left = list(range(len(settings)))
     for number, fold in enumerate(folds, 1):
         for k in left:
             fits[k].append(fit_fold(candidate, settings[k], fold))
-            scores[k].append(_fold_score(fold_output(fits[k][-1], fold), fold, metric))
+            outputs[k].append(fold_output(fits[k][-1], fold))
+            scores[k].append(_fold_score(outputs[k][-1], fold, metric))
         left.sort(key=lambda k: -metric_gain(metric, float(np.nanmean(scores[k])), 0.0))
         first, tried = np.nanmean(scores[left[0]]), format_count(len(left), "setting")
         progress(f"{candidate.name}: fold {number}, best {metric} {first:.4f} of {tried}")
         better = left[: max(1, len(left) // 2)]
         left = better if _OWN in better else [*better, _OWN]
-    outputs = {k: [fold_output(fit, fold, again) for fit, fold in zip(fits[k], folds, strict=True)] for k in left}
     for k in left if again else []:
+        outputs[k] = [fold_output(fit, fold, again) for fit, fold in zip(fits[k], folds, strict=True)]
         scores[k] = [_fold_score(output, fold, metric) for output, fold in zip(outputs[k], folds, strict=True)]
     best = next((k for k in left if k != _OWN and _is_better(folds, outputs[k], outputs[_OWN], task)), _OWN)
     done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in zip(settings, scores, strict=True)]
@@ -333,7 +336,9 @@ def search_all(
             return search(candidate)
 
     longest_first = sorted(candidates, key=_kind_rank, reverse=True)
-    found = dict(zip([one.name for one in longest_first], _side_by_side(searched, longest_first, workers), strict=True))
+    with share_fits():
+        searches = _side_by_side(searched, longest_first, workers)
+    found = dict(zip([one.name for one in longest_first], searches, strict=True))
     return {one.name: found[one.name] for one in candidates}
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #cc066f89

@@ -12,6 +12,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from nbs_lib.models.boosting import (
@@ -21,6 +22,7 @@ from nbs_lib.models.boosting import (
     BoostedRegressor,
     fit_once,
     round_down,
+    share_fits,
 )
 from nbs_lib.models.onnx_export import _estimator_graph
 
@@ -112,20 +114,27 @@ class Counting(HistGradientBoostingRegressor):
 
     fits: ClassVar[list[int]] = []
 
-    def fit(self, X: Any, y: Any, **held: Any) -> Self:
+    def fit(self, X: Any, y: Any, X_val: Any = None, y_val: Any = None) -> Self:
         self.fits.append(len(X))
-        return super().fit(X, y, **held)
+        return super().fit(X, y, X_val=X_val, y_val=y_val)
 
 
-def test_who_has_learned_the_same_rows_is_not_asked_again() -> None:
+def test_who_has_learned_the_same_rows_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = table(rows=300)
-    with ThreadPoolExecutor(4) as pool:
+    monkeypatch.setattr(Counting, "fits", [])
+    with share_fits(), ThreadPoolExecutor(4) as pool:
         alike = list(pool.map(lambda _: fit_once(Counting(max_iter=3), x.copy(), y.copy()), range(4)))
-    assert Counting.fits == [300]
-    assert BlendedRegressor([Counting(max_iter=3)]).fit(x, y).members_ == alike[:1]
-    for setting, rows in ((4, 300), (3, 299)):  # another setting, other rows
-        fit_once(Counting(max_iter=setting), x[:rows], y[:rows])
-    assert Counting.fits == [300, 300, 299]
+        assert Counting.fits == [300]
+        assert BlendedRegressor([Counting(max_iter=3)]).fit(x, y).members_ == alike[:1]
+        for setting, rows in ((4, 300), (3, 299)):  # another setting, other rows
+            fit_once(Counting(max_iter=setting), x[:rows], y[:rows])
+        assert Counting.fits == [300, 300, 299]
+        stopped = Counting(max_iter=3, early_stopping=True)
+        for held in (y[200:], -y[200:], y[200:]):  # the same rows, stopped by others
+            fit_once(clone(stopped), x[:200], y[:200], x[200:], held)
+        assert Counting.fits == [300, 300, 299, 200, 200]
+    fit_once(Counting(max_iter=3), x, y)
+    assert Counting.fits[5:] == [300], "shared for as long as it lasts"
 
 
 def test_an_estimator_that_can_not_be_hashed_learns_all_the_same() -> None:
@@ -134,7 +143,8 @@ def test_an_estimator_that_can_not_be_hashed_learns_all_the_same() -> None:
     class Local(HistGradientBoostingRegressor):
         """Of a function, where pickle does not find it."""
 
-    first, second = (fit_once(Local(max_iter=1), x, y) for _ in range(2))
+    with share_fits():
+        first, second = (fit_once(Local(max_iter=1), x, y) for _ in range(2))
     assert first is not second
     assert np.array_equal(first.predict(x), second.predict(x))
 

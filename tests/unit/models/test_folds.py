@@ -10,7 +10,6 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.pipeline import Pipeline
 
 from nbs_lib.data.roles import Roles
-from nbs_lib.models.boosting import _FITS
 from nbs_lib.models.candidates import CANDIDATES, Candidate, Task, register_candidate
 from nbs_lib.models.encoding import FeatureLayout, ordinal_encoder
 from nbs_lib.models.folds import (
@@ -144,7 +143,6 @@ def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
         evaluate(task, fold.score["_target"].to_numpy(), out)[metric] for fold, out in zip(folds, outputs, strict=True)
     ]
     assert np.isclose(np.mean(scored), taken.score)
-    _FITS.clear()  # else the second has what the first has learned
     again, same = search_over_folds(CANDIDATES["hgb_small"], work, folds, table[:1200], table[1200:], 3)
     assert again.trials == fitted.trials
     assert all(np.array_equal(one, other) for one, other in zip(outputs, same, strict=True))
@@ -238,9 +236,7 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
     def search(one: Any) -> Any:
         return search_over_folds(one, work, folds, table[:900], table[900:], 2, again=True)
 
-    alone = search_all(some, search, 1)
-    _FITS.clear()  # else the second has what the first has learned
-    beside = search_all(some, search, 2)
+    alone, beside = (search_all(some, search, workers) for workers in (1, 2))
     assert all(alone[name][0].pipeline[-1] is not beside[name][0].pipeline[-1] for name in alone)
     assert list(alone) == list(beside) == [one.name for one in some]
     for name, (fitted, outputs) in alone.items():
