@@ -10,10 +10,8 @@ __all__ = ['forward_folds', 'dealt_folds', 'fold_parts', 'Fold', 'make_folds', '
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #9057236c
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -253,16 +251,59 @@ def _fold_score(output: Floats, fold: Fold, metric: str) -> float:
 
 def _is_better(
     folds: Sequence[Fold],
-    drawn: Sequence[Floats],  # what a drawn setting answered in each
-    own: Sequence[Floats],  # what the estimator's own setting answered
+    way: Sequence[Floats],  # what was answered in each
+    other: Sequence[Floats],  # what else was answered
     task: Task,
 ) -> bool:
-    "Return whether a drawn setting gains more than the standard error of its gain; without draws, whether it gains."
-    classes = own[0].shape[1] if own[0].ndim > 1 else 2
-    _, gain = gain_over_folds(
-        fold_answers(folds, {"drawn": drawn, "own": own}), "drawn", "own", task.kind, classes, task.seed
-    )
+    "Return whether a way gains more than the standard error of its gain; without draws, whether it gains."
+    classes = way[0].shape[1] if way[0].ndim > 1 else 2
+    answers = fold_answers(folds, {"way": way, "other": other})
+    _, gain = gain_over_folds(answers, "way", "other", task.kind, classes, task.seed)
     return bool(gain[0] > np.nanstd(gain[1:])) if len(gain) > 1 else bool(gain[0] > 0)
+
+
+def _fit_whole(
+    candidate: Candidate,
+    params: Mapping[str, Any],  # a setting of its estimator
+    task: Task,
+    train: pd.DataFrame,
+    valid: pd.DataFrame,
+    again: bool,
+    progress: Callable[[str], None],
+) -> FittedCandidate:
+    "Learn a setting on all training rows, perhaps on the validation rows too."
+    fitted = replace(fit_setting(candidate, params, task, train, valid), candidate=candidate)
+    if again:
+        fitted = learn_from_all(fitted, train, valid)
+        if fitted.final is None:
+            progress(f"{candidate.name}: stays as it stopped, for its estimator has no settings_of_length")
+    return fitted
+
+
+def _race(
+    candidate: Candidate,
+    task: Task,
+    folds: Sequence[Fold],
+    train: pd.DataFrame,
+    valid: pd.DataFrame,
+    progress: Callable[[str], None],
+    again: bool,
+    rival: Sequence[Floats],  # what another one answered in each fold; without, none is left out
+) -> tuple[FittedCandidate, list[Floats]]:  # with its own setting; what that answered, fold by fold
+    "Let a costly candidate answer folds while its rival is not ahead, and learn all training rows beside that."
+    metric, outputs = primary_metric(task.kind), list[Floats]()
+    params = candidate.draw_settings(candidate.build(task)[-1], 1, task.seed)[_OWN]
+    with ThreadPoolExecutor(1) as beside:
+        whole = beside.submit(_fit_whole, candidate, params, task, train, valid, again, progress)
+        for number, fold in enumerate(folds, 1):
+            outputs.append(fold_output(fit_fold(candidate, params, fold), fold, again))
+            scores = [_fold_score(output, fold, metric) for output, fold in zip(outputs, folds, strict=False)]
+            progress(f"{candidate.name}: fold {number}, {metric} {np.nanmean(scores):.4f}")
+            if number < len(folds) and rival and _is_better(folds[:number], rival[:number], outputs, task):
+                progress(f"{candidate.name}: no more folds, for another candidate is ahead beyond noise")
+                break
+    done = Trial(params, float(np.nanmean(scores)), len(scores))
+    return replace(whole.result(), trials=[done], best=_OWN), outputs
 
 
 def search_over_folds(
@@ -274,12 +315,16 @@ def search_over_folds(
     trials: int = 4,  # settings to try, at most
     progress: Callable[[str], None] = lambda _: None,  # told after each fold
     again: bool = False,  # learn once more from all rows, with the best setting
-) -> tuple[FittedCandidate, list[Floats]]:  # with the best setting; what that answered in each fold
+    rival: Sequence[
+        Floats
+    ] = (),  # what another candidate answered in each fold: a costly one stops where that is ahead
+) -> tuple[FittedCandidate, list[Floats]]:  # with the best setting; what that answered in each fold, until it stopped
     "Choose the setting of a candidate over folds, and fit it on all training rows, perhaps on the others too."
     if not folds:
         return tune_candidate(candidate, task, train, valid, trials, progress), []
+    if candidate.kind not in _QUICK_KINDS:
+        return _race(candidate, task, folds, train, valid, progress, again, rival)
     metric = primary_metric(task.kind)
-    trials = trials if candidate.kind in _QUICK_KINDS else 1  # other settings of a net cost minutes, and gained nothing
     settings = candidate.draw_settings(candidate.build(task)[-1], trials, task.seed)
     fits: list[list[FittedCandidate]] = [[] for _ in settings]
     outputs: list[list[Floats]] = [[] for _ in settings]
@@ -300,13 +345,8 @@ def search_over_folds(
         scores[k] = [_fold_score(output, fold, metric) for output, fold in zip(outputs[k], folds, strict=True)]
     best = next((k for k in left if k != _OWN and _is_better(folds, outputs[k], outputs[_OWN], task)), _OWN)
     done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in zip(settings, scores, strict=True)]
-    fitted = fit_setting(candidate, settings[best], task, train, valid)
-    fitted = replace(fitted, candidate=candidate, trials=done, best=best)
-    if again:
-        fitted = learn_from_all(fitted, train, valid)
-        if fitted.final is None:
-            progress(f"{candidate.name}: stays as it stopped, for its estimator has no settings_of_length")
-    return fitted, outputs[best]
+    fitted = _fit_whole(candidate, settings[best], task, train, valid, again, progress)
+    return replace(fitted, trials=done, best=best), outputs[best]
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #a627e166
 _Job = TypeVar("_Job")
@@ -323,23 +363,33 @@ def _side_by_side(
         return list(pool.map(work, jobs))
 
 
+_Searched = tuple[FittedCandidate, list[Floats]]
+
+
+def _best_answers(searched: Sequence[_Searched]) -> list[Floats]:
+    "Return what the best of some candidates answered in the folds."
+    metric = primary_metric(searched[0][0].task.kind)
+    gains = [metric_gain(metric, fitted.trials[fitted.best].score, 0.0) for fitted, _ in searched]
+    return searched[int(np.argmax(np.nan_to_num(gains, nan=-np.inf)))][1]
+
+
 def search_all(
     candidates: Sequence[Candidate],
-    search: Callable[[Candidate], tuple[FittedCandidate, list[Floats]]],  # such as `search_over_folds` of a task
+    search: Callable[
+        [Candidate, Sequence[Floats]], _Searched
+    ],  # of a candidate and the best one's answers to the folds
     workers: int | None = None,  # threads; a core each, two at most, by default
-) -> dict[str, tuple[FittedCandidate, list[Floats]]]:  # by name, in the order of the candidates
-    "Search the candidates, two at a time; what is found is the same as one after the other."
-    one_net = threading.Lock()  # torch draws from numbers that all its models share
-
-    def searched(candidate: Candidate) -> tuple[FittedCandidate, list[Floats]]:
-        with nullcontext() if candidate.kind in _QUICK_KINDS else one_net:
-            return search(candidate)
-
+) -> dict[str, _Searched]:  # by name, in the order of the candidates
+    "Search the candidates two at a time, the costly ones last; what is found is the same as one after the other."
     longest_first = sorted(candidates, key=_kind_rank, reverse=True)
+    quick = [one for one in longest_first if one.kind in _QUICK_KINDS]
+    costly = [one for one in longest_first if one not in quick]
     with share_fits():
-        searches = _side_by_side(searched, longest_first, workers)
-    found = dict(zip([one.name for one in longest_first], searches, strict=True))
-    return {one.name: found[one.name] for one in candidates}
+        found = _side_by_side(lambda one: search(one, ()), quick, workers)
+        rival = _best_answers(found) if found else []
+        found += _side_by_side(lambda one: search(one, rival), costly, workers)
+    by_name = dict(zip([one.name for one in [*quick, *costly]], found, strict=True))
+    return {one.name: by_name[one.name] for one in candidates}
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #cc066f89
 def candidate_cost(

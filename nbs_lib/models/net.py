@@ -7,9 +7,10 @@ __all__ = ['TabularNet', 'MarginClassifier', 'NetClassifier', 'NetRegressor']
 
 # %% ../../notebooks/lib/models/02_net.ipynb #2838276c
 import io
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Self, cast
 
 import numpy as np
@@ -57,9 +58,8 @@ class _PiecewiseLinear(nn.Module):
         self.width = len(source) + len(edges)
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = torch.isnan(x)
-        steps = ((torch.where(missing, 0.0, x)[:, self.source] - self.lower) * self.rate).clamp(0, 1)
-        return torch.cat([torch.where(missing[:, self.source], 0.0, steps), missing.float()], 1)
+        steps = (x[:, self.source] - self.lower) * self.rate
+        return torch.cat([torch.where(torch.isnan(steps), 0.0, steps).clamp(0, 1), torch.isnan(x).float()], 1)
 
 # %% ../../notebooks/lib/models/02_net.ipynb #3af094ac
 class TabularNet(nn.Module):
@@ -78,27 +78,34 @@ class TabularNet(nn.Module):
         unknown: float,  # share of the values taken for missing in training
     ) -> None:
         super().__init__()
-        self.numbers, self.unknown = len(edges), unknown
+        self.numbers, self.unknown, self.dropout = len(edges), unknown, dropout
         self.register_buffer("nothing", torch.tensor([torch.nan] * len(edges) + [-1.0] * len(levels)))
         self.steps = _PiecewiseLinear(edges) if edges else None
         self.embeddings = nn.ModuleList(nn.Embedding(n + 1, min(16, int(np.ceil(n**0.5)) + 1)) for n in levels)
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=0.1)
         size = (self.steps.width if self.steps else 0) + sum(e.embedding_dim for e in self.embeddings)
-        layers: list[nn.Module] = []
-        for _ in range(depth):
-            layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(dropout)]
-            size = width
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(size, outputs)
+        sizes = [size, *[width] * depth]
+        self.layers = nn.ModuleList(nn.Linear(own, following) for own, following in pairwise(sizes))
+        self.head = nn.Linear(sizes[-1], outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            x = torch.where(torch.rand(x.shape) < self.unknown, self.nothing, x)
+    def forward(
+        self,
+        x: Tensor,  # rows [N, numbers and levels]
+        draws: torch.Generator | None = None,  # of what is left out in training; None: nothing is
+    ) -> Tensor:  # margins [N, outputs]
+        "Answer rows."
+        if draws is not None:
+            x = torch.where(torch.rand(x.shape, generator=draws) < self.unknown, self.nothing, x)
         parts = [self.steps(x[:, : self.numbers])] if self.steps else []
         codes = x[:, self.numbers :].long() + 1
         parts += [embed(codes[:, j]) for j, embed in enumerate(self.embeddings)]
-        return self.head(self.layers(torch.cat(parts, 1)))
+        x = torch.cat(parts, 1)
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+            if draws is not None:
+                x = x * (torch.rand(x.shape, generator=draws) >= self.dropout) / (1 - self.dropout)
+        return self.head(x)
 
 # %% ../../notebooks/lib/models/02_net.ipynb #0c3dd887
 _SCORE_CHUNK_ROWS = 4096  # rows scored at once
@@ -106,22 +113,32 @@ _MIN_STEPS = 600  # a small table is gone through more often
 _WARM_UP_STEPS = 50  # steps until the learning rate is reached
 
 
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict)
+class _Reproducible:
+    "Torch on one thread and with deterministic kernels, until the last net that learns or answers has left."
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = threading.Lock(), 0, (1, False)
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+            torch.set_num_threads(1)  # which each thread of ours has to be told
+            torch.use_deterministic_algorithms(True)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                torch.set_num_threads(self.before[0])
+                torch.use_deterministic_algorithms(self.before[1])
+
+
+_reproducible = _Reproducible()
 
 
 def _scores(net: nn.Module, x: Tensor) -> Tensor:
-    net.eval()
     with torch.inference_mode():
         return torch.cat([net(x[i : i + _SCORE_CHUNK_ROWS]) for i in range(0, max(len(x), 1), _SCORE_CHUNK_ROWS)])
 
@@ -171,8 +188,10 @@ class _Net(BaseEstimator):
         watched = None if valid is None else (torch.from_numpy(np.asarray(valid[0], dtype=np.float32)), valid[1])
         self.n_features_in_ = x.shape[1]
         edges = [_bin_edges(x[:, j].numpy(), self.bins) for j in range(x.shape[1] - len(self.levels))]
-        with _reproducible(self.random_state):
-            net = TabularNet(edges, self.levels, outputs, self.width, self.depth, self.dropout, self.unknown)
+        with _reproducible:
+            with _reproducible.lock, torch.random.fork_rng(devices=[]):  # all threads share what torch draws from
+                torch.manual_seed(self.random_state)
+                net = TabularNet(edges, self.levels, outputs, self.width, self.depth, self.dropout, self.unknown)
             average = AveragedModel(net, avg_fn=_running_mean)
             best, waited, kept, self.epochs_ = np.inf, 0, average.module.state_dict(), 0.0
             for done in self._steps(net, average, loss, x, y):
@@ -185,7 +204,6 @@ class _Net(BaseEstimator):
                     break
         self.net_ = cast(TabularNet, average.module)
         self.net_.load_state_dict(kept)
-        self.net_.eval()
 
     def _steps(self, net: TabularNet, average: AveragedModel, loss: nn.Module, x: Tensor, y: Tensor) -> Iterator[float]:
         "Train; pause `looks` times an epoch, with the number of epochs done."
@@ -195,15 +213,14 @@ class _Net(BaseEstimator):
         total = total if self.passes is None else max(1, round(self.passes * each))
         pause = max(each // self.looks, _MIN_STEPS // 20)
         optimizer = torch.optim.AdamW(net.parameters(), weight_decay=self.weight_decay, fused=True)
-        order = torch.empty(0, dtype=torch.int64)
+        order, draws = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(self.random_state)
         for step in range(1, total + 1):
             if len(order) < batch:
-                order = torch.randperm(len(x))
+                order = torch.randperm(len(x), generator=draws)
             rows, order = order[:batch], order[batch:]
             optimizer.param_groups[0]["lr"] = self.learning_rate * min(1.0, step / _WARM_UP_STEPS)
-            net.train()
             optimizer.zero_grad()
-            loss(net(x[rows]), y[rows]).backward()
+            loss(net(x[rows], draws), y[rows]).backward()
             optimizer.step()
             average.update_parameters(net)
             if step % pause == 0 or step == total:
@@ -217,14 +234,14 @@ class _Net(BaseEstimator):
         return {"passes": self.epochs_}
 
     def _margins(self, X: Any) -> NDArray[np.float64]:
-        with _reproducible(self.random_state):
+        with _reproducible:
             return _scores(self.net_, torch.from_numpy(np.asarray(X, dtype=np.float32))).numpy().astype(np.float64)
 
     def to_onnx(self) -> onnx.ModelProto:
         "Export the fitted net as a graph from `encoded` [N, features] to `scores` [N, outputs]."
         buffer = io.BytesIO()
         axes = {"encoded": {0: "N"}, "scores": {0: "N"}}
-        with warnings.catch_warnings(), _reproducible(self.random_state):
+        with warnings.catch_warnings(), _reproducible:
             warnings.simplefilter("ignore")  # the older exporter says that it is old; the newer needs one more package
             torch.onnx.export(
                 self.net_,

@@ -64,18 +64,21 @@ def mask_groups(
     return tuple(tuple(group) for group in groups)
 
 
+_NOTHING = {"f": np.nan, "i": MISSING_TIME}  # by kind of column; in a text ""
+
+
+def _hidden(column: pd.Series, rows: NDArray[np.bool_]) -> pd.Series:
+    return column.mask(rows, _NOTHING.get(column.dtype.kind, ""))
+
+
 def hide_features(
     table: pd.DataFrame,  # rows of a training set
     names: Iterable[str],  # of features
     rows: NDArray[np.bool_] | None = None,  # in which rows [N]; all of them by default
 ) -> pd.DataFrame:  # the same rows, with nothing in those features
     "Rows that lack something."
-    columns = {}
-    for name in names:
-        kind = table[name].dtype.kind
-        nothing = np.float32(np.nan) if kind == "f" else MISSING_TIME if kind == "i" else ""
-        columns[name] = nothing if rows is None else np.where(rows, nothing, table[name])
-    return table.assign(**columns).astype({name: table[name].dtype for name in columns})
+    rows = np.ones(len(table), bool) if rows is None else rows
+    return table.assign(**{name: _hidden(table[name], rows) for name in names})
 
 
 def as_newcomers(
@@ -100,9 +103,11 @@ def mask_rows(
     rng = np.random.default_rng(seed)
     some = rng.random(len(table)) < share
     part = np.where(some, rng.random(len(table)), 0)  # of the groups, row by row
+    hidden: dict[str, NDArray[np.bool_]] = {}
     for group in groups:
-        table = hide_features(table, group, rng.random(len(table)) < part)
-    return table
+        drawn = rng.random(len(table)) < part
+        hidden |= {name: hidden.get(name, False) | drawn for name in group}
+    return table.assign(**{name: _hidden(table[name], rows) for name, rows in hidden.items()})
 
 # %% ../../notebooks/lib/models/07_search.ipynb #35bd1c11
 @dataclass(frozen=True)

@@ -233,8 +233,8 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
     folds = make_folds(table, work, about)
     some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "blend", "net")]
 
-    def search(one: Any) -> Any:
-        return search_over_folds(one, work, folds, table[:900], table[900:], 2, again=True)
+    def search(one: Any, rival: Any) -> Any:
+        return search_over_folds(one, work, folds, table[:900], table[900:], 2, again=True, rival=rival)
 
     alone, beside = (search_all(some, search, workers) for workers in (1, 2))
     assert all(alone[name][0].pipeline[-1] is not beside[name][0].pipeline[-1] for name in alone)
@@ -245,6 +245,31 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
         graphs = [export_graph(each, table).SerializeToString() for each in (fitted, beside[name][0])]
         assert graphs[0] == graphs[1]
         assert fitted.final is not None, "each candidate of the template can learn from all rows"
+
+
+@pytest.mark.parametrize(
+    ("slow", "quick", "answered"), [("dummy", "linear", 1), ("linear", "dummy", 4), ("linear", "linear", 4)]
+)
+def test_what_is_costly_leaves_the_search_where_another_is_ahead(slow: str, quick: str, answered: int) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": rng.normal(size=1200).astype("float32"), "who": rng.choice(list("abc"), 1200)})
+    table = table.assign(_target=(table["x"] + rng.normal(size=1200) > 0).astype(int), _block=np.arange(1200) // 20)
+    about = roles("binary", timestamp="at", columns=COLUMNS)
+    work, said = learned(table, about), []
+    folds = make_folds(table, work, about)
+    costly = replace(CANDIDATES[slow], name="slow", kind="of its own")
+
+    def search(one: Any, rival: Any) -> Any:
+        return search_over_folds(one, work, folds, table[:900], table[900:], 2, said.append, True, rival)
+
+    found = search_all([costly, CANDIDATES[quick]], search)
+    fitted, outputs = found["slow"]
+    assert list(found) == ["slow", quick]
+    assert len(outputs) == fitted.trials[0].folds == answered
+    assert len(found[quick][1]) == len(folds) == 4
+    assert ("slow: no more folds, for another candidate is ahead beyond noise" in said) == (answered == 1)
+    alone = learn_from_all(fit_setting(costly, {}, work, table[:900], table[900:]), table[:900], table[900:])
+    assert np.array_equal(fitted.served().answers(table)["output"], alone.served().answers(table)["output"])
 
 
 @pytest.mark.parametrize("name", ["dummy", "linear", "hgb_small", "lgbm", "blend", "net"])
