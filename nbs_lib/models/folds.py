@@ -243,6 +243,7 @@ def _kind_rank(candidate: Candidate) -> int:
 
 
 _OWN = 0  # where the estimator's own setting stands among those to try
+_SURE_FOLDS = 2  # that a costly candidate answers, whatever its rival does
 
 
 def _fold_score(output: Floats, fold: Fold, metric: str) -> float:
@@ -251,14 +252,15 @@ def _fold_score(output: Floats, fold: Fold, metric: str) -> float:
 
 def _is_better(
     folds: Sequence[Fold],
-    way: Sequence[Floats],  # what was answered in each
-    other: Sequence[Floats],  # what else was answered
+    drawn: Sequence[Floats],  # what a drawn setting answered in each
+    own: Sequence[Floats],  # what the estimator's own setting answered
     task: Task,
 ) -> bool:
-    "Return whether a way gains more than the standard error of its gain; without draws, whether it gains."
-    classes = way[0].shape[1] if way[0].ndim > 1 else 2
-    answers = fold_answers(folds, {"way": way, "other": other})
-    _, gain = gain_over_folds(answers, "way", "other", task.kind, classes, task.seed)
+    "Return whether a drawn setting gains more than the standard error of its gain; without draws, whether it gains."
+    classes = own[0].shape[1] if own[0].ndim > 1 else 2
+    _, gain = gain_over_folds(
+        fold_answers(folds, {"drawn": drawn, "own": own}), "drawn", "own", task.kind, classes, task.seed
+    )
     return bool(gain[0] > np.nanstd(gain[1:])) if len(gain) > 1 else bool(gain[0] > 0)
 
 
@@ -291,18 +293,22 @@ def _race(
     rival: Sequence[Floats],  # what another one answered in each fold; without, none is left out
 ) -> tuple[FittedCandidate, list[Floats]]:  # with its own setting; what that answered, fold by fold
     "Let a costly candidate answer folds while its rival is not ahead, and learn all training rows beside that."
-    metric, outputs = primary_metric(task.kind), list[Floats]()
+    metric, outputs, scores = primary_metric(task.kind), list[Floats](), list[float]()
+    to_beat = [_fold_score(output, fold, metric) for output, fold in zip(rival, folds, strict=False)]
     params = candidate.draw_settings(candidate.build(task)[-1], 1, task.seed)[_OWN]
     with ThreadPoolExecutor(1) as beside:
         whole = beside.submit(_fit_whole, candidate, params, task, train, valid, again, progress)
         for number, fold in enumerate(folds, 1):
             outputs.append(fold_output(fit_fold(candidate, params, fold), fold, again))
-            scores = [_fold_score(output, fold, metric) for output, fold in zip(outputs, folds, strict=False)]
-            progress(f"{candidate.name}: fold {number}, {metric} {np.nanmean(scores):.4f}")
-            if number < len(folds) and rival and _is_better(folds[:number], rival[:number], outputs, task):
-                progress(f"{candidate.name}: no more folds, for another candidate is ahead beyond noise")
+            scores.append(_fold_score(outputs[-1], fold, metric))
+            mean = float(np.nanmean(scores))
+            progress(f"{candidate.name}: fold {number}, {metric} {mean:.4f}")
+            if not to_beat or not _SURE_FOLDS <= number < len(folds):
+                continue
+            if metric_gain(metric, float(np.nanmean(to_beat[:number])), mean) > 0:
+                progress(f"{candidate.name}: no more folds, for another candidate is ahead")
                 break
-    done = Trial(params, float(np.nanmean(scores)), len(scores))
+    done = Trial(params, mean, len(scores))
     return replace(whole.result(), trials=[done], best=_OWN), outputs
 
 
