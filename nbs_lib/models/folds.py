@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -430,17 +431,21 @@ def choice_table(
     found: Mapping[str, Mapping[str, Any]],  # as `choose_over_folds` tells of them
     best: str,  # the one that was taken
     metric: str,  # the primary one
+    left: Mapping[str, int] = MappingProxyType({}),  # after how many folds costly ones left the search
 ) -> pd.DataFrame:  # a row per candidate
     "Render the choice."
-    return pd.DataFrame(
+    score = f"{METRIC_BY_NAME[metric].label}, mean of the folds"
+    rows = [
         {
             "candidate": name,
-            f"{METRIC_BY_NAME[metric].label}, mean of the folds": format_with_interval(each),
+            score: format_with_interval(each),
             "behind by": format_with_interval(each["behind"], sign=True),
             "chosen": "yes" if name == best else "",
         }
         for name, each in found.items()
-    )
+    ]
+    gone = {name: f"left the search, behind after {format_count(count, 'fold')}" for name, count in left.items()}
+    return pd.DataFrame([*rows, *({"candidate": name, score: text} for name, text in gone.items())]).fillna("")
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #952128ef
 def _quick_output(fold: Fold) -> Floats:

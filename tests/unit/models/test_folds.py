@@ -14,6 +14,7 @@ from nbs_lib.models.candidates import CANDIDATES, Candidate, Task, register_cand
 from nbs_lib.models.encoding import FeatureLayout, ordinal_encoder
 from nbs_lib.models.folds import (
     candidate_cost,
+    choice_table,
     choose_over_folds,
     decide_masks,
     decide_refit,
@@ -111,6 +112,8 @@ def test_the_one_that_is_taken_is_compared_with_the_others_itself() -> None:
     assert best == "hgb_small"
     assert told["linear"]["behind"]["lo"] > 0
     assert told["linear"]["behind_taken"]["lo"] < 0
+    last = choice_table(told, best, "auc", {"net": 2}).iloc[-1]
+    assert [*last] == ["net", "left the search, behind after 2 folds", "", ""]
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
