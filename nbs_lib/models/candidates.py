@@ -45,7 +45,7 @@ class Candidate:
     "A way to learn a task."
 
     name: str  # what it is called everywhere
-    kind: str  # baseline, linear, trees or net
+    kind: str  # baseline, linear or trees; net, or any other word: counts as costly
     description: str  # a sentence for people
     space: dict[str, Sequence[Any]]  # settings of the estimator to try
     build: Callable[[Task], Pipeline]  # the unfitted pipeline
@@ -79,7 +79,7 @@ _ABSENT: dict[str, str] = {}  # names of candidates that need a package that is 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #0debc4c5
 def register_candidate(
     name: str,  # what it is called
-    kind: str,  # baseline, linear, trees or net
+    kind: str,  # baseline, linear or trees; net, or any other word: counts as costly
     description: str,  # a sentence for people
     **space: Sequence[Any],  # settings of the estimator to try
 ) -> Callable[[Callable[[Task], Pipeline]], Callable[[Task], Pipeline]]:  # a decorator

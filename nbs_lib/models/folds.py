@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -275,12 +274,12 @@ def _fit_whole(
     progress: Callable[[str], None],
 ) -> FittedCandidate:
     "Learn a setting on all training rows, perhaps on the validation rows too."
-    fitted = replace(fit_setting(candidate, params, task, train, valid), candidate=candidate)
+    fitted = fit_setting(candidate, params, task, train, valid)  # whose candidate builds this setting
     if again:
         fitted = learn_from_all(fitted, train, valid)
         if fitted.final is None:
             progress(f"{candidate.name}: stays as it stopped, for its estimator has no settings_of_length")
-    return fitted
+    return replace(fitted, candidate=candidate)
 
 
 def _race(
@@ -294,22 +293,24 @@ def _race(
     rival: Sequence[Floats],  # what another one answered in each fold; without, none is left out
 ) -> tuple[FittedCandidate, list[Floats]]:  # with its own setting; what that answered, fold by fold
     "Let a costly candidate answer folds while its rival is not ahead, and learn all training rows beside that."
-    metric, outputs, scores = primary_metric(task.kind), list[Floats](), list[float]()
-    to_beat = [_fold_score(output, fold, metric) for output, fold in zip(rival, folds, strict=False)]
-    params = candidate.draw_settings(candidate.build(task)[-1], 1, task.seed)[_OWN]
+    metric, estimator = primary_metric(task.kind), candidate.build(task)[-1]
+    params = candidate.draw_settings(estimator, 1, task.seed)[_OWN]
+    outputs, scores, behind = list[Floats](), list[float](), list[float]()
     with ThreadPoolExecutor(1) as beside:
         whole = beside.submit(_fit_whole, candidate, params, task, train, valid, again, progress)
+        if not getattr(estimator, "draws_alone", False):
+            whole.result()  # two that draw from the same numbers would disturb each other
         for number, fold in enumerate(folds, 1):
             outputs.append(fold_output(fit_fold(candidate, params, fold), fold, again))
             scores.append(_fold_score(outputs[-1], fold, metric))
-            mean = float(np.nanmean(scores))
-            progress(f"{candidate.name}: fold {number}, {metric} {mean:.4f}")
-            if not to_beat or not _SURE_FOLDS <= number < len(folds):
+            progress(f"{candidate.name}: fold {number}, {metric} {np.nanmean(scores):.4f}")
+            if not rival:
                 continue
-            if metric_gain(metric, float(np.nanmean(to_beat[:number])), mean) > 0:
-                progress(f"{candidate.name}: no more folds, for another candidate is ahead")
+            behind.append(metric_gain(metric, _fold_score(rival[number - 1], fold, metric), scores[-1]))
+            if _SURE_FOLDS <= number < len(folds) and np.nanmean(behind) > 0:
+                progress(f"{candidate.name}: no more folds, for a cheaper candidate is ahead")
                 break
-    done = Trial(params, mean, len(scores))
+    done = Trial(params, float(np.nanmean(scores)), len(scores))
     return replace(whole.result(), trials=[done], best=_OWN), outputs
 
 
@@ -322,9 +323,7 @@ def search_over_folds(
     trials: int = 4,  # settings to try, at most
     progress: Callable[[str], None] = lambda _: None,  # told after each fold
     again: bool = False,  # learn once more from all rows, with the best setting
-    rival: Sequence[
-        Floats
-    ] = (),  # what another candidate answered in each fold: a costly one stops where that is ahead
+    rival: Sequence[Floats] = (),  # what a cheaper one answered in each: a costly one stops where that is ahead
 ) -> tuple[FittedCandidate, list[Floats]]:  # with the best setting; what that answered in each fold, until it stopped
     "Choose the setting of a candidate over folds, and fit it on all training rows, perhaps on the others too."
     if not folds:
@@ -382,19 +381,17 @@ def _best_answers(searched: Sequence[_Searched]) -> list[Floats]:
 
 def search_all(
     candidates: Sequence[Candidate],
-    search: Callable[
-        [Candidate, Sequence[Floats]], _Searched
-    ],  # of a candidate and the best one's answers to the folds
-    workers: int | None = None,  # threads; a core each, two at most, by default
+    search: Callable[[Candidate, Sequence[Floats]], _Searched],  # of a candidate, and what its rival answered
+    workers: int | None = None,  # threads of the quick ones; a core each, two at most, by default
 ) -> dict[str, _Searched]:  # by name, in the order of the candidates
-    "Search the candidates two at a time, the costly ones last; what is found is the same as one after the other."
+    "Search two at a time, then the costly ones one by one; what is found is the same as one after the other."
     longest_first = sorted(candidates, key=_kind_rank, reverse=True)
     quick = [one for one in longest_first if one.kind in _QUICK_KINDS]
-    costly = [one for one in longest_first if one not in quick]
+    costly = [one for one in longest_first if one.kind not in _QUICK_KINDS]
     with share_fits():
         found = _side_by_side(lambda one: search(one, ()), quick, workers)
         rival = _best_answers(found) if found else []
-        found += _side_by_side(lambda one: search(one, rival), costly, workers)
+        found += [search(one, rival) for one in costly]
     by_name = dict(zip([one.name for one in [*quick, *costly]], found, strict=True))
     return {one.name: by_name[one.name] for one in candidates}
 
@@ -431,7 +428,7 @@ def choice_table(
     found: Mapping[str, Mapping[str, Any]],  # as `choose_over_folds` tells of them
     best: str,  # the one that was taken
     metric: str,  # the primary one
-    left: Mapping[str, int] = MappingProxyType({}),  # after how many folds costly ones left the search
+    left: Mapping[str, int] | None = None,  # after how many folds costly ones left the search
 ) -> pd.DataFrame:  # a row per candidate
     "Render the choice."
     score = f"{METRIC_BY_NAME[metric].label}, mean of the folds"
@@ -444,7 +441,9 @@ def choice_table(
         }
         for name, each in found.items()
     ]
-    gone = {name: f"left the search, behind after {format_count(count, 'fold')}" for name, count in left.items()}
+    gone = {
+        name: f"left the search, behind after {format_count(count, 'fold')}" for name, count in (left or {}).items()
+    }
     return pd.DataFrame([*rows, *({"candidate": name, score: text} for name, text in gone.items())]).fillna("")
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #952128ef

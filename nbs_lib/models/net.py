@@ -151,6 +151,8 @@ def _running_mean(average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
 class _Net(BaseEstimator):
     "What the classifier and the regressor share."
 
+    draws_alone = True  # from numbers of its own: it can learn beside others
+
     def __init__(
         self,
         levels: Sequence[int] = (),  # how many levels the categorical columns have, which are the last ones

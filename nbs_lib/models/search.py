@@ -68,7 +68,7 @@ _NOTHING = {"f": np.nan, "i": MISSING_TIME}  # by kind of column; in a text ""
 
 
 def _hidden(column: pd.Series, rows: NDArray[np.bool_]) -> pd.Series:
-    return column.mask(rows, _NOTHING.get(column.dtype.kind, ""))
+    return column.mask(rows, _NOTHING.get(column.dtype.kind, "")).astype(column.dtype)
 
 
 def hide_features(

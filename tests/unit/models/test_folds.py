@@ -1,11 +1,14 @@
 """Folds: none knows its own future, each task and split has some, and masks that hurt are found out."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.pipeline import Pipeline
 
@@ -29,6 +32,7 @@ from nbs_lib.models.folds import (
     search_over_folds,
 )
 from nbs_lib.models.metrics import evaluate
+from nbs_lib.models.net import NetRegressor
 from nbs_lib.models.onnx_export import export_graph
 from nbs_lib.models.search import fit_setting, learn_from_all, unseen_answers
 from nbs_lib.testing.installed_tables import hourly_table
@@ -112,8 +116,14 @@ def test_the_one_that_is_taken_is_compared_with_the_others_itself() -> None:
     assert best == "hgb_small"
     assert told["linear"]["behind"]["lo"] > 0
     assert told["linear"]["behind_taken"]["lo"] < 0
-    last = choice_table(told, best, "auc", {"net": 2}).iloc[-1]
-    assert [*last] == ["net", "left the search, behind after 2 folds", "", ""]
+
+
+def test_the_choice_names_what_left_the_search() -> None:
+    about = {"value": 0.7, "lo": 0.6, "hi": 0.8}
+    shown = choice_table({"lgbm": about | {"behind": about}}, "lgbm", "auc", {"net": 2, "other": 1})
+    assert [*shown["candidate"]] == ["lgbm", "net", "other"]
+    assert [*shown.iloc[1]] == ["net", "left the search, behind after 2 folds", "", ""]
+    assert shown.iloc[2, 1].endswith("after 1 fold")
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -179,10 +189,14 @@ def test_a_drawn_setting_is_taken_where_it_is_better_beyond_noise(effect: float,
         return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", Leaning())])
 
     one = Candidate("leaning", "trees", "", {"share": [0.0, 0.1]}, build)
-    fitted, _ = search_over_folds(one, work, make_folds(table, work, about), table[:1600], table[1600:], 2)
+    folds = make_folds(table, work, about)
+    fitted, _ = search_over_folds(one, work, folds, table[:1600], table[1600:], 2, again=True)
     own, drawn = fitted.trials
     assert (drawn.folds == 4 and drawn.score < own.score) == (effect > 0), "the middle case would show nothing"
     assert fitted.trials[fitted.best].params == {"share": taken}
+    assert [each[-1].share for each in (fitted.pipeline, fitted.served().pipeline)] == [taken, taken]
+    assert fitted.final is not None
+    assert fitted.candidate == one
 
 
 def autoregressive() -> tuple[pd.DataFrame, Roles]:
@@ -270,7 +284,7 @@ def test_what_is_costly_leaves_the_search_where_another_is_ahead(slow: str, quic
     assert list(found) == ["slow", quick]
     assert len(outputs) == fitted.trials[0].folds == answered
     assert len(found[quick][1]) == len(folds) == 4
-    assert ("slow: no more folds, for another candidate is ahead" in said) == (answered == 2)
+    assert ("slow: no more folds, for a cheaper candidate is ahead" in said) == (answered == 2)
     alone = learn_from_all(fit_setting(costly, {}, work, table[:900], table[900:]), table[:900], table[900:])
     assert np.array_equal(fitted.served().answers(table)["output"], alone.served().answers(table)["output"])
 
@@ -317,6 +331,62 @@ def test_the_rounds_follow_the_rows_up_to_what_the_setting_allows() -> None:
 def test_no_candidate_takes_the_name_of_the_context_model() -> None:
     with pytest.raises(ValueError, match="the context model"):
         register_candidate("context", "linear", "what answers for newcomers")
+
+
+class Drawing(RegressorMixin, BaseEstimator):
+    """Learns what it draws from the numbers that all threads share; `twice` tells of a second one meanwhile."""
+
+    learning, twice = 0, False
+
+    def fit(self, X: Any, y: Any) -> Self:
+        Drawing.learning += 1
+        time.sleep(0.5 if len(X) == 740 else 0.02)  # all training rows take long enough for a fold to begin
+        Drawing.twice |= Drawing.learning > 1
+        Drawing.learning -= 1
+        self.fitted_ = True
+        return self
+
+    def predict(self, X: Any) -> Any:
+        return np.asarray(X)[:, 0]
+
+
+@pytest.mark.parametrize("draws_alone", [False, True])
+def test_what_draws_from_the_numbers_of_all_learns_alone(draws_alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Drawing, "draws_alone", draws_alone, raising=False)
+    monkeypatch.setattr(Drawing, "twice", False)
+    rng = np.random.default_rng(5)
+    table = pd.DataFrame({"x": rng.normal(size=900).astype("float32"), "_block": np.arange(900) // 25})
+    table["_target"] = table["x"] + rng.normal(size=900)
+    about = roles("regression", timestamp="at", columns={"x": COLUMNS["x"]})
+    work = learned(table, about)
+
+    def build(task: Task) -> Pipeline:
+        return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", Drawing())])
+
+    def search(one: Any, rival: Any) -> Any:
+        return search_over_folds(one, work, make_folds(table, work, about), table[:740], table[740:], 1, rival=rival)
+
+    search_all([Candidate(name, "net", "", {}, build) for name in ("one", "other")], search)
+    assert Drawing.twice == draws_alone
+
+
+def test_two_nets_at_once_are_what_each_is_alone() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3)).astype(np.float32)
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_rng_state()
+
+    def weights(seed: int) -> list[Any]:
+        net = NetRegressor(passes=2.0, width=16, random_state=seed).fit(x, x[:, 0])
+        return [each.numpy() for each in net.net_.state_dict().values()]
+
+    alone = [weights(seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        beside = list(pool.map(weights, (1, 2)))
+    for one, other in zip(alone, beside, strict=True):
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))
+    assert not np.array_equal(alone[0][-1], alone[1][-1])
+    assert before[:2] == (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    assert torch.equal(before[2], torch.get_rng_state())
 
 
 def test_a_net_whose_loss_was_never_a_number_learned_for_no_time() -> None:
