@@ -16,6 +16,7 @@ from nbs_lib.data.roles import Roles
 from nbs_lib.models.candidates import CANDIDATES, Candidate, Task, register_candidate
 from nbs_lib.models.encoding import FeatureLayout, ordinal_encoder
 from nbs_lib.models.folds import (
+    Fold,
     candidate_cost,
     choice_table,
     choose_over_folds,
@@ -241,13 +242,18 @@ def test_masks_that_cost_nothing_stay() -> None:
     assert (task.mask, [fold.task.mask for fold in kept]) == (0.1, [0.1] * len(folds))
 
 
-def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
+def told_by_x() -> tuple[pd.DataFrame, Task, list[Fold]]:
+    """Rows in time whose class one number tells, what there is to learn of them, and their folds."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"x": rng.normal(size=1200).astype("float32"), "who": rng.choice(list("abc"), 1200)})
     table = table.assign(_target=(table["x"] + rng.normal(size=1200) > 0).astype(int), _block=np.arange(1200) // 20)
     about = roles("binary", timestamp="at", columns=COLUMNS)
     work = learned(table, about)
-    folds = make_folds(table, work, about)
+    return table, work, make_folds(table, work, about)
+
+
+def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
+    table, work, folds = told_by_x()
     some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "blend", "net")]
 
     def search(one: Any, rival: Any) -> Any:
@@ -268,12 +274,8 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
     ("slow", "quick", "answered"), [("dummy", "linear", 2), ("linear", "dummy", 4), ("linear", "linear", 4)]
 )
 def test_what_is_costly_leaves_the_search_where_another_is_ahead(slow: str, quick: str, answered: int) -> None:
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"x": rng.normal(size=1200).astype("float32"), "who": rng.choice(list("abc"), 1200)})
-    table = table.assign(_target=(table["x"] + rng.normal(size=1200) > 0).astype(int), _block=np.arange(1200) // 20)
-    about = roles("binary", timestamp="at", columns=COLUMNS)
-    work, said = learned(table, about), []
-    folds = make_folds(table, work, about)
+    table, work, folds = told_by_x()
+    said: list[str] = []
     costly = replace(CANDIDATES[slow], name="slow", kind="of its own")
 
     def search(one: Any, rival: Any) -> Any:
