@@ -135,7 +135,9 @@ _TARGET_CODES = {
 }
 _COST_CODES = {
     "NBS050": Kind(
-        "The run takes long", NOTE, "Try `make run SAMPLE=0.1` first, fewer `train.candidates`, or `train.trials: 1`."
+        "The run takes long",
+        NOTE,
+        "Set `train.minutes`, or try `make run SAMPLE=0.1` or fewer `train.candidates` first.",
     ),
     "NBS051": Kind(
         "The run may not fit into memory", NOTE, "Try `make run SAMPLE=0.1` first, or list wide columns in `data.drop`."

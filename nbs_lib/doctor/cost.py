@@ -48,7 +48,14 @@ def find_cost(
     free = psutil.virtual_memory().available / 1e6 if free is None else free
     found = []
     if seconds > _LONG_S:
-        found.append(Finding("NBS050", (), f"about {seconds / 60:.0f} minutes.", "Try make run SAMPLE=0.1 first."))
+        found.append(
+            Finding(
+                "NBS050",
+                (),
+                f"about {seconds / 60:.0f} minutes.",
+                "Set train.minutes, or try make run SAMPLE=0.1 first.",
+            )
+        )
     if megabytes > free:
         evidence = f"about {megabytes / 1000:.1f} GB are needed, and {free / 1000:.1f} GB are free."
         found.append(Finding("NBS051", (), evidence, "Try make run SAMPLE=0.1 first."))

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['forward_folds', 'dealt_folds', 'fold_parts', 'Fold', 'make_folds', 'task_table', 'fit_fold', 'fold_output',
-           'fold_answers', 'bootstrap_folds', 'gain_over_folds', 'search_over_folds', 'search_all', 'candidate_cost',
-           'choose_over_folds', 'choice_table', 'mask_answers', 'masks_cost', 'masks_sentence', 'decide_masks',
-           'refit_answers', 'decide_refit', 'refit_sentence']
+           'fold_answers', 'bootstrap_folds', 'gain_over_folds', 'SearchPlan', 'Searched', 'search_candidate',
+           'search_all', 'compared_answers', 'left_out', 'candidate_cost', 'choose_over_folds', 'choice_table',
+           'mask_answers', 'masks_cost', 'masks_sentence', 'decide_masks', 'refit_answers', 'decide_refit',
+           'refit_sentence']
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #9057236c
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,9 +23,10 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..core.format import format_count, format_number, format_with_interval
+from ..core.params import AUTO
 from ..data.roles import Roles
-from .boosting import share_fits
-from .candidates import QUICK_TREES, Candidate, Task
+from .boosting import SharedFit, share_fits
+from .candidates import QUICK_TREES, REQUIRED_CANDIDATES, Candidate, Task
 from nbs_lib.models.metrics import (
     METRIC_BY_NAME,
     Floats,
@@ -234,6 +237,36 @@ def gain_over_folds(
     gain = metric_gain(primary_metric(task), drawn[way], drawn[other])
     return {name: float(each[0]) for name, each in drawn.items()}, gain
 
+# %% ../../notebooks/lib/models/11_folds.ipynb #b3c1d0e2
+@dataclass(frozen=True)
+class SearchPlan:
+    "Say what candidates learn, what they are compared by, and how much they may try."
+
+    task: Task  # what there is to learn
+    classes: int  # how many; 0 for a regression
+    folds: Sequence[Fold]  # of that task, to choose by
+    train: pd.DataFrame  # rows of a training set to learn from
+    valid: pd.DataFrame  # rows to stop and calibrate by; without folds also to choose by
+    trials: int = 4  # settings of a candidate to try, at most
+    again: bool = False  # learn once more from all rows, with the best setting
+    minutes: float | str = AUTO  # that the search may take; auto: as long as it takes
+    progress: Callable[[str], None] = lambda _: None  # told after each fold
+    begun: float = field(default_factory=time.monotonic)  # when the search began, in seconds
+    fits: dict[str, SharedFit] = field(default_factory=dict, repr=False)  # what has learned in this search
+
+    def is_over(self) -> bool:
+        "Return whether the time of the search is over."
+        return self.minutes != AUTO and time.monotonic() > self.begun + 60 * float(self.minutes)
+
+
+@dataclass(frozen=True)
+class Searched:
+    "Hold what the search found of a candidate."
+
+    fitted: FittedCandidate  # with the best setting, on all training rows
+    outputs: list[Floats]  # what that setting answered in each fold, as far as it came
+    left: str = ""  # why a costly one left before the last fold
+
 # %% ../../notebooks/lib/models/11_folds.ipynb #a627e164
 _QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answered in microseconds
 
@@ -244,6 +277,7 @@ def _kind_rank(candidate: Candidate) -> int:
 
 _OWN = 0  # where the estimator's own setting stands among those to try
 _SURE_FOLDS = 2  # that a costly candidate answers, whatever its rival does
+_LATE = "out of time (train.minutes)"
 
 
 def _fold_score(output: Floats, fold: Fold, metric: str) -> float:
@@ -251,108 +285,111 @@ def _fold_score(output: Floats, fold: Fold, metric: str) -> float:
 
 
 def _is_better(
-    folds: Sequence[Fold],
-    drawn: Sequence[Floats],  # what a drawn setting answered in each
+    plan: SearchPlan,
+    drawn: Sequence[Floats],  # what a drawn setting answered in each fold
     own: Sequence[Floats],  # what the estimator's own setting answered
-    task: Task,
 ) -> bool:
     "Return whether a drawn setting gains more than the standard error of its gain; without draws, whether it gains."
-    classes = own[0].shape[1] if own[0].ndim > 1 else 2
-    _, gain = gain_over_folds(
-        fold_answers(folds, {"drawn": drawn, "own": own}), "drawn", "own", task.kind, classes, task.seed
-    )
+    answers = fold_answers(plan.folds[: len(own)], {"drawn": drawn, "own": own})
+    _, gain = gain_over_folds(answers, "drawn", "own", plan.task.kind, plan.classes, plan.task.seed)
     return bool(gain[0] > np.nanstd(gain[1:])) if len(gain) > 1 else bool(gain[0] > 0)
 
 
 def _fit_whole(
+    plan: SearchPlan,
     candidate: Candidate,
     params: Mapping[str, Any],  # a setting of its estimator
-    task: Task,
-    train: pd.DataFrame,
-    valid: pd.DataFrame,
-    again: bool,
-    progress: Callable[[str], None],
+) -> FittedCandidate:  # whose candidate builds this setting
+    "Learn a setting on all training rows."
+    return fit_setting(candidate, params, plan.task, plan.train, plan.valid)
+
+
+def _learn_again(
+    plan: SearchPlan,
+    fitted: FittedCandidate,  # as `_fit_whole`
 ) -> FittedCandidate:
-    "Learn a setting on all training rows, perhaps on the validation rows too."
-    fitted = fit_setting(candidate, params, task, train, valid)  # whose candidate builds this setting
-    if again:
-        fitted = learn_from_all(fitted, train, valid)
-        if fitted.final is None:
-            progress(f"{candidate.name}: stays as it stopped, for its estimator has no settings_of_length")
-    return replace(fitted, candidate=candidate)
+    "Learn from the validation rows too, where that was decided."
+    again = learn_from_all(fitted, plan.train, plan.valid) if plan.again else fitted
+    if plan.again and again.final is None:
+        plan.progress(f"{fitted.candidate.name}: stays as it stopped, for its estimator has no settings_of_length")
+    return again
 
-
+# %% ../../notebooks/lib/models/11_folds.ipynb #b3c1d0e4
 def _race(
+    plan: SearchPlan,
     candidate: Candidate,
-    task: Task,
-    folds: Sequence[Fold],
-    train: pd.DataFrame,
-    valid: pd.DataFrame,
-    progress: Callable[[str], None],
-    again: bool,
     rival: Sequence[Floats],  # what another one answered in each fold; without, none is left out
-) -> tuple[FittedCandidate, list[Floats]]:  # with its own setting; what that answered, fold by fold
-    "Let a costly candidate answer folds while its rival is not ahead, and learn all training rows beside that."
-    metric, estimator = primary_metric(task.kind), candidate.build(task)[-1]
-    params = candidate.draw_settings(estimator, 1, task.seed)[_OWN]
+) -> Searched:  # with its own setting
+    "Let a costly candidate answer folds while its rival is not ahead, and learn the training rows beside that."
+    metric, estimator = primary_metric(plan.task.kind), candidate.build(plan.task)[-1]
+    params, left = candidate.draw_settings(estimator, 1, plan.task.seed)[_OWN], ""
     outputs, scores, behind = list[Floats](), list[float](), list[float]()
     with ThreadPoolExecutor(1) as beside:
-        whole = beside.submit(_fit_whole, candidate, params, task, train, valid, again, progress)
+        whole = beside.submit(_fit_whole, plan, candidate, params)
         if not getattr(estimator, "draws_alone", False):
             whole.result()  # two that draw from the same numbers would disturb each other
-        for number, fold in enumerate(folds, 1):
-            outputs.append(fold_output(fit_fold(candidate, params, fold), fold, again))
+        for number, fold in enumerate(plan.folds, 1):
+            if outputs and plan.is_over():
+                left = f"{_LATE} after {format_count(len(outputs), 'fold')}"
+                break
+            outputs.append(fold_output(fit_fold(candidate, params, fold), fold, plan.again))
             scores.append(_fold_score(outputs[-1], fold, metric))
-            progress(f"{candidate.name}: fold {number}, {metric} {np.nanmean(scores):.4f}")
-            if not rival:
+            plan.progress(f"{candidate.name}: fold {number}, {metric} {np.nanmean(scores):.4f}")
+            if len(rival) < number:
                 continue
             behind.append(metric_gain(metric, _fold_score(rival[number - 1], fold, metric), scores[-1]))
-            if _SURE_FOLDS <= number < len(folds) and np.nanmean(behind) > 0:
-                progress(f"{candidate.name}: no more folds, for a cheaper candidate is ahead")
+            if _SURE_FOLDS <= number < len(plan.folds) and np.nanmean(behind) > 0:
+                left = f"behind a cheaper one after {format_count(number, 'fold')}"
                 break
+    if left:
+        plan.progress(f"{candidate.name}: leaves the search, {left}")
+    fitted = whole.result() if left else _learn_again(plan, whole.result())
     done = Trial(params, float(np.nanmean(scores)), len(scores))
-    return replace(whole.result(), trials=[done], best=_OWN), outputs
+    return Searched(replace(fitted, candidate=candidate, trials=[done], best=_OWN), outputs, left)
 
-
-def search_over_folds(
-    candidate: Candidate,  # what to fit
-    task: Task,  # what there is to learn
-    folds: Sequence[Fold],  # to choose a setting by
-    train: pd.DataFrame,  # rows of a training set to learn from
-    valid: pd.DataFrame,  # rows to stop and calibrate by; without folds also to choose by
-    trials: int = 4,  # settings to try, at most
-    progress: Callable[[str], None] = lambda _: None,  # told after each fold
-    again: bool = False,  # learn once more from all rows, with the best setting
-    rival: Sequence[Floats] = (),  # what a cheaper one answered in each: a costly one stops where that is ahead
-) -> tuple[FittedCandidate, list[Floats]]:  # with the best setting; what that answered in each fold, until it stopped
+# %% ../../notebooks/lib/models/11_folds.ipynb #b3c1d0e5
+def search_candidate(
+    plan: SearchPlan,
+    candidate: Candidate,
+    rival: Sequence[Floats] = (),  # what a cheaper one answered in each fold: a costly one leaves where that is ahead
+) -> Searched:
     "Choose the setting of a candidate over folds, and fit it on all training rows, perhaps on the others too."
-    if not folds:
-        return tune_candidate(candidate, task, train, valid, trials, progress), []
+    if not plan.folds:
+        trials = 1 if plan.is_over() else plan.trials
+        return Searched(tune_candidate(candidate, plan.task, plan.train, plan.valid, trials, plan.progress), [])
     if candidate.kind not in _QUICK_KINDS:
-        return _race(candidate, task, folds, train, valid, progress, again, rival)
-    metric = primary_metric(task.kind)
-    settings = candidate.draw_settings(candidate.build(task)[-1], trials, task.seed)
+        return _race(plan, candidate, rival)
+    metric = primary_metric(plan.task.kind)
+    settings = candidate.draw_settings(candidate.build(plan.task)[-1], plan.trials, plan.task.seed)
     fits: list[list[FittedCandidate]] = [[] for _ in settings]
     outputs: list[list[Floats]] = [[] for _ in settings]
     scores: list[list[float]] = [[] for _ in settings]
     left = list(range(len(settings)))
-    for number, fold in enumerate(folds, 1):
-        for k in left:
+    for number, fold in enumerate(plan.folds, 1):
+        if number > 1 and plan.is_over():
+            plan.progress(f"{candidate.name}: no more folds, {_LATE}")
+            break
+        for k in [*left]:
+            if k != _OWN and plan.is_over():
+                left.remove(k)
+                continue
             fits[k].append(fit_fold(candidate, settings[k], fold))
             outputs[k].append(fold_output(fits[k][-1], fold))
             scores[k].append(_fold_score(outputs[k][-1], fold, metric))
         left.sort(key=lambda k: -metric_gain(metric, float(np.nanmean(scores[k])), 0.0))
         first, tried = np.nanmean(scores[left[0]]), format_count(len(left), "setting")
-        progress(f"{candidate.name}: fold {number}, best {metric} {first:.4f} of {tried}")
+        plan.progress(f"{candidate.name}: fold {number}, best {metric} {first:.4f} of {tried}")
         better = left[: max(1, len(left) // 2)]
         left = better if _OWN in better else [*better, _OWN]
-    for k in left if again else []:
-        outputs[k] = [fold_output(fit, fold, again) for fit, fold in zip(fits[k], folds, strict=True)]
-        scores[k] = [_fold_score(output, fold, metric) for output, fold in zip(outputs[k], folds, strict=True)]
-    best = next((k for k in left if k != _OWN and _is_better(folds, outputs[k], outputs[_OWN], task)), _OWN)
-    done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in zip(settings, scores, strict=True)]
-    fitted = _fit_whole(candidate, settings[best], task, train, valid, again, progress)
-    return replace(fitted, trials=done, best=best), outputs[best]
+    for k in left if plan.again else []:
+        answered = list(zip(fits[k], plan.folds, strict=False))  # as far as it came
+        outputs[k] = [fold_output(fit, fold, again=True) for fit, fold in answered]
+        scores[k] = [_fold_score(output, fold, metric) for output, (_, fold) in zip(outputs[k], answered, strict=True)]
+    best = next((k for k in left if k != _OWN and _is_better(plan, outputs[k], outputs[_OWN])), _OWN)
+    tries = [(params, each) for params, each in zip(settings, scores, strict=True) if each]
+    done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in tries]
+    fitted = _learn_again(plan, _fit_whole(plan, candidate, settings[best]))
+    return Searched(replace(fitted, candidate=candidate, trials=done, best=best), outputs[best])
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #a627e166
 _Job = TypeVar("_Job")
@@ -369,31 +406,56 @@ def _side_by_side(
         return list(pool.map(work, jobs))
 
 
-_Searched = tuple[FittedCandidate, list[Floats]]
-
-
-def _best_answers(searched: Sequence[_Searched]) -> list[Floats]:
+def _best_answers(searched: Sequence[Searched]) -> list[Floats]:
     "Return what the best of some candidates answered in the folds."
-    metric = primary_metric(searched[0][0].task.kind)
-    gains = [metric_gain(metric, fitted.trials[fitted.best].score, 0.0) for fitted, _ in searched]
-    return searched[int(np.argmax(np.nan_to_num(gains, nan=-np.inf)))][1]
+    metric = primary_metric(searched[0].fitted.task.kind)
+    gains = [metric_gain(metric, one.fitted.trials[one.fitted.best].score, 0.0) for one in searched]
+    return searched[int(np.argmax(np.nan_to_num(gains, nan=-np.inf)))].outputs
 
 
 def search_all(
+    plan: SearchPlan,
     candidates: Sequence[Candidate],
-    search: Callable[[Candidate, Sequence[Floats]], _Searched],  # of a candidate, and what its rival answered
     workers: int | None = None,  # threads of the quick ones; a core each, two at most, by default
-) -> dict[str, _Searched]:  # by name, in the order of the candidates
+) -> dict[str, Searched]:  # by name, in the order of the candidates; without those that no time was left for
     "Search two at a time, then the costly ones one by one; what is found is the same as one after the other."
     longest_first = sorted(candidates, key=_kind_rank, reverse=True)
     quick = [one for one in longest_first if one.kind in _QUICK_KINDS]
     costly = [one for one in longest_first if one.kind not in _QUICK_KINDS]
-    with share_fits():
-        found = _side_by_side(lambda one: search(one, ()), quick, workers)
-        rival = _best_answers(found) if found else []
-        found += [search(one, rival) for one in costly]
+
+    def search(candidate: Candidate, rival: Sequence[Floats] = ()) -> Searched | None:
+        if plan.is_over() and candidate.name not in REQUIRED_CANDIDATES:
+            plan.progress(f"{candidate.name}: takes no part, {_LATE}")
+            return None
+        return search_candidate(plan, candidate, rival)
+
+    with share_fits(plan.fits):
+        found = _side_by_side(search, quick, workers)
+    reached = [each for each in found if each]
+    rival = _best_answers(reached) if reached else []
+    found += [search(one, rival) for one in costly]
     by_name = dict(zip([one.name for one in [*quick, *costly]], found, strict=True))
-    return {one.name: by_name[one.name] for one in candidates}
+    return {one.name: each for one in candidates if (each := by_name[one.name])}
+
+
+def compared_answers(
+    plan: SearchPlan,
+    searched: Mapping[str, Searched],  # as `search_all`
+) -> pd.DataFrame:  # as `fold_answers`: of those that did not leave, in the folds that all of them answered
+    "Collect what the choice is made by."
+    stayed = {name: one.outputs for name, one in searched.items() if not one.left}
+    count = min(map(len, stayed.values()))
+    return fold_answers(plan.folds[:count], {name: outputs[:count] for name, outputs in stayed.items()})
+
+
+def left_out(
+    candidates: Sequence[Candidate],
+    searched: Mapping[str, Searched],  # as `search_all`
+) -> dict[str, str]:  # by name of those that are not compared: why
+    "Say which candidates are not compared."
+    gone = {name: f"left the search, {one.left}" for name, one in searched.items() if one.left}
+    never = [one.name for one in candidates if one.name not in searched]
+    return gone | dict.fromkeys(never, f"took no part, {_LATE}")
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #cc066f89
 def candidate_cost(
@@ -428,7 +490,7 @@ def choice_table(
     found: Mapping[str, Mapping[str, Any]],  # as `choose_over_folds` tells of them
     best: str,  # the one that was taken
     metric: str,  # the primary one
-    left: Mapping[str, int] | None = None,  # after how many folds costly ones left the search
+    left: Mapping[str, str] | None = None,  # those that are not compared, and why, as `left_out`
 ) -> pd.DataFrame:  # a row per candidate
     "Render the choice."
     score = f"{METRIC_BY_NAME[metric].label}, mean of the folds"
@@ -441,10 +503,8 @@ def choice_table(
         }
         for name, each in found.items()
     ]
-    gone = {
-        name: f"left the search, behind after {format_count(count, 'fold')}" for name, count in (left or {}).items()
-    }
-    return pd.DataFrame([*rows, *({"candidate": name, score: text} for name, text in gone.items())]).fillna("")
+    gone = [{"candidate": name, score: why} for name, why in (left or {}).items()]
+    return pd.DataFrame([*rows, *gone]).fillna("")
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #952128ef
 def _quick_output(fold: Fold) -> Floats:
@@ -487,19 +547,17 @@ def masks_sentence(
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #27d2974a
 def decide_masks(
-    task: Task,  # with masks
-    folds: list[Fold],  # of that task
-    classes: int,  # how many; 0 for a regression
-) -> tuple[
-    Task, list[Fold], dict[str, Any]
-]:  # both without masks where these hurt; what they cost, if that was compared
+    plan: SearchPlan,  # of a task with masks
+) -> tuple[SearchPlan, dict[str, Any]]:  # without masks where these hurt; what they cost, if that was compared
     "Mask no row where that costs the other rows more than noise."
+    task, folds = plan.task, plan.folds
     if not (folds and task.masks and task.mask):
-        return task, folds, {}
-    cost = masks_cost(mask_answers(folds), task.kind, classes, task.seed)
+        return plan, {}
+    with share_fits(plan.fits):
+        cost = masks_cost(mask_answers(folds), task.kind, plan.classes, task.seed)
     if not cost["hurts"]:
-        return task, folds, cost
-    return replace(task, mask=0.0), [fold.unmasked() for fold in folds], cost
+        return plan, cost
+    return replace(plan, task=replace(task, mask=0.0), folds=[fold.unmasked() for fold in folds]), cost
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #7d41c0a2
 def refit_answers(
@@ -516,17 +574,19 @@ def refit_answers(
 
 
 def decide_refit(
-    task: Task,  # what there is to learn
-    folds: Sequence[Fold],  # of that task
-    classes: int,  # how many; 0 for a regression
-) -> dict[str, Any]:  # once, again, gained with its interval, and whether it is taken; that alone without folds
+    plan: SearchPlan,
+) -> tuple[
+    SearchPlan, dict[str, Any]
+]:  # that learns once more where it is taken; once, again, gained with its interval, and whether it is `taken`
     "Decide whether what is served learns from the validation rows too."
-    if not folds:
-        return {"taken": False}
-    scores, gain = gain_over_folds(refit_answers(folds), "again", "once", task.kind, classes, task.seed)
+    if not plan.folds:
+        return plan, {"taken": False}
+    with share_fits(plan.fits):
+        answers = refit_answers(plan.folds)
+    scores, gain = gain_over_folds(answers, "again", "once", plan.task.kind, plan.classes, plan.task.seed)
     gained = bootstrap_interval(gain)
     taken = gained.value is not None and gained.value >= 0
-    return scores | {"gained": asdict(gained), "taken": taken}
+    return replace(plan, again=taken), scores | {"gained": asdict(gained), "taken": taken}
 
 
 def refit_sentence(

@@ -10,8 +10,9 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from itertools import pairwise
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 # %% ../../notebooks/lib/models/02_net.ipynb #8cf2130d
 def _bin_edges(
@@ -143,9 +143,11 @@ def _scores(net: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([net(x[i : i + _SCORE_CHUNK_ROWS]) for i in range(0, max(len(x), 1), _SCORE_CHUNK_ROWS)])
 
 
-def _running_mean(average: Tensor, now: Tensor, n: Tensor | int) -> Tensor:
-    "Update the running mean over about the last tenth of all steps."
-    return torch.lerp(average, now, float(9 / (10 + n)))
+def _update_mean(average: Sequence[Tensor], now: Sequence[Tensor], step: int) -> None:
+    "Update the running mean over about the last tenth of all steps; the first one begins it."
+    with torch.no_grad():
+        for mean, value in zip(average, now, strict=True):
+            mean.lerp_(value, 1.0 if step == 1 else 9 / (9 + step))
 
 # %% ../../notebooks/lib/models/02_net.ipynb #788035e5
 class _Net(BaseEstimator):
@@ -194,27 +196,28 @@ class _Net(BaseEstimator):
             with _reproducible.lock, torch.random.fork_rng(devices=[]):  # all threads share what torch draws from
                 torch.manual_seed(self.random_state)
                 net = TabularNet(edges, self.levels, outputs, self.width, self.depth, self.dropout, self.unknown)
-            average = AveragedModel(net, avg_fn=_running_mean)
-            best, waited, kept, self.epochs_ = np.inf, 0, average.module.state_dict(), 0.0
+            average = deepcopy(net)
+            best, waited, kept, self.epochs_ = np.inf, 0, average.state_dict(), 0.0
             for done in self._steps(net, average, loss, x, y):
-                now = 0.0 if watched is None else float(loss(_scores(average.module, watched[0]), watched[1]))
+                now = 0.0 if watched is None else float(loss(_scores(average, watched[0]), watched[1]))
                 waited += 1
                 if watched is None or now < best:
                     best, waited, self.epochs_ = now, 0, done
-                    kept = {name: value.clone() for name, value in average.module.state_dict().items()}
+                    kept = {name: value.clone() for name, value in average.state_dict().items()}
                 if waited == self.patience:
                     break
-        self.net_ = cast(TabularNet, average.module)
+        self.net_ = average
         self.net_.load_state_dict(kept)
 
-    def _steps(self, net: TabularNet, average: AveragedModel, loss: nn.Module, x: Tensor, y: Tensor) -> Iterator[float]:
+    def _steps(self, net: TabularNet, average: TabularNet, loss: nn.Module, x: Tensor, y: Tensor) -> Iterator[float]:
         "Train; pause `looks` times an epoch, with the number of epochs done."
         batch = int(np.clip(len(x) // 50, 8, self.batch))
         each = max(len(x) // batch, 1)
         total = max(self.epochs * each, min(self.epochs * 100, _MIN_STEPS))
         total = total if self.passes is None else max(1, round(self.passes * each))
         pause = max(each // self.looks, _MIN_STEPS // 20)
-        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=self.weight_decay, fused=True)
+        weights, means = list(net.parameters()), list(average.parameters())
+        optimizer = torch.optim.AdamW(weights, weight_decay=self.weight_decay, fused=True)
         order, draws = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(self.random_state)
         for step in range(1, total + 1):
             if len(order) < batch:
@@ -224,7 +227,7 @@ class _Net(BaseEstimator):
             optimizer.zero_grad()
             loss(net(x[rows], draws), y[rows]).backward()
             optimizer.step()
-            average.update_parameters(net)
+            _update_mean(means, weights, step)
             if step % pause == 0 or step == total:
                 yield round(step / each, 2)
 

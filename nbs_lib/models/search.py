@@ -74,10 +74,9 @@ def _hidden(column: pd.Series, rows: NDArray[np.bool_]) -> pd.Series:
 def hide_features(
     table: pd.DataFrame,  # rows of a training set
     names: Iterable[str],  # of features
-    rows: NDArray[np.bool_] | None = None,  # in which rows [N]; all of them by default
 ) -> pd.DataFrame:  # the same rows, with nothing in those features
-    "Rows that lack something."
-    rows = np.ones(len(table), bool) if rows is None else rows
+    "Hide features in all rows."
+    rows = np.ones(len(table), bool)
     return table.assign(**{name: _hidden(table[name], rows) for name in names})
 
 

@@ -122,7 +122,7 @@ class Counting(HistGradientBoostingRegressor):
 def test_who_has_learned_the_same_rows_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = table(rows=300)
     monkeypatch.setattr(Counting, "fits", [])
-    with share_fits(), ThreadPoolExecutor(4) as pool:
+    with share_fits({}), ThreadPoolExecutor(4) as pool:
         alike = list(pool.map(lambda _: fit_once(Counting(max_iter=3), x.copy(), y.copy()), range(4)))
         assert Counting.fits == [300]
         assert BlendedRegressor([Counting(max_iter=3)]).fit(x, y).members_ == alike[:1]
@@ -143,7 +143,7 @@ def test_an_estimator_that_can_not_be_hashed_learns_all_the_same() -> None:
     class Local(HistGradientBoostingRegressor):
         """Of a function, where pickle does not find it."""
 
-    with share_fits():
+    with share_fits({}):
         first, second = (fit_once(Local(max_iter=1), x, y) for _ in range(2))
     assert first is not second
     assert np.array_equal(first.predict(x), second.predict(x))

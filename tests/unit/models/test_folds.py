@@ -1,6 +1,7 @@
 """Folds: none knows its own future, each task and split has some, and masks that hurt are found out."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
@@ -16,21 +17,22 @@ from nbs_lib.data.roles import Roles
 from nbs_lib.models.candidates import CANDIDATES, Candidate, Task, register_candidate
 from nbs_lib.models.encoding import FeatureLayout, ordinal_encoder
 from nbs_lib.models.folds import (
-    Fold,
+    SearchPlan,
     candidate_cost,
     choice_table,
     choose_over_folds,
+    compared_answers,
     decide_masks,
     decide_refit,
-    fold_answers,
     fold_parts,
     forward_folds,
+    left_out,
     make_folds,
     mask_answers,
     masks_cost,
     refit_sentence,
     search_all,
-    search_over_folds,
+    search_candidate,
 )
 from nbs_lib.models.metrics import evaluate
 from nbs_lib.models.net import NetRegressor
@@ -102,8 +104,8 @@ def test_a_fold_without_a_class_is_left_out_and_without_any_the_validation_rows_
     train, valid = never[:540], never[540:]
     task = learned(train, about)
     assert make_folds(train, task, about) == []
-    fitted, outputs = search_over_folds(CANDIDATES["linear"], task, [], train, valid, trials=2)
-    assert (outputs, [trial.folds for trial in fitted.trials]) == ([], [1, 1])
+    found = search_candidate(SearchPlan(task, 3, [], train, valid, trials=2), CANDIDATES["linear"])
+    assert (found.outputs, [trial.folds for trial in found.fitted.trials]) == ([], [1, 1])
 
 
 def test_the_one_that_is_taken_is_compared_with_the_others_itself() -> None:
@@ -121,10 +123,11 @@ def test_the_one_that_is_taken_is_compared_with_the_others_itself() -> None:
 
 def test_the_choice_names_what_left_the_search() -> None:
     about = {"value": 0.7, "lo": 0.6, "hi": 0.8}
-    shown = choice_table({"lgbm": about | {"behind": about}}, "lgbm", "auc", {"net": 2, "other": 1})
+    shown = choice_table(
+        {"lgbm": about | {"behind": about}}, "lgbm", "auc", {"net": "left the search", "other": "took no part"}
+    )
     assert [*shown["candidate"]] == ["lgbm", "net", "other"]
-    assert [*shown.iloc[1]] == ["net", "left the search, behind after 2 folds", "", ""]
-    assert shown.iloc[2, 1].endswith("after 1 fold")
+    assert [*shown.iloc[1]] == ["net", "left the search", "", ""]
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
@@ -141,13 +144,14 @@ def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
     folds = make_folds(table, work, about)
     names = ["dummy", "linear", "hgb_small"]
     costs = {name: candidate_cost(CANDIDATES[name], 1) for name in names}
-    found = {n: search_over_folds(CANDIDATES[n], work, folds, table[:1200], table[1200:], 3) for n in names}
-    answers = fold_answers(folds, {name: outputs for name, (_, outputs) in found.items()})
+    plan = SearchPlan(work, len(about.classes), folds, table[:1200], table[1200:], 3)
+    found = {name: search_candidate(plan, CANDIDATES[name]) for name in names}
+    answers = compared_answers(plan, found)
     assert len(answers) == sum(len(fold.score) for fold in folds)
     best, told = choose_over_folds(answers, costs, task, len(about.classes))
     assert best == "hgb_small", "the target turns round at 0, which no weighted sum tells"
     assert told["linear"]["behind"]["lo"] > 0
-    fitted, outputs = found["hgb_small"]
+    fitted, outputs = found["hgb_small"].fitted, found["hgb_small"].outputs
     taken = fitted.trials[fitted.best]
     assert taken.folds == len(folds) == 4
     assert fitted.trials[0].folds == 4, "the estimator's own setting goes on to the end"
@@ -157,9 +161,9 @@ def test_the_better_candidate_and_setting_win_over_folds(task: str) -> None:
         evaluate(task, fold.score["_target"].to_numpy(), out)[metric] for fold, out in zip(folds, outputs, strict=True)
     ]
     assert np.isclose(np.mean(scored), taken.score)
-    again, same = search_over_folds(CANDIDATES["hgb_small"], work, folds, table[:1200], table[1200:], 3)
-    assert again.trials == fitted.trials
-    assert all(np.array_equal(one, other) for one, other in zip(outputs, same, strict=True))
+    again = search_candidate(plan, CANDIDATES["hgb_small"])
+    assert again.fitted.trials == fitted.trials
+    assert all(np.array_equal(one, other) for one, other in zip(outputs, again.outputs, strict=True))
 
 
 class Leaning(RegressorMixin, BaseEstimator):
@@ -191,7 +195,7 @@ def test_a_drawn_setting_is_taken_where_it_is_better_beyond_noise(effect: float,
 
     one = Candidate("leaning", "trees", "", {"share": [0.0, 0.1]}, build)
     folds = make_folds(table, work, about)
-    fitted, _ = search_over_folds(one, work, folds, table[:1600], table[1600:], 2, again=True)
+    fitted = search_candidate(SearchPlan(work, 0, folds, table[:1600], table[1600:], 2, again=True), one).fitted
     own, drawn = fitted.trials
     assert (drawn.folds == 4 and drawn.score < own.score) == (effect > 0), "the middle case would show nothing"
     assert fitted.trials[fitted.best].params == {"share": taken}
@@ -216,7 +220,7 @@ def test_masks_never_cost_the_whole_rows_more_than_noise() -> None:
     first, second = int(0.7 * len(table)), int(0.85 * len(table))
     train, valid, test = table[:first], table[first:second], table[second:]
     task = learned(train, about, masks=(("before",), ("who",)), mask=0.2)
-    decided, folds, cost = decide_masks(task, make_folds(train, task, about), 0)
+    decided, cost = decide_masks(SearchPlan(task, 0, make_folds(train, task, about), train, valid))
     assert cost["hurts"], cost
     assert cost["lost"]["lo"] > 0
 
@@ -226,8 +230,8 @@ def test_masks_never_cost_the_whole_rows_more_than_noise() -> None:
 
     masked, unmasked = rmse(task), rmse(replace(task, mask=0.0))
     assert masked > 1.05 * unmasked, "the table would show nothing"
-    assert all(fold.task.mask == 0 for fold in folds)
-    assert rmse(decided) <= 1.02 * min(masked, unmasked)
+    assert all(fold.task.mask == 0 for fold in decided.folds)
+    assert rmse(decided.task) <= 1.02 * min(masked, unmasked)
 
 
 def test_masks_that_cost_nothing_stay() -> None:
@@ -238,57 +242,96 @@ def test_masks_that_cost_nothing_stay() -> None:
     about = roles(timestamp="at", entity=["who"], columns=COLUMNS)
     folds = make_folds(table, learned(table, about, masks=(("who",),), mask=0.1), about)
     assert not masks_cost(mask_answers(folds), "binary", 2)["hurts"]
-    task, kept, _ = decide_masks(learned(table, about, masks=(("who",),), mask=0.1), folds, 2)
-    assert (task.mask, [fold.task.mask for fold in kept]) == (0.1, [0.1] * len(folds))
+    task = learned(table, about, masks=(("who",),), mask=0.1)
+    kept, _ = decide_masks(SearchPlan(task, 2, folds, table, table))
+    assert (kept.task.mask, [fold.task.mask for fold in kept.folds]) == (0.1, [0.1] * len(folds))
 
 
-def told_by_x() -> tuple[pd.DataFrame, Task, list[Fold]]:
-    """Rows in time whose class one number tells, what there is to learn of them, and their folds."""
+def told_by_x() -> tuple[pd.DataFrame, SearchPlan]:
+    """Rows in time whose class one number tells, and how to search for what tells it."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"x": rng.normal(size=1200).astype("float32"), "who": rng.choice(list("abc"), 1200)})
     table = table.assign(_target=(table["x"] + rng.normal(size=1200) > 0).astype(int), _block=np.arange(1200) // 20)
     about = roles("binary", timestamp="at", columns=COLUMNS)
     work = learned(table, about)
-    return table, work, make_folds(table, work, about)
+    return table, SearchPlan(work, 2, make_folds(table, work, about), table[:900], table[900:], 2, again=True)
 
 
 def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
-    table, work, folds = told_by_x()
+    table, plan = told_by_x()
     some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "blend", "net")]
-
-    def search(one: Any, rival: Any) -> Any:
-        return search_over_folds(one, work, folds, table[:900], table[900:], 2, again=True, rival=rival)
-
-    alone, beside = (search_all(some, search, workers) for workers in (1, 2))
-    assert all(alone[name][0].pipeline[-1] is not beside[name][0].pipeline[-1] for name in alone)
+    alone, beside = (search_all(replace(plan, fits={}), some, workers) for workers in (1, 2))
     assert list(alone) == list(beside) == [one.name for one in some]
-    for name, (fitted, outputs) in alone.items():
-        assert beside[name][0].trials == fitted.trials
-        assert all(np.array_equal(one, other) for one, other in zip(outputs, beside[name][1], strict=True))
-        graphs = [export_graph(each, table).SerializeToString() for each in (fitted, beside[name][0])]
+    for name, one in alone.items():
+        other = beside[name]
+        assert one.fitted.pipeline[-1] is not other.fitted.pipeline[-1]
+        assert one.fitted.trials == other.fitted.trials
+        assert all(np.array_equal(*both) for both in zip(one.outputs, other.outputs, strict=True))
+        graphs = [export_graph(each.fitted, table).SerializeToString() for each in (one, other)]
         assert graphs[0] == graphs[1]
-        assert fitted.final is not None, "each candidate of the template can learn from all rows"
+        assert bool(one.fitted.final) != bool(one.left), "each candidate of the template can learn from all rows"
 
 
 @pytest.mark.parametrize(
     ("slow", "quick", "answered"), [("dummy", "linear", 2), ("linear", "dummy", 4), ("linear", "linear", 4)]
 )
 def test_what_is_costly_leaves_the_search_where_another_is_ahead(slow: str, quick: str, answered: int) -> None:
-    table, work, folds = told_by_x()
+    table, plan = told_by_x()
     said: list[str] = []
     costly = replace(CANDIDATES[slow], name="slow", kind="of its own")
-
-    def search(one: Any, rival: Any) -> Any:
-        return search_over_folds(one, work, folds, table[:900], table[900:], 2, said.append, True, rival)
-
-    found = search_all([costly, CANDIDATES[quick]], search)
-    fitted, outputs = found["slow"]
+    found = search_all(replace(plan, progress=said.append), [costly, CANDIDATES[quick]])
+    fitted = found["slow"].fitted
     assert list(found) == ["slow", quick]
-    assert len(outputs) == fitted.trials[0].folds == answered
-    assert len(found[quick][1]) == len(folds) == 4
-    assert ("slow: no more folds, for a cheaper candidate is ahead" in said) == (answered == 2)
-    alone = learn_from_all(fit_setting(costly, {}, work, table[:900], table[900:]), table[:900], table[900:])
+    assert len(found["slow"].outputs) == fitted.trials[0].folds == answered
+    assert len(found[quick].outputs) == len(plan.folds) == 4
+    assert ("slow: leaves the search, behind a cheaper one after 2 folds" in said) == (answered == 2)
+    assert len(left_out([costly], found)) == (answered == 2)
+    assert list(compared_answers(plan, found))[3:] == (["slow", quick] if answered == 4 else [quick])
+    alone = fit_setting(costly, {}, plan.task, plan.train, plan.valid)
+    alone = learn_from_all(alone, plan.train, plan.valid) if answered == 4 else alone
     assert np.array_equal(fitted.served().answers(table)["output"], alone.served().answers(table)["output"])
+
+
+def over_after(questions: int) -> Callable[[SearchPlan], bool]:
+    """Say that the time of a search is over after so many questions."""
+    left = iter(range(questions))
+    return lambda _: next(left, None) is None
+
+
+def test_without_time_the_simplest_are_compared_on_a_fold_and_all_others_take_no_part() -> None:
+    table, plan = told_by_x()
+    names, said = ["dummy", "linear", "hgb_small", "net"], list[str]()
+    some = [CANDIDATES[name] for name in names]
+    found = search_all(replace(plan, minutes=1e-9, trials=3, progress=said.append), some)
+    assert list(found) == ["dummy", "linear"]
+    assert [(len(each.fitted.trials), len(each.outputs)) for each in found.values()] == [(1, 1)] * 2
+    late = "took no part, out of time (train.minutes)"
+    assert left_out(some, found) == {"hgb_small": late, "net": late}
+    answers = compared_answers(plan, found)
+    assert len(answers) == len(plan.folds[0].score)
+    assert choose_over_folds(answers, dict.fromkeys(found, (0, 0)), "binary", 2)[0] == "linear"
+    assert "hgb_small: takes no part, out of time (train.minutes)" in said
+    served = found["linear"].fitted.served().answers(table)["output"]
+    once = fit_setting(CANDIDATES["linear"], {}, plan.task, plan.train, plan.valid)
+    alone = learn_from_all(once, plan.train, plan.valid)
+    assert np.array_equal(served, alone.served().answers(table)["output"]), "all rows are learned from all the same"
+
+
+def test_what_runs_out_of_time_is_compared_as_far_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan = told_by_x()
+    costly = replace(CANDIDATES["linear"], name="slow", kind="of its own")
+    for questions in (0, 1, 2, 5, 9, 40):
+        with monkeypatch.context() as patch:
+            patch.setattr(SearchPlan, "is_over", over_after(questions))
+            found = {one.name: search_candidate(plan, one) for one in (CANDIDATES["hgb_small"], costly)}
+        tried, slow = found["hgb_small"], found["slow"]
+        taken = tried.fitted.trials[tried.fitted.best]
+        assert 1 <= len(tried.outputs) == taken.folds <= 4
+        assert max(trial.folds for trial in tried.fitted.trials) == taken.folds
+        assert (len(slow.outputs) < 4) == slow.left.startswith("out of time")
+        rows = [len(fold.score) for fold in plan.folds[: taken.folds]]
+        assert len(compared_answers(plan, found)) == sum(rows)
+    assert len(tried.outputs) == 4
 
 
 @pytest.mark.parametrize("name", ["dummy", "linear", "hgb_small", "lgbm", "blend", "net"])
@@ -365,10 +408,8 @@ def test_what_draws_from_the_numbers_of_all_learns_alone(draws_alone: bool, monk
     def build(task: Task) -> Pipeline:
         return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", Drawing())])
 
-    def search(one: Any, rival: Any) -> Any:
-        return search_over_folds(one, work, make_folds(table, work, about), table[:740], table[740:], 1, rival=rival)
-
-    search_all([Candidate(name, "net", "", {}, build) for name in ("one", "other")], search)
+    plan = SearchPlan(work, 0, make_folds(table, work, about), table[:740], table[740:], 1)
+    search_all(plan, [Candidate(name, "net", "", {}, build) for name in ("one", "other")])
     assert Drawing.twice == draws_alone
 
 
@@ -405,13 +446,20 @@ def test_the_folds_say_whether_to_learn_once_more() -> None:
     x = rng.normal(size=3000).astype("float32")
     about = roles("regression", timestamp="at", columns={"x": {"role": "numeric"}})
     drifts = pd.DataFrame({"x": x, "_target": x + day / 10, "_block": day})
-    found = decide_refit(learned(drifts, about), make_folds(drifts, learned(drifts, about), about), 0)
+
+    def decide(table: pd.DataFrame) -> tuple[SearchPlan, dict[str, Any]]:
+        task = learned(table, about)
+        return decide_refit(SearchPlan(task, 0, make_folds(table, task, about), table, table))
+
+    plan, found = decide(drifts)
+    assert plan.again
     assert found["taken"]
     assert found["gained"]["lo"] > 0
     flips = drifts.assign(_target=np.where(day // 10 % 2, -x, x))
-    said = decide_refit(learned(flips, about), make_folds(flips, learned(flips, about), about), 0)
+    plan, said = decide(flips)
+    assert not plan.again
     assert not said["taken"]
     assert said["gained"]["hi"] < 0
     assert refit_sentence(found, "rmse").endswith("the training and the validation rows.")
     assert refit_sentence(said, "rmse").endswith("the training rows alone.")
-    assert decide_refit(learned(flips, about), [], 0) == {"taken": False}
+    assert decide_refit(replace(plan, folds=[]))[1] == {"taken": False}
