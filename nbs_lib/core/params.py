@@ -97,7 +97,7 @@ Part = Annotated[float, msgspec.Meta(ge=0, lt=1, description="a number from 0, b
 Limit = Annotated[float, msgspec.Meta(gt=0, lt=1e9, description="a number above 0, below a billion")]
 Minutes = Annotated[
     Literal["auto"] | Annotated[float, msgspec.Meta(gt=0, lt=1e6)],
-    msgspec.Meta(description="auto or a number above 0"),
+    msgspec.Meta(description="auto or a number above 0, below a million"),
 ]
 
 _TYPES: dict[str, Any] = {t.__name__: t for t in (str, int, float, bool, list, dict)} | {"None": None}

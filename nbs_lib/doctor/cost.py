@@ -10,6 +10,7 @@ import psutil
 
 from ..core.findings import Finding
 from ..core.format import format_count
+from ..core.params import AUTO
 
 # %% ../../notebooks/lib/doctor/06_cost.ipynb #efe38285
 _START_S, _CELL_S = 30.0, 305 / (216_971 * 65 * 6 * 3)  # of a run; per row, input, candidate and trial
@@ -22,9 +23,11 @@ def estimate_cost(
     inputs: int,
     candidates: int,
     trials: int,  # `train.trials`
+    minutes: float | str = AUTO,  # `train.minutes`
 ) -> tuple[float, float]:  # seconds, MB
     "Estimate what a run takes."
-    seconds = _START_S + _CELL_S * rows * inputs * candidates * trials
+    search = _CELL_S * rows * inputs * candidates * trials
+    seconds = _START_S + (search if minutes == AUTO else min(search, 60 * float(minutes)))
     return seconds, _START_MB + _COPIES * 8 * rows * inputs / 1e6
 
 

@@ -76,7 +76,7 @@ def doctor(
     found, notes = examine(ready, rows, roles, params["gate.leak"])
     inputs = sum(map(len, inputs_by_kind(roles).values()))
     inputs += sum(len(view.columns) for view in declared_views(roles, rows))
-    cost = estimate_cost(len(ready), inputs, candidates, params["train.trials"])
+    cost = estimate_cost(len(ready), inputs, candidates, params["train.trials"], params["train.minutes"])
     print(f"\n{format_count(len(found), 'finding')} (each code: {FINDINGS_PAGE})", *notes, sep="\n")
     print_findings([*found, *find_cost(*cost)], accepted)
     print("", baseline(draw_rows(ready), roles), describe_cost(*cost), sep="\n")

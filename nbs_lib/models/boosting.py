@@ -237,7 +237,7 @@ def takes_validation_rows(
 
 @dataclass
 class SharedFit:
-    "Hold who has learned something, and a lock while they do."
+    "Hold a fitted estimator, and the lock that is held while it learns."
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     learned: Any = None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['forward_folds', 'dealt_folds', 'fold_parts', 'Fold', 'make_folds', 'task_table', 'fit_fold', 'fold_output',
            'fold_answers', 'bootstrap_folds', 'gain_over_folds', 'SearchPlan', 'Searched', 'search_candidate',
-           'search_all', 'compared_answers', 'left_out', 'candidate_cost', 'choose_over_folds', 'choice_table',
+           'search_all', 'compared_answers', 'not_compared', 'candidate_cost', 'choose_over_folds', 'choice_table',
            'mask_answers', 'masks_cost', 'masks_sentence', 'decide_masks', 'refit_answers', 'decide_refit',
            'refit_sentence']
 
@@ -249,14 +249,21 @@ class SearchPlan:
     valid: pd.DataFrame  # rows to stop and calibrate by; without folds also to choose by
     trials: int = 4  # settings of a candidate to try, at most
     again: bool = False  # learn once more from all rows, with the best setting
-    minutes: float | str = AUTO  # that the search may take; auto: as long as it takes
+    minutes: float | str = AUTO  # after which `search_all` begins no further fold or setting; auto: never
     progress: Callable[[str], None] = lambda _: None  # told after each fold
-    begun: float = field(default_factory=time.monotonic)  # when the search began, in seconds
-    fits: dict[str, SharedFit] = field(default_factory=dict, repr=False)  # what has learned in this search
+    ends: float = np.inf  # when the search is over, on the monotonic clock in seconds
+    fits: dict[str, SharedFit] = field(
+        default_factory=dict, repr=False
+    )  # what has learned while it was decided on masks
+
+    def begin(self) -> "SearchPlan":
+        "Return the plan of a search that begins now, and keeps what it learns to itself."
+        ends = np.inf if self.minutes == AUTO else time.monotonic() + 60 * float(self.minutes)
+        return replace(self, ends=ends, fits={**self.fits})
 
     def is_over(self) -> bool:
         "Return whether the time of the search is over."
-        return self.minutes != AUTO and time.monotonic() > self.begun + 60 * float(self.minutes)
+        return time.monotonic() >= self.ends
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,7 @@ class Searched:
 
     fitted: FittedCandidate  # with the best setting, on all training rows
     outputs: list[Floats]  # what that setting answered in each fold, as far as it came
-    left: str = ""  # why a costly one left before the last fold
+    left_because: str = ""  # empty: it stayed, and is compared
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #a627e164
 _QUICK_KINDS = ("baseline", "linear", "trees")  # explained exactly, and answered in microseconds
@@ -276,8 +283,14 @@ def _kind_rank(candidate: Candidate) -> int:
 
 
 _OWN = 0  # where the estimator's own setting stands among those to try
-_SURE_FOLDS = 2  # that a costly candidate answers, whatever its rival does
+_SURE_FOLDS = 2  # that a costly candidate answers whatever its rival does, and that are enough to be compared by
 _LATE = "out of time (train.minutes)"
+
+
+def _late_after(plan: SearchPlan, candidate: Candidate, count: int) -> str:
+    "Say why a candidate whose time is over after some folds leaves the search; empty where it is compared."
+    enough = candidate.name in REQUIRED_CANDIDATES or count >= min(_SURE_FOLDS, len(plan.folds))
+    return "" if enough else f"{_LATE} after {format_count(count, 'fold')}"
 
 
 def _fold_score(output: Floats, fold: Fold, metric: str) -> float:
@@ -322,7 +335,7 @@ def _race(
 ) -> Searched:  # with its own setting
     "Let a costly candidate answer folds while its rival is not ahead, and learn the training rows beside that."
     metric, estimator = primary_metric(plan.task.kind), candidate.build(plan.task)[-1]
-    params, left = candidate.draw_settings(estimator, 1, plan.task.seed)[_OWN], ""
+    params, because = candidate.draw_settings(estimator, 1, plan.task.seed)[_OWN], ""
     outputs, scores, behind = list[Floats](), list[float](), list[float]()
     with ThreadPoolExecutor(1) as beside:
         whole = beside.submit(_fit_whole, plan, candidate, params)
@@ -330,22 +343,22 @@ def _race(
             whole.result()  # two that draw from the same numbers would disturb each other
         for number, fold in enumerate(plan.folds, 1):
             if outputs and plan.is_over():
-                left = f"{_LATE} after {format_count(len(outputs), 'fold')}"
+                because = _late_after(plan, candidate, len(outputs))
                 break
             outputs.append(fold_output(fit_fold(candidate, params, fold), fold, plan.again))
             scores.append(_fold_score(outputs[-1], fold, metric))
             plan.progress(f"{candidate.name}: fold {number}, {metric} {np.nanmean(scores):.4f}")
-            if len(rival) < number:
+            if len(rival) < number:  # its time was over
                 continue
             behind.append(metric_gain(metric, _fold_score(rival[number - 1], fold, metric), scores[-1]))
             if _SURE_FOLDS <= number < len(plan.folds) and np.nanmean(behind) > 0:
-                left = f"behind a cheaper one after {format_count(number, 'fold')}"
+                because = f"behind a cheaper one after {format_count(number, 'fold')}"
                 break
-    if left:
-        plan.progress(f"{candidate.name}: leaves the search, {left}")
-    fitted = whole.result() if left else _learn_again(plan, whole.result())
+    if because:
+        plan.progress(f"{candidate.name}: leaves the search, {because}")
+    fitted = whole.result() if because or plan.is_over() else _learn_again(plan, whole.result())
     done = Trial(params, float(np.nanmean(scores)), len(scores))
-    return Searched(replace(fitted, candidate=candidate, trials=[done], best=_OWN), outputs, left)
+    return Searched(replace(fitted, candidate=candidate, trials=[done], best=_OWN), outputs, because)
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #b3c1d0e5
 def search_candidate(
@@ -355,8 +368,8 @@ def search_candidate(
 ) -> Searched:
     "Choose the setting of a candidate over folds, and fit it on all training rows, perhaps on the others too."
     if not plan.folds:
-        trials = 1 if plan.is_over() else plan.trials
-        return Searched(tune_candidate(candidate, plan.task, plan.train, plan.valid, trials, plan.progress), [])
+        rows = plan.task, plan.train, plan.valid
+        return Searched(tune_candidate(candidate, *rows, plan.trials, plan.progress, plan.is_over), [])
     if candidate.kind not in _QUICK_KINDS:
         return _race(plan, candidate, rival)
     metric = primary_metric(plan.task.kind)
@@ -364,32 +377,33 @@ def search_candidate(
     fits: list[list[FittedCandidate]] = [[] for _ in settings]
     outputs: list[list[Floats]] = [[] for _ in settings]
     scores: list[list[float]] = [[] for _ in settings]
-    left = list(range(len(settings)))
+    remaining, because = list(range(len(settings))), ""
     for number, fold in enumerate(plan.folds, 1):
         if number > 1 and plan.is_over():
+            because = _late_after(plan, candidate, number - 1)
             plan.progress(f"{candidate.name}: no more folds, {_LATE}")
             break
-        for k in [*left]:
+        for k in [*remaining]:
             if k != _OWN and plan.is_over():
-                left.remove(k)
+                remaining.remove(k)
                 continue
             fits[k].append(fit_fold(candidate, settings[k], fold))
             outputs[k].append(fold_output(fits[k][-1], fold))
             scores[k].append(_fold_score(outputs[k][-1], fold, metric))
-        left.sort(key=lambda k: -metric_gain(metric, float(np.nanmean(scores[k])), 0.0))
-        first, tried = np.nanmean(scores[left[0]]), format_count(len(left), "setting")
+        remaining.sort(key=lambda k: -metric_gain(metric, float(np.nanmean(scores[k])), 0.0))
+        first, tried = np.nanmean(scores[remaining[0]]), format_count(len(remaining), "setting")
         plan.progress(f"{candidate.name}: fold {number}, best {metric} {first:.4f} of {tried}")
-        better = left[: max(1, len(left) // 2)]
-        left = better if _OWN in better else [*better, _OWN]
-    for k in left if plan.again else []:
+        better = remaining[: max(1, len(remaining) // 2)]
+        remaining = better if _OWN in better else [*better, _OWN]
+    for k in remaining if plan.again else []:
         answered = list(zip(fits[k], plan.folds, strict=False))  # as far as it came
         outputs[k] = [fold_output(fit, fold, again=True) for fit, fold in answered]
         scores[k] = [_fold_score(output, fold, metric) for output, (_, fold) in zip(outputs[k], answered, strict=True)]
-    best = next((k for k in left if k != _OWN and _is_better(plan, outputs[k], outputs[_OWN])), _OWN)
+    best = next((k for k in remaining if k != _OWN and _is_better(plan, outputs[k], outputs[_OWN])), _OWN)
     tries = [(params, each) for params, each in zip(settings, scores, strict=True) if each]
     done = [Trial(params, float(np.nanmean(each)), len(each)) for params, each in tries]
     fitted = _learn_again(plan, _fit_whole(plan, candidate, settings[best]))
-    return Searched(replace(fitted, candidate=candidate, trials=done, best=best), outputs[best])
+    return Searched(replace(fitted, candidate=candidate, trials=done, best=best), outputs[best], because)
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #a627e166
 _Job = TypeVar("_Job")
@@ -418,10 +432,11 @@ def search_all(
     candidates: Sequence[Candidate],
     workers: int | None = None,  # threads of the quick ones; a core each, two at most, by default
 ) -> dict[str, Searched]:  # by name, in the order of the candidates; without those that no time was left for
-    "Search two at a time, then the costly ones one by one; what is found is the same as one after the other."
-    longest_first = sorted(candidates, key=_kind_rank, reverse=True)
-    quick = [one for one in longest_first if one.kind in _QUICK_KINDS]
-    costly = [one for one in longest_first if one.kind not in _QUICK_KINDS]
+    "Search two at a time, then the costly ones one by one; without a limit it finds the same one after the other."
+    plan = plan.begin()
+    in_order = sorted(candidates, key=lambda one: (one.name not in REQUIRED_CANDIDATES, -_kind_rank(one)))
+    quick = [one for one in in_order if one.kind in _QUICK_KINDS]
+    costly = [one for one in in_order if one.kind not in _QUICK_KINDS]
 
     def search(candidate: Candidate, rival: Sequence[Floats] = ()) -> Searched | None:
         if plan.is_over() and candidate.name not in REQUIRED_CANDIDATES:
@@ -431,9 +446,9 @@ def search_all(
 
     with share_fits(plan.fits):
         found = _side_by_side(search, quick, workers)
-    reached = [each for each in found if each]
-    rival = _best_answers(reached) if reached else []
-    found += [search(one, rival) for one in costly]
+        stayed = [each for each in found if each and not each.left_because]
+        rival = _best_answers(stayed) if stayed else []
+        found += [search(one, rival) for one in costly]
     by_name = dict(zip([one.name for one in [*quick, *costly]], found, strict=True))
     return {one.name: each for one in candidates if (each := by_name[one.name])}
 
@@ -443,17 +458,17 @@ def compared_answers(
     searched: Mapping[str, Searched],  # as `search_all`
 ) -> pd.DataFrame:  # as `fold_answers`: of those that did not leave, in the folds that all of them answered
     "Collect what the choice is made by."
-    stayed = {name: one.outputs for name, one in searched.items() if not one.left}
+    stayed = {name: one.outputs for name, one in searched.items() if not one.left_because}
     count = min(map(len, stayed.values()))
     return fold_answers(plan.folds[:count], {name: outputs[:count] for name, outputs in stayed.items()})
 
 
-def left_out(
+def not_compared(
     candidates: Sequence[Candidate],
     searched: Mapping[str, Searched],  # as `search_all`
-) -> dict[str, str]:  # by name of those that are not compared: why
+) -> dict[str, str]:  # by name: why
     "Say which candidates are not compared."
-    gone = {name: f"left the search, {one.left}" for name, one in searched.items() if one.left}
+    gone = {name: f"left the search, {one.left_because}" for name, one in searched.items() if one.left_because}
     never = [one.name for one in candidates if one.name not in searched]
     return gone | dict.fromkeys(never, f"took no part, {_LATE}")
 
@@ -490,10 +505,11 @@ def choice_table(
     found: Mapping[str, Mapping[str, Any]],  # as `choose_over_folds` tells of them
     best: str,  # the one that was taken
     metric: str,  # the primary one
-    left: Mapping[str, str] | None = None,  # those that are not compared, and why, as `left_out`
+    folds: int,  # that they are compared on
+    others: Mapping[str, str] | None = None,  # those that are not compared, and why, as `not_compared`
 ) -> pd.DataFrame:  # a row per candidate
     "Render the choice."
-    score = f"{METRIC_BY_NAME[metric].label}, mean of the folds"
+    score = f"{METRIC_BY_NAME[metric].label}, mean of {format_count(folds, 'fold')}"
     rows = [
         {
             "candidate": name,
@@ -503,7 +519,7 @@ def choice_table(
         }
         for name, each in found.items()
     ]
-    gone = [{"candidate": name, score: why} for name, why in (left or {}).items()]
+    gone = [{"candidate": name, score: why} for name, why in (others or {}).items()]
     return pd.DataFrame([*rows, *gone]).fillna("")
 
 # %% ../../notebooks/lib/models/11_folds.ipynb #952128ef

@@ -150,6 +150,7 @@ def tune_candidate(
     valid: pd.DataFrame,  # rows to choose by
     trials: int = 4,  # settings to try, at most
     progress: Callable[[str], None] = lambda _: None,  # told after each trial
+    is_over: Callable[[], bool] = lambda: False,  # whether no further setting is to be tried
 ) -> FittedCandidate:  # the best trial, whole
     "Try settings of a candidate and keep the best."
     pipeline, metric = candidate.build(task), primary_metric(task.kind)
@@ -160,6 +161,8 @@ def tune_candidate(
     done: list[Trial] = []
     best, kept = 0, (pipeline[-1], Calibration(task.kind))
     for params in candidate.draw_settings(pipeline[-1], trials, task.seed):
+        if done and is_over():
+            break
         estimator = fit_once(clone(pipeline[-1]).set_params(**params), X, y, X_val, y_val)
         raw = uncalibrated_margins(estimator, X_val, task.kind)
         rule = calibrate(task.kind, raw, y_val)

@@ -39,8 +39,8 @@ from ..pipeline.fork_server import end_with_parent
 from .lock import CANDIDATES_FOLDER
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #8e02a34d
-def _refit(one: Candidate, setting: Mapping[str, Any], search: Mapping[str, Any]) -> FittedCandidate:
-    "Fit a setting on the rows of the working directory, as `search.json` says that it was fitted."
+def _refit(one: Candidate, facts: Mapping[str, Any], search: Mapping[str, Any]) -> FittedCandidate:
+    "Fit a candidate on the rows of the working directory, as its facts and `search.json` say that it was fitted."
     params, roles = load_params(), Roles.load(CONTRACT_FILE)
     table = read_table("data/training_set.parquet")
     train, valid = select_split(table, "train", roles.task), select_split(table, "valid", roles.task)
@@ -48,8 +48,8 @@ def _refit(one: Candidate, setting: Mapping[str, Any], search: Mapping[str, Any]
     layout = FeatureLayout.learn(train, roles)
     seed, epochs = params["run.seed"], params["train.epochs"]
     task = Task(roles.task, layout, seed, epochs, mask_groups(roles), mask)
-    fitted = fit_setting(one, setting, task, train, valid)
-    fitted = learn_from_all(fitted, train, valid) if search["refit"]["taken"] else fitted
+    fitted = fit_setting(one, facts["params"], task, train, valid)
+    fitted = learn_from_all(fitted, train, valid) if facts["refit"] else fitted
     return replace(fitted, candidate=one)
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #de70c110
@@ -72,7 +72,7 @@ def refit_differences(
     [one] = [each for each in select_candidates(name) if each.name == name]
     if name not in facts:
         return [f"{name}: no such candidate in candidates.json"]
-    fitted = _refit(one, facts[name]["params"], search)
+    fitted = _refit(one, facts[name], search)
     table = read_table("data/training_set.parquet")
     train, unseen = (table[table["_split"] == "train"], table[table["_split"] != "train"])
     variants = make_variants([fitted], table[table["_split"] == "valid"])

@@ -19,7 +19,7 @@ import psutil
 from ..core.errors import DataError, StageError, UserError
 from ..core.files import read_json, write_json
 from ..core.format import format_count
-from ..core.params import load_params
+from ..core.params import AUTO, load_params
 from ..core.stages import load_stages
 from ..pipeline.run import project_lock
 from .hashes import ABSENT, FORGED, SOURCE_FILE, Mismatch, compare_lock, read_current_lock, uncommitted
@@ -171,11 +171,19 @@ def _draw_names(
     train = training_stage(lock)
     candidates = candidate_names(lock, kept, Path.cwd()) if train else []
     parts = [f"{train}/{name}" for name in candidates]
-    if share >= 1:  # candidates too, to measure what they cost
-        return [*load_stages(), *parts], {}
     chances = plan_draw(load_stages(), train, candidates, share, seconds)
+    if share >= 1:  # candidates too, to measure what they cost
+        chances |= dict.fromkeys(parts, share)
+    if _is_limited():
+        chances |= dict.fromkeys([train] if train else [], 0.0)
     names = draw(chances, seed)
-    return [name for name in names if train not in names or name not in parts], unseen_chances(chances, train)
+    unseen = {what: chance for what, chance in unseen_chances(chances, train).items() if chance > 0}
+    return [name for name in names if share >= 1 or train not in names or name not in parts], unseen
+
+
+def _is_limited() -> bool:
+    "Return whether what training finds depends on how fast the machine is."
+    return bool(load_params()["train.minutes"] != AUTO)
 
 
 def _print_limits(lock: Mapping[str, LockedStage]) -> None:
@@ -185,6 +193,8 @@ def _print_limits(lock: Mapping[str, LockedStage]) -> None:
     stages = load_stages()  # the source's digest is taken anew with the hashes
     if others := [name for name, each in lock.items() if name not in stages and SOURCE_FILE not in each.outs]:
         print(f"never run again, because they are no notebooks: {', '.join(others)}")
+    if _is_limited():
+        print("the search is not run again, because train.minutes makes it depend on the machine; its candidates are")
 
 
 def verify(

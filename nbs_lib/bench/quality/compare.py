@@ -6,7 +6,10 @@
 __all__ = ['best_of', 'is_beyond_noise', 'print_tables', 'verdict', 'bench_quality']
 
 # %% ../../../notebooks/lib/bench/quality/03_compare.ipynb #c7578392
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from .boosters import AUTOGLUON, BOOSTERS, FORMS
 from nbs_lib.bench.quality.measure import (
@@ -14,6 +17,7 @@ from nbs_lib.bench.quality.measure import (
     QUALITY_FOLDER,
     QUALITY_TABLES,
     QualityResult,
+    best_lead,
     current_commit,
     measure_autogluon,
     measure_booster,
@@ -21,6 +25,7 @@ from nbs_lib.bench.quality.measure import (
     read_results,
 )
 from ...core.errors import StageError, UserError, did_you_mean
+from ...core.files import read_json, read_table
 from ...models.metrics import Interval, metric_gain
 
 # %% ../../../notebooks/lib/bench/quality/03_compare.ipynb #7a094f4b
@@ -102,14 +107,22 @@ def print_tables(
 # %% ../../../notebooks/lib/bench/quality/03_compare.ipynb #99165d6f
 def verdict(
     measured: Mapping[str, Sequence[QualityResult]],  # by table
-) -> str:  # one or two sentences
+    at_once: Callable[[str], Interval] | None = None,  # by table, as `best_lead` of all its defaults
+) -> str:  # a few sentences
     "Say on how many tables ours is at least as good as the best default, but for noise."
     best = {name: best_of(each for each in of if each.model in BOOSTERS) for name, of in measured.items()}
     rivals = {name: each for name, each in best.items() if each}
-    behind = [f"{name} ({each.model})" for name, each in rivals.items() if is_beyond_noise(each.lead)]
+    ahead = {name: each.lead for name, each in rivals.items() if is_beyond_noise(each.lead)}
+    leads = {name: at_once(name) if at_once else lead for name, lead in ahead.items()}
+    behind = [f"{name} ({rivals[name].model})" for name, lead in leads.items() if is_beyond_noise(lead)]
     level = len(rivals) - len(behind)
     said = f"ours is at least the best default, but for noise, on {level} of {len(rivals)} tables"
     said += f"; behind it on {', '.join(behind)}." if behind else "."
+    for name, lead in leads.items():
+        if not is_beyond_noise(lead):
+            forms = sum(each.model in BOOSTERS for each in measured[name])
+            said += f" On {name} the best default is ahead of ours when only the two are compared; it is the best of"
+            said += f" {forms} on the same rows, and for all of them at once the interval is {_ends(lead)}."
     gluon = {name: each.lead for name, of in measured.items() for each in of if each.model == AUTOGLUON}
     if gluon:
         won, lost = sum(map(_is_behind, gluon.values())), sum(map(is_beyond_noise, gluon.values()))
@@ -117,6 +130,14 @@ def verdict(
     return said
 
 # %% ../../../notebooks/lib/bench/quality/03_compare.ipynb #513d3bc7
+def _lead_at_once(folder: Path) -> Interval:
+    "Set the best default of a table beside ours, by an interval that holds for all defaults at once."
+    kept = [f"{each.model}, {each.form}" for each in read_results(folder) if each.model in BOOSTERS]
+    outputs = {name: np.load(folder / f"{name}.npy") for name in kept}
+    task, asked = str(read_json(folder / "task.json")), read_table(folder / "asked.parquet")
+    return best_lead(task, asked, outputs, np.load(folder / "ours.npy"))[1]
+
+
 def bench_quality(
     only: str | None = None,  # a table; all by default
     minutes: float | None = None,  # that AutoGluon may take on a table; without, it is left out
@@ -131,7 +152,7 @@ def bench_quality(
             print(f"{name}: not measured: {error}", flush=True)
     measured = {name: read_results(QUALITY_FOLDER / name) for name in QUALITY_TABLES}
     print_tables(measured)
-    print(verdict(measured))
+    print(verdict(measured, lambda name: _lead_at_once(QUALITY_FOLDER / name)))
     now = current_commit()
     old = [name for name, results in measured.items() if any(each.commit != now for each in results)]
     if old:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PROJECT', 'QUALITY_TABLES', 'QUALITY_FOLDER', 'OURS', 'QualityResult', 'read_results', 'keep_result', 'write_forms',
-           'current_commit', 'lead_over', 'measure_ours', 'measure_booster', 'measure_autogluon']
+           'current_commit', 'lead_over', 'best_lead', 'measure_ours', 'measure_booster', 'measure_autogluon']
 
 # %% ../../../notebooks/lib/bench/quality/02_measure.ipynb #5cadd430
 import shutil
 import subprocess
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,18 @@ def current_commit() -> str:  # short
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
+def _drawn(
+    task: str,  # binary, multiclass or regression
+    asked: pd.DataFrame,  # _target and _block of the test rows
+    outputs: Mapping[str, Floats],  # of models, by name
+) -> dict[str, Floats]:  # by name: the score, then that of each draw
+    "Score models in the same draws of blocks."
+    metric, target = primary_metric(task), asked["_target"].to_numpy()
+    target = target if task == "regression" else target.astype(int)
+    asks = {name: metric_statistics(task, target, each)[metric] for name, each in outputs.items()}
+    return bootstrap(asks, asked["_block"].to_numpy(), _RESAMPLES)
+
+
 def lead_over(
     task: str,  # binary, multiclass or regression
     asked: pd.DataFrame,  # _target and _block of the test rows
@@ -138,11 +151,29 @@ def lead_over(
     ours: Floats,  # of our champion
 ) -> tuple[float, Interval]:  # the model's score; by how much it is better
     "Set a model beside our champion, in the same draws of blocks."
-    metric, target = primary_metric(task), asked["_target"].to_numpy()
-    target = target if task == "regression" else target.astype(int)
-    asks = {who: metric_statistics(task, target, each)[metric] for who, each in {"model": output, OURS: ours}.items()}
-    drawn = bootstrap(asks, asked["_block"].to_numpy(), _RESAMPLES)
-    return float(drawn["model"][0]), bootstrap_interval(metric_gain(metric, drawn["model"], drawn[OURS]))
+    drawn = _drawn(task, asked, {"model": output, OURS: ours})
+    return float(drawn["model"][0]), bootstrap_interval(metric_gain(primary_metric(task), drawn["model"], drawn[OURS]))
+
+
+def best_lead(
+    task: str,  # binary, multiclass or regression
+    asked: pd.DataFrame,  # _target and _block of the test rows
+    outputs: Mapping[str, Floats],  # of several models, by name
+    ours: Floats,  # of our champion
+) -> tuple[
+    str, Interval
+]:  # the best model; by how much it is better, by an interval that holds for all of them at once
+    "Set the best of several models beside our champion (multiple comparisons with the best: Hsu 1984, Ann. Stat. 12)."
+    drawn, metric = _drawn(task, asked, {**outputs, OURS: ours}), primary_metric(task)
+    leads = {name: metric_gain(metric, drawn[name], drawn[OURS]) for name in outputs}
+    best = max(leads, key=lambda name: float(leads[name][0]))
+    errors = {name: float(np.nanstd(lead[1:])) for name, lead in leads.items()}
+    if not errors[best] > 0:
+        return best, bootstrap_interval(leads[best])
+    off = [np.abs(lead[1:] - np.nanmean(lead[1:])) / errors[name] for name, lead in leads.items() if errors[name] > 0]
+    far = float(np.nanquantile(np.max(off, axis=0), 0.95)) * errors[best]
+    value = float(leads[best][0])
+    return best, Interval(value, value - far, value + far)
 
 
 def _result(folder: Path, model: str, form: str, output: Floats, cost: dict[str, Any]) -> QualityResult:

@@ -9,8 +9,16 @@ import pytest
 
 from nbs_lib.bench.quality import compare, measure
 from nbs_lib.bench.quality.boosters import AUTOGLUON, BOOSTERS
-from nbs_lib.bench.quality.compare import bench_quality, verdict
-from nbs_lib.bench.quality.measure import OURS, QualityResult, measure_booster, read_results, write_forms
+from nbs_lib.bench.quality.compare import bench_quality, is_beyond_noise, verdict
+from nbs_lib.bench.quality.measure import (
+    OURS,
+    QualityResult,
+    best_lead,
+    lead_over,
+    measure_booster,
+    read_results,
+    write_forms,
+)
 from nbs_lib.core.errors import DataError, StageError, UserError
 from nbs_lib.core.paths import CONTRACT_FILE
 from nbs_lib.data.resolve import resolve_roles
@@ -116,6 +124,33 @@ def test_the_verdict_counts_what_is_beyond_noise() -> None:
     assert "on 1 of 2 tables; behind it on b (CatBoost)." in verdict({"a": [OUR_LINE, level], "b": [OUR_LINE, ahead]})
     assert "ahead on 1, level on 0, behind on 0" in verdict({"a": [OUR_LINE, level, gluon]})
     assert "on 0 of 0 tables." in verdict({"a": [OUR_LINE], "b": []})
+
+
+def test_the_best_of_many_alike_is_ahead_by_itself_and_not_at_once() -> None:
+    """Eight models are as good as ours: the best of them seems better too often, unless its being picked counts."""
+    alone, at_once = 0, 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        asked = pd.DataFrame({"_target": rng.normal(size=200), "_block": np.arange(200) // 4})
+        *others, ours = (asked["_target"].to_numpy() + rng.normal(size=200) for _ in range(9))
+        outputs = {str(k): each for k, each in enumerate(others)}
+        best, lead = best_lead("regression", asked, outputs, ours)
+        assert lead.value == max(lead_over("regression", asked, each, ours)[1].value or 0 for each in others)
+        alone += is_beyond_noise(lead_over("regression", asked, outputs[best], ours)[1])
+        at_once += is_beyond_noise(lead)
+    assert alone >= 3
+    assert at_once <= 2
+    better = {**outputs, "better": asked["_target"].to_numpy() + 0.5 * rng.normal(size=200)}
+    best, lead = best_lead("regression", asked, better, ours)
+    assert (best, is_beyond_noise(lead)) == ("better", True)
+
+
+def test_the_verdict_says_where_the_best_default_is_ahead_by_itself_alone() -> None:
+    ahead = result("CatBoost", "codes", 0.75, 0.02, 0.08)
+    said = verdict({"b": [OUR_LINE, ahead]}, lambda _: Interval(0.05, -0.01, 0.11))
+    assert "on 1 of 1 tables. On b the best default is ahead" in said
+    assert "(-0.0100 to +0.1100)" in said
+    assert "on 0 of 1 tables; behind it on b" in verdict({"b": [OUR_LINE, ahead]}, lambda _: Interval(0.05, 0.01, 0.09))
 
 
 def test_lines_that_are_damaged_are_named_and_left(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import wraps
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline
 
 from nbs_lib.data.roles import Roles
@@ -26,10 +28,10 @@ from nbs_lib.models.folds import (
     decide_refit,
     fold_parts,
     forward_folds,
-    left_out,
     make_folds,
     mask_answers,
     masks_cost,
+    not_compared,
     refit_sentence,
     search_all,
     search_candidate,
@@ -124,7 +126,7 @@ def test_the_one_that_is_taken_is_compared_with_the_others_itself() -> None:
 def test_the_choice_names_what_left_the_search() -> None:
     about = {"value": 0.7, "lo": 0.6, "hi": 0.8}
     shown = choice_table(
-        {"lgbm": about | {"behind": about}}, "lgbm", "auc", {"net": "left the search", "other": "took no part"}
+        {"lgbm": about | {"behind": about}}, "lgbm", "auc", 4, {"net": "left the search", "other": "took no part"}
     )
     assert [*shown["candidate"]] == ["lgbm", "net", "other"]
     assert [*shown.iloc[1]] == ["net", "left the search", "", ""]
@@ -269,7 +271,7 @@ def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
         assert all(np.array_equal(*both) for both in zip(one.outputs, other.outputs, strict=True))
         graphs = [export_graph(each.fitted, table).SerializeToString() for each in (one, other)]
         assert graphs[0] == graphs[1]
-        assert bool(one.fitted.final) != bool(one.left), "each candidate of the template can learn from all rows"
+        assert bool(one.fitted.final) != bool(one.left_because), "each one of the template can learn from all rows"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_what_is_costly_leaves_the_search_where_another_is_ahead(slow: str, quic
     assert len(found["slow"].outputs) == fitted.trials[0].folds == answered
     assert len(found[quick].outputs) == len(plan.folds) == 4
     assert ("slow: leaves the search, behind a cheaper one after 2 folds" in said) == (answered == 2)
-    assert len(left_out([costly], found)) == (answered == 2)
+    assert len(not_compared([costly], found)) == (answered == 2)
     assert list(compared_answers(plan, found))[3:] == (["slow", quick] if answered == 4 else [quick])
     alone = fit_setting(costly, {}, plan.task, plan.train, plan.valid)
     alone = learn_from_all(alone, plan.train, plan.valid) if answered == 4 else alone
@@ -306,7 +308,7 @@ def test_without_time_the_simplest_are_compared_on_a_fold_and_all_others_take_no
     assert list(found) == ["dummy", "linear"]
     assert [(len(each.fitted.trials), len(each.outputs)) for each in found.values()] == [(1, 1)] * 2
     late = "took no part, out of time (train.minutes)"
-    assert left_out(some, found) == {"hgb_small": late, "net": late}
+    assert not_compared(some, found) == {"hgb_small": late, "net": late}
     answers = compared_answers(plan, found)
     assert len(answers) == len(plan.folds[0].score)
     assert choose_over_folds(answers, dict.fromkeys(found, (0, 0)), "binary", 2)[0] == "linear"
@@ -317,21 +319,82 @@ def test_without_time_the_simplest_are_compared_on_a_fold_and_all_others_take_no
     assert np.array_equal(served, alone.served().answers(table)["output"]), "all rows are learned from all the same"
 
 
-def test_what_runs_out_of_time_is_compared_as_far_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_out_of_time_is_compared_where_it_answered_two_folds(monkeypatch: pytest.MonkeyPatch) -> None:
     _, plan = told_by_x()
     costly = replace(CANDIDATES["linear"], name="slow", kind="of its own")
-    for questions in (0, 1, 2, 5, 9, 40):
+    counts = set()
+    for questions in (0, 1, 2, 3, 9, 40):
         with monkeypatch.context() as patch:
             patch.setattr(SearchPlan, "is_over", over_after(questions))
-            found = {one.name: search_candidate(plan, one) for one in (CANDIDATES["hgb_small"], costly)}
-        tried, slow = found["hgb_small"], found["slow"]
-        taken = tried.fitted.trials[tried.fitted.best]
-        assert 1 <= len(tried.outputs) == taken.folds <= 4
-        assert max(trial.folds for trial in tried.fitted.trials) == taken.folds
-        assert (len(slow.outputs) < 4) == slow.left.startswith("out of time")
-        rows = [len(fold.score) for fold in plan.folds[: taken.folds]]
-        assert len(compared_answers(plan, found)) == sum(rows)
-    assert len(tried.outputs) == 4
+            found = [search_candidate(plan, CANDIDATES["hgb_small"])]
+            patch.setattr(SearchPlan, "is_over", over_after(questions))
+            found.append(search_candidate(plan, costly))
+        for one in found:
+            count, name = len(one.outputs), one.fitted.candidate.name
+            late = "out of time (train.minutes) after 1 fold"
+            assert one.left_because == (late if count == 1 else "")
+            taken = one.fitted.trials[one.fitted.best]
+            assert taken.folds == count == max(trial.folds for trial in one.fitted.trials)
+            assert (one.fitted.final is None) == (name == "slow" and questions < 9), "what is costly ends"
+            counts.add((name, count))
+    assert {count for name, count in counts if name == "slow"} == {1, 2, 3, 4}
+    assert len(counts) >= 7
+
+
+def test_time_that_ends_among_trees_leaves_the_simplest_their_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dummy and the linear model come first: else they had one fold, and all others were cut down to it."""
+    _, plan = told_by_x()
+    some = [CANDIDATES[name] for name in ("hgb_small", "lgbm", "linear", "dummy")]
+    monkeypatch.setattr(SearchPlan, "is_over", over_after(15))
+    found = search_all(plan, some, workers=1)
+    assert list(found) == ["hgb_small", "linear", "dummy"]
+    assert [len(found[name].outputs) for name in ("linear", "dummy")] == [4, 4]
+    assert not_compared(some, found)["lgbm"] == "took no part, out of time (train.minutes)"
+    counted = compared_answers(plan, found)["_fold"].nunique()
+    assert counted == (4 if found["hgb_small"].left_because else len(found["hgb_small"].outputs))
+
+
+def test_without_folds_and_time_only_the_own_setting_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan = told_by_x()
+    found = search_all(replace(plan, folds=[], trials=3, minutes=1e-9), [CANDIDATES["linear"], CANDIDATES["hgb_small"]])
+    assert list(found) == ["linear"]
+    assert len(found["linear"].fitted.trials) == 1
+    monkeypatch.setattr(SearchPlan, "is_over", over_after(1))
+    one = search_candidate(replace(plan, folds=[], trials=3), CANDIDATES["linear"])
+    assert len(one.fitted.trials) == 2
+
+
+def test_a_search_that_runs_again_begins_anew() -> None:
+    """A cell of a notebook runs twice: neither its time nor what it learned is that of the first time."""
+    _, plan = told_by_x()
+    limited = replace(plan, minutes=0.05)
+    first = search_all(limited, [CANDIDATES["linear"]])["linear"]
+    time.sleep(3.1)
+    second = search_all(limited, [CANDIDATES["linear"]])["linear"]
+    assert len(first.outputs) == len(second.outputs) == 4
+    assert first.fitted.pipeline[-1] is not second.fitted.pipeline[-1]
+    assert plan.fits == {}
+
+
+def test_what_was_learned_for_a_decision_is_not_learned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan = told_by_x()
+    task = replace(plan.task, masks=(("who",),), mask=0.2)
+    folds = [replace(fold, task=replace(fold.task, masks=(("who",),), mask=0.2)) for fold in plan.folds]
+    learned: list[int] = []
+    fit = HistGradientBoostingClassifier.fit
+
+    @wraps(fit)
+    def counted(self: Any, X: Any, *rest: Any, **more: Any) -> Any:
+        learned.append(len(X))
+        return fit(self, X, *rest, **more)
+
+    monkeypatch.setattr(HistGradientBoostingClassifier, "fit", counted)
+    begun, _ = decide_masks(replace(plan, task=task, folds=folds))
+    assert len(learned) == 8, "four folds with masks, and without"
+    decided, _ = decide_refit(begun)
+    assert len(learned) == 12, "once more, from the rows that stop too"
+    search_all(replace(decided, trials=1, again=True), [CANDIDATES["hgb_small"]])
+    assert len(learned) == 14, "from all training rows, and once more"
 
 
 @pytest.mark.parametrize("name", ["dummy", "linear", "hgb_small", "lgbm", "blend", "net"])

@@ -1,6 +1,7 @@
 """A proof finds what was forged, and says how sure it is."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Project
@@ -8,6 +9,8 @@ from conftest import Project
 from nbs_lib.bench.project.forgeries import bench_forgeries, forge, forgeries
 from nbs_lib.core.files import read_json
 from nbs_lib.core.stages import load_stages
+from nbs_lib.models.candidates import CANDIDATES
+from nbs_lib.review.refit import _refit
 from nbs_lib.review.verify import draw, plan_draw, unseen_chances
 
 NAMES = ["dummy", "linear", "hgb_small"]
@@ -76,3 +79,25 @@ def test_forgeries_of_each_kind_are_found(project: Project, capsys: pytest.Captu
         assert (tally.forged, tally.by_hashes, tally.by_runs) == (2, 1, 1), kind
         assert tally.seen[0] == pytest.approx(tally.said[0], abs=0.04)
     assert "metric edited" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_candidate_learns_again_as_its_own_facts_say(refit: bool, finished: Project, monkeypatch: Any) -> None:
+    """One that left the search did not learn once more, though the others did."""
+    monkeypatch.chdir(finished.root)
+    facts, search = (read_json(f"models/candidates/{name}.json") for name in ("candidates", "search"))
+    assert search["refit"]["taken"]
+    fitted = _refit(CANDIDATES["linear"], facts["linear"] | {"refit": refit}, search)
+    assert (fitted.final is not None) == refit
+
+
+def test_a_search_that_was_limited_is_not_proven_and_its_candidates_are(project: Project) -> None:
+    project.set(minutes="10")
+    assert project.nbs("run").returncode == 0
+    done = project.nbs("verify", "--share", "1")
+    assert done.returncode == 0, done.stderr
+    assert "the search is not run again, because train.minutes makes it depend on the machine" in done.stdout
+    assert "the choice that train makes 1.000" in done.stdout
+    ran = done.stderr.splitlines()
+    assert "train/linear: identical" in ran
+    assert "train: identical" not in ran
