@@ -252,9 +252,7 @@ class SearchPlan:
     minutes: float | str = AUTO  # after which `search_all` begins no further fold or setting; auto: never
     progress: Callable[[str], None] = lambda _: None  # told after each fold
     ends: float = np.inf  # when the search is over, on the monotonic clock in seconds
-    fits: dict[str, SharedFit] = field(
-        default_factory=dict, repr=False
-    )  # what has learned while it was decided on masks
+    fits: dict[str, SharedFit] = field(default_factory=dict, repr=False)  # what has learned for the decisions before
 
     def begin(self) -> "SearchPlan":
         "Return the plan of a search that begins now, and keeps what it learns to itself."
@@ -287,10 +285,9 @@ _SURE_FOLDS = 2  # that a costly candidate answers whatever its rival does, and 
 _LATE = "out of time (train.minutes)"
 
 
-def _late_after(plan: SearchPlan, candidate: Candidate, count: int) -> str:
+def _late_after(plan: SearchPlan, count: int) -> str:
     "Say why a candidate whose time is over after some folds leaves the search; empty where it is compared."
-    enough = candidate.name in REQUIRED_CANDIDATES or count >= min(_SURE_FOLDS, len(plan.folds))
-    return "" if enough else f"{_LATE} after {format_count(count, 'fold')}"
+    return "" if count >= min(_SURE_FOLDS, len(plan.folds)) else f"{_LATE} after {format_count(count, 'fold')}"
 
 
 def _fold_score(output: Floats, fold: Fold, metric: str) -> float:
@@ -343,12 +340,12 @@ def _race(
             whole.result()  # two that draw from the same numbers would disturb each other
         for number, fold in enumerate(plan.folds, 1):
             if outputs and plan.is_over():
-                because = _late_after(plan, candidate, len(outputs))
+                because = _late_after(plan, len(outputs))
                 break
             outputs.append(fold_output(fit_fold(candidate, params, fold), fold, plan.again))
             scores.append(_fold_score(outputs[-1], fold, metric))
             plan.progress(f"{candidate.name}: fold {number}, {metric} {np.nanmean(scores):.4f}")
-            if len(rival) < number:  # its time was over
+            if not rival:
                 continue
             behind.append(metric_gain(metric, _fold_score(rival[number - 1], fold, metric), scores[-1]))
             if _SURE_FOLDS <= number < len(plan.folds) and np.nanmean(behind) > 0:
@@ -356,7 +353,7 @@ def _race(
                 break
     if because:
         plan.progress(f"{candidate.name}: leaves the search, {because}")
-    fitted = whole.result() if because or plan.is_over() else _learn_again(plan, whole.result())
+    fitted = whole.result() if because else _learn_again(plan, whole.result())
     done = Trial(params, float(np.nanmean(scores)), len(scores))
     return Searched(replace(fitted, candidate=candidate, trials=[done], best=_OWN), outputs, because)
 
@@ -378,9 +375,10 @@ def search_candidate(
     outputs: list[list[Floats]] = [[] for _ in settings]
     scores: list[list[float]] = [[] for _ in settings]
     remaining, because = list(range(len(settings))), ""
+    sure = _SURE_FOLDS if candidate.name in REQUIRED_CANDIDATES else 1  # whatever the time is
     for number, fold in enumerate(plan.folds, 1):
-        if number > 1 and plan.is_over():
-            because = _late_after(plan, candidate, number - 1)
+        if number > sure and plan.is_over():
+            because = _late_after(plan, number - 1)
             plan.progress(f"{candidate.name}: no more folds, {_LATE}")
             break
         for k in [*remaining]:

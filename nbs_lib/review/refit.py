@@ -49,7 +49,9 @@ def _refit(one: Candidate, facts: Mapping[str, Any], search: Mapping[str, Any]) 
     seed, epochs = params["run.seed"], params["train.epochs"]
     task = Task(roles.task, layout, seed, epochs, mask_groups(roles), mask)
     fitted = fit_setting(one, facts["params"], task, train, valid)
-    fitted = learn_from_all(fitted, train, valid) if facts["refit"] else fitted
+    stayed = one.name in search["over_folds"]  # one that left did not learn once more, where its facts say so
+    again = search["refit"]["taken"] and (stayed or facts["refit"])
+    fitted = learn_from_all(fitted, train, valid) if again else fitted
     return replace(fitted, candidate=one)
 
 # %% ../../notebooks/lib/review/03_refit.ipynb #de70c110

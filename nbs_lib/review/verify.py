@@ -77,7 +77,7 @@ def unseen_chances(
     return found | {
         f"one candidate of {train}": whole * max(parts),
         f"all candidates of {train}": whole * math.prod(parts),
-        f"the choice that {train} makes": whole,
+        f"the choice of {train}, and what else it writes": whole,
     }
 
 # %% ../../notebooks/lib/review/05_verify.ipynb #f157fd3d
@@ -174,8 +174,8 @@ def _draw_names(
     chances = plan_draw(load_stages(), train, candidates, share, seconds)
     if share >= 1:  # candidates too, to measure what they cost
         chances |= dict.fromkeys(parts, share)
-    if _is_limited():
-        chances |= dict.fromkeys([train] if train else [], 0.0)
+    if train and _is_limited():  # then the candidates are all that can be proven of it
+        chances |= {train: 0.0} | {part: min(1.0, 2 * chances.get(part, share / 2)) for part in parts}
     names = draw(chances, seed)
     unseen = {what: chance for what, chance in unseen_chances(chances, train).items() if chance > 0}
     return [name for name in names if share >= 1 or train not in names or name not in parts], unseen
@@ -193,8 +193,10 @@ def _print_limits(lock: Mapping[str, LockedStage]) -> None:
     stages = load_stages()  # the source's digest is taken anew with the hashes
     if others := [name for name, each in lock.items() if name not in stages and SOURCE_FILE not in each.outs]:
         print(f"never run again, because they are no notebooks: {', '.join(others)}")
-    if _is_limited():
-        print("the search is not run again, because train.minutes makes it depend on the machine; its candidates are")
+    if (train := training_stage(lock)) and _is_limited():
+        print(
+            f"{train}: only its candidates may be run again, for train.minutes makes the search depend on the machine"
+        )
 
 
 def verify(
@@ -217,5 +219,6 @@ def verify(
         _fail(found)
     print(_describe_unseen(unseen))
     if share >= 1:
-        write_json({"source": source, "seconds": seconds}, DURATIONS_FILE)
+        kept_seconds = {name: measured[name] for name in (training_stage(lock),) if name in measured}
+        write_json({"source": source, "seconds": kept_seconds | seconds}, DURATIONS_FILE)
     print(_describe_cost(_cpu_seconds() - started, measured))

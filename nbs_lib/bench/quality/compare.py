@@ -107,22 +107,24 @@ def print_tables(
 # %% ../../../notebooks/lib/bench/quality/03_compare.ipynb #99165d6f
 def verdict(
     measured: Mapping[str, Sequence[QualityResult]],  # by table
-    at_once: Callable[[str], Interval] | None = None,  # by table, as `best_lead` of all its defaults
+    at_once: Callable[[str], tuple[str, Interval]] | None = None,  # by table, as `best_lead` of all its defaults
 ) -> str:  # a few sentences
     "Say on how many tables ours is at least as good as the best default, but for noise."
-    best = {name: best_of(each for each in of if each.model in BOOSTERS) for name, of in measured.items()}
-    rivals = {name: each for name, each in best.items() if each}
-    ahead = {name: each.lead for name, each in rivals.items() if is_beyond_noise(each.lead)}
-    leads = {name: at_once(name) if at_once else lead for name, lead in ahead.items()}
-    behind = [f"{name} ({rivals[name].model})" for name, lead in leads.items() if is_beyond_noise(lead)]
+    rivals = {name: [each for each in of if each.model in BOOSTERS] for name, of in measured.items()}
+    rivals = {name: each for name, each in rivals.items() if each}
+    alone = {name: best_of(each for each in of if is_beyond_noise(each.lead)) for name, of in rivals.items()}
+    ahead = {name: (each.model, each.lead) for name, each in alone.items() if each}
+    leads = {name: at_once(name) if at_once else found for name, found in ahead.items()}
+    behind = [f"{name} ({model})" for name, (model, lead) in leads.items() if is_beyond_noise(lead)]
     level = len(rivals) - len(behind)
     said = f"ours is at least the best default, but for noise, on {level} of {len(rivals)} tables"
     said += f"; behind it on {', '.join(behind)}." if behind else "."
-    for name, lead in leads.items():
+    for name, (_, lead) in leads.items():
         if not is_beyond_noise(lead):
-            forms = sum(each.model in BOOSTERS for each in measured[name])
-            said += f" On {name} the best default is ahead of ours when only the two are compared; it is the best of"
-            said += f" {forms} on the same rows, and for all of them at once the interval is {_ends(lead)}."
+            said += f" On {name} {ahead[name][0]} is ahead of ours when only the two are compared; as one of"
+            said += (
+                f" {len(rivals[name])} defaults on the same rows it is not told apart: for all at once {_ends(lead)}."
+            )
     gluon = {name: each.lead for name, of in measured.items() for each in of if each.model == AUTOGLUON}
     if gluon:
         won, lost = sum(map(_is_behind, gluon.values())), sum(map(is_beyond_noise, gluon.values()))
@@ -130,12 +132,12 @@ def verdict(
     return said
 
 # %% ../../../notebooks/lib/bench/quality/03_compare.ipynb #513d3bc7
-def _lead_at_once(folder: Path) -> Interval:
-    "Set the best default of a table beside ours, by an interval that holds for all defaults at once."
+def _lead_at_once(folder: Path) -> tuple[str, Interval]:
+    "Set the defaults of a table beside ours, by an interval that holds for all of them at once."
     kept = [f"{each.model}, {each.form}" for each in read_results(folder) if each.model in BOOSTERS]
     outputs = {name: np.load(folder / f"{name}.npy") for name in kept}
     task, asked = str(read_json(folder / "task.json")), read_table(folder / "asked.parquet")
-    return best_lead(task, asked, outputs, np.load(folder / "ours.npy"))[1]
+    return best_lead(task, asked, outputs, np.load(folder / "ours.npy"))
 
 
 def bench_quality(

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pandas as pd
+from scipy.stats import norm, t
 
 from .boosters import AUTOGLUON, BOOSTERS, answer_costs, run_autogluon, run_booster
 from ..tables import champion_output, run_project
@@ -160,20 +161,24 @@ def best_lead(
     asked: pd.DataFrame,  # _target and _block of the test rows
     outputs: Mapping[str, Floats],  # of several models, by name
     ours: Floats,  # of our champion
-) -> tuple[
-    str, Interval
-]:  # the best model; by how much it is better, by an interval that holds for all of them at once
-    "Set the best of several models beside our champion (multiple comparisons with the best: Hsu 1984, Ann. Stat. 12)."
+) -> tuple[str, Interval]:  # the one that is most surely better; by how much the best is better, with an interval
+    "Set several models beside our champion at once (many to one: Dunnett 1955; by a bootstrap: Romano and Wolf 2005)."
     drawn, metric = _drawn(task, asked, {**outputs, OURS: ours}), primary_metric(task)
     leads = {name: metric_gain(metric, drawn[name], drawn[OURS]) for name in outputs}
-    best = max(leads, key=lambda name: float(leads[name][0]))
-    errors = {name: float(np.nanstd(lead[1:])) for name, lead in leads.items()}
-    if not errors[best] > 0:
+    if len(leads) == 1 or len(drawn[OURS]) == 1:
+        best = max(leads, key=lambda name: float(leads[name][0]))
         return best, bootstrap_interval(leads[best])
-    off = [np.abs(lead[1:] - np.nanmean(lead[1:])) / errors[name] for name, lead in leads.items() if errors[name] > 0]
-    far = float(np.nanquantile(np.max(off, axis=0), 0.95)) * errors[best]
-    value = float(leads[best][0])
-    return best, Interval(value, value - far, value + far)
+    errors = {name: max(float(np.nanstd(lead[1:])), 1e-12) for name, lead in leads.items()}
+    off = [np.abs(lead[1:] - np.nanmean(lead[1:])) / errors[name] for name, lead in leads.items()]
+    blocks = asked["_block"].nunique()
+    few = float(
+        np.sqrt(blocks / (blocks - 1)) * t.ppf(0.975, blocks - 1) / norm.ppf(0.975)
+    )  # a draw's error is too small
+    far = few * float(np.nanquantile(np.max(off, axis=0), 0.95))
+    lows = {name: float(lead[0]) - far * errors[name] for name, lead in leads.items()}
+    high = max(float(lead[0]) + far * errors[name] for name, lead in leads.items())
+    surest = max(lows, key=lambda name: lows[name])
+    return surest, Interval(max(float(lead[0]) for lead in leads.values()), lows[surest], high)
 
 
 def _result(folder: Path, model: str, form: str, output: Floats, cost: dict[str, Any]) -> QualityResult:

@@ -1,7 +1,7 @@
 """A proof finds what was forged, and says how sure it is."""
 
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Project
@@ -82,22 +82,32 @@ def test_forgeries_of_each_kind_are_found(project: Project, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("refit", [False, True])
-def test_a_candidate_learns_again_as_its_own_facts_say(refit: bool, finished: Project, monkeypatch: Any) -> None:
-    """One that left the search did not learn once more, though the others did."""
+def test_only_one_that_left_may_have_learned_once_alone(
+    refit: bool, finished: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(finished.root)
     facts, search = (read_json(f"models/candidates/{name}.json") for name in ("candidates", "search"))
     assert search["refit"]["taken"]
-    fitted = _refit(CANDIDATES["linear"], facts["linear"] | {"refit": refit}, search)
-    assert (fitted.final is not None) == refit
+    forged = facts["linear"] | {"refit": refit}
+    assert _refit(CANDIDATES["linear"], forged, search).final is not None, "one that stayed has learned once more"
+    left = search | {"over_folds": {}}
+    assert (_refit(CANDIDATES["linear"], forged, left).final is not None) == refit
 
 
 def test_a_search_that_was_limited_is_not_proven_and_its_candidates_are(project: Project) -> None:
     project.set(minutes="10")
     assert project.nbs("run").returncode == 0
+    measured = {"source": "penguins.csv", "seconds": {"train": 99.0}}
+    (project.root / "data/contract/durations.json").write_text(json.dumps(measured))
     done = project.nbs("verify", "--share", "1")
     assert done.returncode == 0, done.stderr
-    assert "the search is not run again, because train.minutes makes it depend on the machine" in done.stdout
-    assert "the choice that train makes 1.000" in done.stdout
+    assert "train: only its candidates may be run again, for train.minutes makes the search depend" in done.stdout
+    assert "the choice of train, and what else it writes 1.000" in done.stdout
     ran = done.stderr.splitlines()
     assert "train/linear: identical" in ran
     assert "train: identical" not in ran
+    measured = read_json(project.root / "data/contract/durations.json")["seconds"]
+    assert measured["train"] == 99.0
+    assert {"train/linear", "report"} <= measured.keys()
+    done = project.nbs("verify", "--share", "0")
+    assert "one candidate of train 1.000" in done.stdout
