@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import inspect
 import os
@@ -16,6 +17,7 @@ from typing import NoReturn
 import pytest
 from filelock import FileLock
 from helpers.chromium import CHROMIUM, Chromium
+from helpers.temporary import keep_temporary_in_memory
 
 from nbs_lib.pipeline.clone import clone_project
 from nbs_lib.pipeline.fork_server import fork_command, fork_server
@@ -45,9 +47,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+gc.disable()  # what test modules import is kept: looking for garbage in it takes a sixth of the time
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[FAILED] = bool(exitstatus)
+    gc.unfreeze()  # else libraries complain in the end of what is left
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let the runs of all test processes fork from one server: what they need is imported once."""
     stack = contextlib.ExitStack()
+    if temporary := keep_temporary_in_memory():  # until the next session where tests fail: to be looked at
+        stack.callback(lambda: config.stash.get(FAILED, True) or shutil.rmtree(temporary, ignore_errors=True))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("nbs_lib.pipeline.fork_server.__file__", str(ROOT / "tests/helpers/warm_server.py"))
         stack.enter_context(fork_server(stage_environment()))
@@ -70,8 +90,11 @@ def wait_for_environment(name: str) -> None:
 
 
 def copy_or_link(file: str, to: str) -> object:
-    """Copy a file; git never writes into an object, so those are shared."""
-    return os.link(file, to) if "/.git/objects/" in file else shutil.copy2(file, to)
+    """Copy a file; git never writes into an object, so those are shared where they lie on one disk."""
+    if "/.git/objects/" in file:
+        with contextlib.suppress(OSError):
+            return os.link(file, to)
+    return shutil.copy2(file, to)
 
 
 class Project:

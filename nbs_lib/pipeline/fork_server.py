@@ -45,10 +45,12 @@ _OF_EVERY_STAGE = (
     "nbconvert.exporters",
     "pandas",
     "papermill",
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "ruamel.yaml",
 )
 _OF_LATER_STAGES = (  # in the order in which a run comes to them
+    "pandera.pandas",
     "sqlglot",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
@@ -58,6 +60,7 @@ _OF_LATER_STAGES = (  # in the order in which a run comes to them
     "torch",
     "lightgbm",
     "skl2onnx",
+    "onnxruntime",
     "torch._dynamo",  # which the first step of an optimizer imports
     "shap",
 )
@@ -71,7 +74,8 @@ def _use_once() -> None:
     nbformat: Any = importlib.import_module("nbformat")
     exporters: Any = importlib.import_module("nbconvert.exporters")
     cells = [nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("two = 2  # three")]
-    node = nbformat.reads(nbformat.writes(nbformat.v4.new_notebook(cells=cells)), 4)
+    metadata = {"language_info": {"name": "python", "pygments_lexer": "python"}}  # as a page names it
+    node = nbformat.reads(nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata=metadata)), 4)
     exporters.HTMLExporter().from_notebook_node(node)
     provisioning: Any = importlib.import_module("jupyter_client.provisioning")
     provisioning.KernelProvisionerFactory.instance()

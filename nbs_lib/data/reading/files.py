@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.errors import DataError, ParamsError, did_you_mean
 from ...core.files import sha256
 from .databases import read_sqlite
-from .delimited import decompressed, read_delimited, temporary_copy
+from .delimited import decompressed, read_delimited, text_database
 from .endings import KNOWN_ENDINGS, SQLITE, file_kind
 from .remote import fetch_table, is_remote
 
@@ -120,7 +120,7 @@ def _read_json_lines(path: Path) -> Raw:
         raise DataError(f"{path} is empty: it has no rows.")
     if data.lstrip()[:1] == b"[":
         raise DataError(f"{path} holds a list, not a record a line: write each record on a line of its own.")
-    with temporary_copy(data, path) as file, duckdb.connect(config={"threads": 1}) as db:
+    with text_database(data, path) as (db, file):
         call = f"FROM read_json($file, {_JSON}, columns = $kinds)"
         try:
             kinds, untyped = _json_columns(db, file)

@@ -5,6 +5,7 @@ import datetime
 import gzip
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,27 @@ def refused(call: Callable[[], object], error: type[UserError] = DataError) -> s
 def noted(source: Source, name: str) -> str:
     """What is said of one column."""
     return next(note for note in source.notes if note.startswith(f"Column {name!r}"))
+
+
+def test_files_read_at_once_keep_to_themselves(tmp_path: Path) -> None:
+    """All are read in one database: what does not fit in one of them is said of that one, and of no later one."""
+    rows = [f"{k},{k}" for k in range(50)]
+    for number in range(40):
+        broken = [*rows[:number], "1,2,3", *rows[number:]] if number % 2 else rows
+        (tmp_path / f"{number:02}.csv").write_text("\n".join(["a,b", *broken]))
+
+    def read(path: Path) -> str:
+        try:
+            return str(read_delimited(path, {})[0].num_rows)
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(read, sorted(tmp_path.iterdir())))
+    assert said[::2] == ["50"] * 20
+    for number, sentence in zip(range(1, 40, 2), said[1::2], strict=True):
+        assert sentence.startswith(f"{tmp_path}/{number:02}.csv: ")
+        assert f"row {number + 1}" in sentence, sentence
 
 
 YES = ["yes", "no", "no"]
