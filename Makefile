@@ -4,7 +4,8 @@
 READY := .venv/.ready
 NBS := .venv/bin/nbs
 LIBRARY := 'notebooks/lib/*.ipynb' 'notebooks/own/*.ipynb'
-TEMPLATE := $(wildcard copier.yml) # whose own tests need more than those of a project
+# Not empty in the template, whose own tests need more than those of a project. (A comment behind it would add a blank, which is not empty.)
+TEMPLATE := $(wildcard copier.yml)
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -56,6 +57,7 @@ bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features,
 	@$(if $(filter quality,$(WHAT)),.ci/env quality)
 	@$(if $(filter score,$(WHAT)),.ci/env ray)
 	@$(if $(filter serve scaling start load soak,$(WHAT)),.ci/apt wrk)
+	@$(if $(filter nodes,$(WHAT)),.ci/apt nginx)
 	@$(if $(filter serve,$(WHAT)),.ci/env bentoml litserve mlserver)
 	@$(if $(filter load,$(WHAT)),.ci/env mlserver)
 	@$(NBS) bench $(WHAT)

@@ -47,6 +47,7 @@ class _BenchTarget(StrEnum):
     start = "start"
     load = "load"
     soak = "soak"
+    nodes = "nodes"
     tables = "tables"
     score = "score"
     quality = "quality"
@@ -59,7 +60,7 @@ class _BenchTarget(StrEnum):
 _BENCH_MODULES = dict.fromkeys((_BenchTarget.scaling, _BenchTarget.start, _BenchTarget.soak), "bench.load")
 _BENCH_MODULES |= {_BenchTarget.alarms: "studies.alarm_rates", _BenchTarget.same: "testing.same_answers"}
 _BENCH_MODULES |= {_BenchTarget.quality: "bench.quality.compare", _BenchTarget.update: "bench.project.update"}
-_BENCH_MODULES |= {_BenchTarget.forgeries: "bench.project.forgeries"}
+_BENCH_MODULES |= {_BenchTarget.forgeries: "bench.project.forgeries", _BenchTarget.nodes: "bench.faults.nodes"}
 
 
 @app.command("run")
@@ -201,7 +202,9 @@ def bench_verb(
         int | None, typer.Option(min=1, help="drift: also on this many rows; tables: none with more; score: so many.")
     ] = None,
     tables: Annotated[int | None, typer.Option(min=1, help="same: so many generated tables; 500 by default.")] = None,
-    kills: Annotated[int | None, typer.Option(min=1, help="score: kill a job so many times instead.")] = None,
+    kills: Annotated[
+        int | None, typer.Option(min=1, help="score: kill a job so many times instead; nodes: 20 by default.")
+    ] = None,
     only: Annotated[str | None, typer.Option(metavar="TABLE", help="quality: one table; all by default.")] = None,
 ) -> None:
     "Measure costs, quality beside other libraries, and same: whether training, batch and service answer alike."

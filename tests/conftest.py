@@ -59,15 +59,20 @@ FAILED = pytest.StashKey[bool]()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    session.config.stash[FAILED] = bool(exitstatus)
+    session.config.stash[FAILED] = bool(exitstatus)  # then its folders stay until the next session, to be looked at
     gc.unfreeze()  # else libraries complain in the end of what is left
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the runs of all test processes fork from one server: what they need is imported once."""
     stack = contextlib.ExitStack()
-    if temporary := keep_temporary_in_memory():  # until the next session where tests fail: to be looked at
-        stack.callback(lambda: config.stash.get(FAILED, True) or shutil.rmtree(temporary, ignore_errors=True))
+    if config.getoption("dist", "no") != "no":
+        gc.enable()  # it imports no test module
+    if temporary := keep_temporary_in_memory():
+        folder, lock = temporary
+        config.option.basetemp = config.option.basetemp or str(folder / "t")
+        stack.enter_context(lock)
+        stack.callback(lambda: config.stash.get(FAILED, True) or shutil.rmtree(folder, ignore_errors=True))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("nbs_lib.pipeline.fork_server.__file__", str(ROOT / "tests/helpers/warm_server.py"))
         stack.enter_context(fork_server(stage_environment()))

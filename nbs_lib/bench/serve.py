@@ -102,10 +102,11 @@ def our_server(
     cores: Sequence[int] = (),  # empty: any
     workers: int = 1,
     root: str | Path = ".",  # the project
+    port: int = 0,  # 0: a free one
     **settings: Any,  # of [serve]
 ) -> Iterator[ServerProcess]:
-    "Run `nbs serve` on a free port."
-    port = free_port()
+    "Run `nbs serve`."
+    port = port or free_port()
     with tempfile.TemporaryDirectory() as log:
         options = {"port": port, "workers": workers, "log": log} | settings
         variables = {f"NBS_SERVE_{key.upper()}": str(value) for key, value in options.items()}

@@ -50,7 +50,6 @@ _OF_EVERY_STAGE = (
     "ruamel.yaml",
 )
 _OF_LATER_STAGES = (  # in the order in which a run comes to them
-    "pandera.pandas",
     "sqlglot",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",

@@ -7,6 +7,7 @@ __all__ = ['TRAINING_SET', 'reference_profile', 'DriftCounter', 'drift_of']
 
 # %% ../../notebooks/lib/score/07_drift_counts.ipynb #affcc1ab
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from ..bundle.bundle import Bundle
 from ..bundle.layout import InputLayout
+from ..core.files import sha256
 from ..data.arrays import Array
 from ..data.roles import Roles
 from ..monitor.counts.binning import fit_bins
@@ -31,12 +33,14 @@ def reference_profile(
     path: str | Path,  # of the training set
 ) -> Profile:
     "Count what the champion learned from; raises `DataError` where that table is gone."
-    from nbs_lib.monitor.from_tables import load_reference
+    from nbs_lib.monitor.from_tables import load_reference, training_set_hash
     from nbs_lib.monitor.monitoring_data import monitored_inputs
 
     kinds = monitored_inputs(bundle)
-    table = load_reference(bundle, roles, path)[list(kinds)]
-    return profile_table(table, fit_bins(table, kinds))
+    is_own = Path(path).is_file() and training_set_hash(bundle) == sha256(path)
+    table = path if is_own else load_reference(bundle, roles, path)[list(kinds)]  # a file is counted in little memory
+    found = profile_table(table, fit_bins(table, kinds))
+    return replace(found, types={name: kind for name, kind in found.types.items() if name in kinds})
 
 
 _COUNTED_ROWS = 2**16  # that are counted at a time

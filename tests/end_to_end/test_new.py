@@ -66,6 +66,10 @@ def test_a_project_of_ones_own(birds: Path) -> None:
 
 def test_its_runs_its_tests_and_a_later_release(template: Path, birds: Path) -> None:
     call(birds, "make", "run")
+    assert ".ci/env" in call(template, "make", "--dry-run", "test")
+    needs = call(birds, "make", "--dry-run", "test")
+    assert ".ci/apt" not in needs, "what only the template's tests need"
+    assert ".ci/env" not in needs
     assert "5 passed" in call(birds, "make", "test", "COVER=tests/project -n0")
     replace(birds / "params.yaml", "  trials: 3 ", "  trials: 1 ")
     replace(birds / "params.yaml", "  candidates: auto ", "  candidates: [dummy, linear, hgb_small] ")

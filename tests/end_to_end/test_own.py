@@ -149,6 +149,7 @@ for first in ("nbs_lib.own.candidates", "nbs_lib.models.candidates"):
 
 def test_either_may_be_imported_first() -> None:
     done = subprocess.run([sys.executable, "-c", EITHER_FIRST], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     own, library = done.stdout.splitlines()
     names = ["dummy", "linear", "hgb_small", "lgbm", "blend", "net"]
     assert own.split() == ["nbs_lib.own.candidates", *names]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import ROOT
+from conftest import ROOT, lacking
 from helpers.bundles import make_ladder_bundle, store_of
 
 from nbs_lib.core.files import write_text
@@ -30,6 +30,12 @@ TOLD: dict[str, dict[str, Any]] = {  # what the schema says of inputs, for a pag
     "made": {"nulls": 0.0, "min": 0, "max": 86_400 * 400},
 }
 Told = dict[str, dict[str, Any]]
+
+
+def program(name: str, package: str) -> str:
+    """Where a program is that a package of the system brings."""
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    return found or lacking(f"apt-get install {package} (or `.ci/apt {package}`)")
 
 
 def make_empty(root: Path) -> Path:

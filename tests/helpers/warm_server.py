@@ -14,7 +14,7 @@ LIBRARIES = (
     "evidently.presets",
     "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_store",
-    "pandera",
+    "pandera.pandas",
     "typer",
 )
 

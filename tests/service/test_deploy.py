@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from apscheduler.triggers.cron import CronTrigger
-from conftest import ROOT, lacking
-from helpers.services import PATIENT, ROW, Load, Running, make_project, point_to, promote, service
+from conftest import ROOT
+from helpers.services import PATIENT, ROW, Load, Running, make_project, point_to, program, promote, service
 from helpers.waiting import until
 from typer.testing import CliRunner
 
+from nbs_lib.bench.faults.nodes import nginx_in_front_of
 from nbs_lib.cli import app
 from nbs_lib.core.server_process import free_port, http_get, running_server
 from nbs_lib.core.settings import ScheduleSettings, ServeSettings
@@ -30,11 +31,6 @@ from nbs_lib.serve.metrics import COUNTERS, GAUGES, HISTOGRAMS
 DEPLOY = ROOT / "deploy"
 HTML_FAILS = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # nginx's own pages
 ELSEWHERE = {"nbs_worker_restarts_total", "nbs_drifted_columns"}  # counted by the parent; set by the cycle
-
-
-def program(name: str, package: str) -> str:
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    return found or lacking(f"apt-get install {package} (or `.ci/apt {package}`)")
 
 
 # Prometheus and Grafana
@@ -105,15 +101,9 @@ def test_prometheus_sees_a_champion_that_can_not_be_loaded(tmp_path: Path) -> No
 @contextmanager
 def nginx(folder: Path, *ports: int) -> Iterator[int]:
     """The configuration of `deploy/` before some instances; the port that it listens on."""
-    server, port = program("nginx", "nginx"), free_port()
-    config = (DEPLOY / "nginx.conf").read_text().replace(":8080", f":{port}")
-    for written, real in zip((":8001", ":8002"), ports, strict=True):
-        config = config.replace(written, f":{real}")
-    folder.mkdir()
-    (folder / "nginx.conf").write_text(config)
-    command = [server, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
-    with running_server(command, port, "/livez"):
-        yield port
+    program("nginx", "nginx")
+    with nginx_in_front_of(ports, folder, DEPLOY / "nginx.conf") as server:
+        yield int(server.url.rpartition(":")[2])
 
 
 def test_nginx_takes_its_configuration_and_the_limit_is_that_of_the_service(tmp_path: Path) -> None:

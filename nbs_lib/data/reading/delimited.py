@@ -42,11 +42,26 @@ def decompressed(
 
 
 @functools.cache
-def _database(process: int) -> "duckdb.DuckDBPyConnection":
+def _database() -> "duckdb.DuckDBPyConnection":
     "Begin a database in memory, once for each process: it takes longer than to read a small file."
     import duckdb
 
     return duckdb.connect(config={"threads": 1})
+
+
+os.register_at_fork(before=_database.cache_clear)  # a child can neither use nor end its parent's
+
+
+def _cursor() -> "duckdb.DuckDBPyConnection":
+    "Return a connection to the database; a new one where an earlier file has broken it."
+    import duckdb
+
+    with contextlib.suppress(duckdb.Error):
+        cursor = _database().cursor()
+        cursor.execute("SELECT 1").fetchall()
+        return cursor
+    _database.cache_clear()
+    return _database().cursor()
 
 
 @contextlib.contextmanager
@@ -54,7 +69,7 @@ def text_database(
     data: bytes,  # of a text file, in UTF-8
     path: Path,  # of that file
 ) -> Iterator[tuple["duckdb.DuckDBPyConnection", str]]:  # DuckDB, and the copy of the file that it reads
-    "Write a file's content to the folder for temporary files; raises `DataError` where that has no room."
+    "Open a file's content in DuckDB, by way of a temporary file; raises `DataError` where there is no room for that."
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
@@ -65,7 +80,7 @@ def text_database(
                 f"{path} needs {len(data) / 1e6:,.1f} MB in the folder for temporary files ({error.strerror}): "
                 "free some, or name another folder in TMPDIR."
             ) from None
-        yield stack.enter_context(_database(os.getpid()).cursor()), str(copy)
+        yield stack.enter_context(_cursor()), str(copy)
 
 
 def _encoding(

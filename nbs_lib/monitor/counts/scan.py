@@ -8,6 +8,7 @@ __all__ = ['SCAN_BATCH_ROWS', 'table_files', 'open_scan', 'fetch_row', 'type_fam
 
 # %% ../../../notebooks/lib/monitor/counts/02_scan.ipynb #64b4a88a
 import contextlib
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def open_scan(
         db.execute("SET TimeZone = 'UTC'")
         try:
             if isinstance(source, str | Path) and all(file_kind(path) == "parquet" for path in table_files(source)):
-                paths = [str(path) for path in table_files(source)]
+                paths = [glob.escape(str(path)) for path in table_files(source)]  # DuckDB takes names for patterns
                 db.from_parquet(paths, union_by_name=True).create_view("source")
             else:
                 found = read_inferred(source).table if isinstance(source, str | Path) else _as_arrow(source)

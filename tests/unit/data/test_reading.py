@@ -3,7 +3,11 @@
 import bz2
 import datetime
 import gzip
+import os
+import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +18,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 
 from nbs_lib.bundle.layout import column_readings
 from nbs_lib.bundle.metadata import build_schema
 from nbs_lib.core.errors import DataError, ParamsError, UserError
 from nbs_lib.data.arrays import epoch_seconds
+from nbs_lib.data.reading import delimited
 from nbs_lib.data.reading.delimited import read_delimited
 from nbs_lib.data.reading.files import read_raw
 from nbs_lib.data.reading.tables import read_known
@@ -78,7 +84,33 @@ def test_files_read_at_once_keep_to_themselves(tmp_path: Path) -> None:
     assert said[::2] == ["50"] * 20
     for number, sentence in zip(range(1, 40, 2), said[1::2], strict=True):
         assert sentence.startswith(f"{tmp_path}/{number:02}.csv: ")
-        assert f"row {number + 1}" in sentence, sentence
+        assert re.search(rf"row {number + 1}\b", sentence), sentence
+
+
+def test_a_process_that_has_read_may_fork(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    code = """
+import os, sys
+from pathlib import Path
+from nbs_lib.data.reading.delimited import read_delimited
+for reads in (False, True):
+    print(read_delimited(Path("t.csv"), {})[0].num_rows)
+    child = os.fork()
+    if not child:
+        sys.exit(read_delimited(Path("t.csv"), {})[0].num_rows if reads else 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1", "0", "1", "1"], done.stderr
+
+
+def test_a_file_that_breaks_the_database_costs_no_later_one(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    for _ in range(2):
+        assert read_delimited(tmp_path / "t.csv", {})[0].num_rows == 1
+        delimited._database().close()
 
 
 YES = ["yes", "no", "no"]

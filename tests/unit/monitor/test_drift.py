@@ -18,6 +18,7 @@ from nbs_lib.data.split import local_days
 from nbs_lib.monitor.counts.binning import CATEGORICAL, NUMERIC, fit_bins
 from nbs_lib.monitor.counts.histogram import Profile, add_profiles
 from nbs_lib.monitor.counts.profile import profile_files, profile_table
+from nbs_lib.monitor.counts.scan import open_scan
 from nbs_lib.monitor.data_quality import SEVERITY_FAIL, SEVERITY_WARN, blocking_checks, check_data_quality
 from nbs_lib.monitor.drift import MIN_REFERENCE_WINDOWS, column_distances, drift_limits, drift_verdict
 from nbs_lib.studies.alarm_rates import apply_shifts, check_enough_days, draw_trials, false_alarm_rates
@@ -362,3 +363,12 @@ def test_columns_may_have_the_names_that_the_queries_use(order: tuple[str, str])
     for name in names:
         np.testing.assert_array_equal(found.counts[name], other.counts[plain[name]])
     assert found.new == {new: other.new[plain[new]]}
+
+
+def test_a_name_is_no_pattern(tmp_path: Path) -> None:
+    """`p[1]` as a pattern is `p1`, which lies beside it."""
+    for folder, value in (("p[1]", 1.0), ("p1", 9.0)):
+        (tmp_path / folder).mkdir()
+        pd.DataFrame({"x": [value] * 5}).to_parquet(tmp_path / folder / "t.parquet")
+    with open_scan(tmp_path / "p[1]/t.parquet") as (db, _):
+        assert db.execute("SELECT avg(x) FROM source").fetchall() == [(1.0,)]

@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import Project
 
 from nbs_lib.bundle.bundle import Bundle
 from nbs_lib.bundle.layout import InputLayout
+from nbs_lib.core.files import sha256
+from nbs_lib.core.paths import CONTRACT_FILE
+from nbs_lib.data.roles import Roles
+from nbs_lib.monitor import from_tables
 from nbs_lib.monitor.counts.binning import fit_bins
 from nbs_lib.monitor.counts.histogram import CATEGORICAL, NUMERIC, Profile, add_profiles
 from nbs_lib.monitor.counts.profile import profile_table
@@ -71,3 +76,15 @@ def test_a_worker_counts_batches_of_any_size_alike(tmp_path: Path, monkeypatch: 
             counter.add({"numeric": values[begin : begin + length]})
         totals.append(counted(counter.total()))
     assert totals[0] == totals[1] == totals[2]
+
+
+def test_the_training_set_is_counted_alike_as_a_file_and_as_rows(
+    finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, roles = Bundle.open(champion_path(finished.root)), Roles.load(finished.root / CONTRACT_FILE)
+    training_set = finished.root / drift_counts.TRAINING_SET
+    assert from_tables.training_set_hash(bundle) == sha256(training_set)
+    drift_counts.reference_profile(bundle, roles, training_set).save(tmp_path / "file.npz")
+    monkeypatch.setattr(from_tables, "training_set_hash", lambda _: None)
+    drift_counts.reference_profile(bundle, roles, training_set).save(tmp_path / "rows.npz")
+    assert (tmp_path / "file.npz").read_bytes() == (tmp_path / "rows.npz").read_bytes()
