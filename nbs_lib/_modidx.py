@@ -60,6 +60,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'nbs_lib/bench/faults/nodes.py'),
                                             'nbs_lib.bench.faults.nodes.NodesResult': ( 'lib/bench/faults/nodes.html#nodesresult',
                                                                                         'nbs_lib/bench/faults/nodes.py'),
+                                            'nbs_lib.bench.faults.nodes.NodesResult.elsewhere': ( 'lib/bench/faults/nodes.html#nodesresult.elsewhere',
+                                                                                                  'nbs_lib/bench/faults/nodes.py'),
                                             'nbs_lib.bench.faults.nodes.NodesResult.wrong': ( 'lib/bench/faults/nodes.html#nodesresult.wrong',
                                                                                               'nbs_lib/bench/faults/nodes.py'),
                                             'nbs_lib.bench.faults.nodes._Node': ( 'lib/bench/faults/nodes.html#_node',

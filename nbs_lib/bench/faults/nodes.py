@@ -41,6 +41,9 @@ def without_ids(
     return [{key: value for key, value in row.items() if key != "id"} for row in rows]
 
 
+_EXPECTED = ("200", "429", "wrong")  # an answer, or a refusal for too many requests
+
+
 @dataclass
 class Asked:
     "What became of requests."
@@ -48,11 +51,12 @@ class Asked:
     outcomes: Counter[str] = field(default_factory=Counter)  # 200, 429 or another status, lost, or wrong
     champions: Counter[str] = field(default_factory=Counter)  # who gave the right answers
     taken: list[float] = field(default_factory=list)  # ms of each right answer
+    failed_at: list[float] = field(default_factory=list)  # by the performance counter
     seconds: float = 0.0  # that requests were sent
 
     def failed(self) -> int:
-        "Count what no caller should see: neither an answer nor a refusal for too many requests."
-        return sum(count for outcome, count in self.outcomes.items() if outcome not in ("200", "429", "wrong"))
+        "Count what is neither an answer nor a refusal for too many requests."
+        return sum(count for outcome, count in self.outcomes.items() if outcome not in _EXPECTED)
 
     def rate(self) -> float:  # requests a second
         "Return how many were sent."
@@ -111,6 +115,8 @@ class Callers:
             outcome = "lost"
         with self._lock:
             self.asked.outcomes[outcome] += 1
+            if outcome not in _EXPECTED:
+                self.asked.failed_at.append(time.perf_counter())
             if model:
                 self.asked.champions[model] += 1
                 self.asked.taken.append((time.perf_counter() - due) * 1000)
@@ -229,6 +235,9 @@ def _right_answers(
     return known
 
 
+_DEADLINE_S = 2.0  # that nginx gives an instance
+
+
 @dataclass
 class NodesResult:
     "Requests while nothing happened, and while nodes were killed and champions changed."
@@ -236,13 +245,19 @@ class NodesResult:
     capacity: float  # requests a second that one node answers
     calm: Asked
     disturbed: Asked
+    kills: list[float]  # when, by the performance counter
+
+    def elsewhere(self) -> int:
+        "Count the failures that no kill explains: what was under way then has failed within its deadline."
+        times = self.disturbed.failed_at
+        return sum(not any(0 <= time - kill < _DEADLINE_S for kill in self.kills) for time in times)
 
     def wrong(self) -> str:  # empty where all is well
         "Describe what no caller should have seen."
         each = (self.calm, self.disturbed)
-        mixed, failed = sum(one.outcomes["wrong"] for one in each), sum(one.failed() for one in each)
+        mixed, failed = sum(one.outcomes["wrong"] for one in each), self.calm.failed() + self.elsewhere()
         found = [f"{mixed} answers were not those of the champion that they name"] if mixed else []
-        return "; ".join([*found, *([f"{failed} requests failed"] if failed else [])])
+        return "; ".join([*found, *([f"{failed} requests failed while no node was killed"] if failed else [])])
 
 
 def run_nodes(
@@ -271,20 +286,20 @@ def run_nodes(
         with Callers(proxy.url, bodies, known, times * capacity) as calm:
             time.sleep(calm_s)
         with Callers(proxy.url, bodies, known, times * capacity) as disturbed:
-            done = 0
+            killed: list[float] = []
             for number in range(1, swaps + 1):
                 deploy_bundle(champions[number % 2], place)
                 time.sleep(chance.uniform(0, 2 * swap_s))  # a kill comes at any moment after it
-                while done < number * kills // swaps:
-                    node = nodes[done % 2]
+                while len(killed) < number * kills // swaps:
+                    node = nodes[len(killed) % 2]
+                    killed.append(time.perf_counter())
                     node.kill()
                     node.start()
-                    done += 1
-                    print(f"kill {done} of {kills}", end="\r", flush=True)
+                    print(f"kill {len(killed)} of {kills}", end="\r", flush=True)
                     time.sleep(2)  # in which nginx asks it again
             for node in nodes:
                 node.check()
-        return NodesResult(capacity, calm.asked, disturbed.asked)
+        return NodesResult(capacity, calm.asked, disturbed.asked, killed)
 
 # %% ../../../notebooks/lib/bench/faults/01_nodes.ipynb #35a5c491
 def bench_nodes(
@@ -304,5 +319,9 @@ def bench_nodes(
         print(f"{title:<28}{sent:>7}{right:>9,}{shed:>9,}{asked.failed():>8,}{wrong:>7,}{p50:>8.0f}{p99:>8.0f}")
     each = " and ".join(f"{count:,}" for _, count in found.disturbed.champions.most_common())
     print(f"answered by the one champion and the other: {each}")
+    failed = {name: count for name, count in found.disturbed.outcomes.items() if name not in _EXPECTED}
+    kinds = ", ".join(f"{count} x {name}" for name, count in sorted(failed.items())) or "none"
+    later = found.elsewhere()
+    print(f"failed within {_DEADLINE_S:g} s of a kill: {found.disturbed.failed() - later}, later: {later} ({kinds})")
     if reason := found.wrong():
         raise StageError(f"{reason}.")
