@@ -64,7 +64,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the runs of all test processes fork from one server: what they need is imported once."""
+    """Let all test processes write to memory, and their runs fork from one server: what these need is imported once."""
     stack = contextlib.ExitStack()
     if config.getoption("dist", "no") != "no":
         gc.enable()  # it imports no test module

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from ..load import HEAVY_BODY_ROWS, champion_rows, heavy_bodies
 from ..serve import our_server
 from ...bundle.bundle import read_verified, write_bundle
@@ -46,7 +48,7 @@ _EXPECTED = ("200", "fallback", "429", "wrong")  # answers, or a refusal for too
 
 @dataclass
 class Asked:
-    "What became of requests."
+    "Count what became of requests."
 
     outcomes: Counter[str] = field(default_factory=Counter)  # 200, fallback, wrong, 429 or another status, or lost
     champions: Counter[str] = field(default_factory=Counter)  # who gave the right answers
@@ -157,7 +159,7 @@ def copy_with_two_champions(
 def nginx_in_front_of(
     ports: Sequence[int],  # of two instances
     folder: Path,  # where it keeps its files
-    config: Path = Path("deploy/nginx.conf"),
+    config: Path,  # `deploy/nginx.conf`
 ) -> Iterator[ServerProcess]:
     "Run nginx in front of two instances; raises `UserError` where it is not installed."
     program, port = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), free_port()
@@ -192,8 +194,9 @@ class _Node:
 
     def check(self) -> None:
         "Raise `StageError` where something of it has ended by itself."
-        counted = [line.split() for line in self.get("/metrics").splitlines() if line.startswith("nbs_worker_restarts")]
-        if self._server.process.poll() is not None or any(float(value) for _, value in counted):
+        samples = [each for family in text_string_to_metric_families(self.get("/metrics")) for each in family.samples]
+        restarts = sum(each.value for each in samples if each.name == "nbs_worker_restarts_total")
+        if self._server.process.poll() is not None or restarts:
             raise StageError("a node, or a worker of it, that nobody has killed has ended.")
 
     def kill(self) -> None:
@@ -243,7 +246,7 @@ _DEADLINE_S = 2.0  # that nginx gives an instance
 
 @dataclass
 class NodesResult:
-    "Requests while nothing happened, and while nodes were killed and champions changed."
+    "Compare requests while nothing happened with those while nodes were killed and champions changed."
 
     capacity: float  # requests a second that one node answers
     calm: Asked
