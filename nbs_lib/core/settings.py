@@ -39,6 +39,7 @@ class RunSettings:
     "How stages run."
 
     time_limit: int = 1800  # seconds that one stage may take
+    ray: str = ""  # HOST:PORT of a cluster that searches the candidates; empty: this machine does
 
 
 @dataclass(frozen=True)

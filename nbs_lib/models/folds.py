@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -251,17 +252,17 @@ class SearchPlan:
     again: bool = False  # learn once more from all rows, with the best setting
     minutes: float | str = AUTO  # after which `search_all` begins no further fold or setting; auto: never
     progress: Callable[[str], None] = lambda _: None  # told after each fold
-    ends: float = np.inf  # when the search is over, on the monotonic clock in seconds
+    ends: float = np.inf  # when the search is over, in seconds since 1970: nodes of a cluster have that clock too
     fits: dict[str, SharedFit] = field(default_factory=dict, repr=False)  # what has learned for the decisions before
 
     def begin(self) -> "SearchPlan":
         "Return the plan of a search that begins now, and keeps what it learns to itself."
-        ends = np.inf if self.minutes == AUTO else time.monotonic() + 60 * float(self.minutes)
+        ends = np.inf if self.minutes == AUTO else time.time() + 60 * float(self.minutes)
         return replace(self, ends=ends, fits={**self.fits})
 
     def is_over(self) -> bool:
         "Return whether the time of the search is over."
-        return time.monotonic() >= self.ends
+        return time.time() >= self.ends
 
 
 @dataclass(frozen=True)
@@ -425,10 +426,54 @@ def _best_answers(searched: Sequence[Searched]) -> list[Floats]:
     return searched[int(np.argmax(np.nan_to_num(gains, nan=-np.inf)))].outputs
 
 
+def _search_in_time(
+    plan: SearchPlan,
+    rival: Sequence[Floats],  # as in `search_candidate`
+    candidate: Candidate,
+) -> Searched | None:  # None: no time was left for it
+    if plan.is_over() and candidate.name not in REQUIRED_CANDIDATES:
+        plan.progress(f"{candidate.name}: takes no part, {_LATE}")
+        return None
+    return search_candidate(plan, candidate, rival)
+
+
+def _search_apart(
+    plan: SearchPlan,
+    rival: Sequence[Floats],  # as in `search_candidate`
+    candidate: Candidate,
+) -> tuple[Searched | None, list[str]]:  # with what there was to tell
+    "Search in a process of its own, in which nobody else has learned anything, and nobody listens."
+    said: list[str] = []
+    with share_fits({}):
+        return _search_in_time(replace(plan, progress=said.append), rival, candidate), said
+
+
+_Apart = Callable[[Candidate], tuple[Searched | None, list[str]]]
+_Cluster = Callable[[_Apart, Sequence[Candidate]], Iterator[tuple[int, tuple[Searched | None, list[str]]]]]
+
+
+def _search_elsewhere(
+    plan: SearchPlan,
+    rival: Sequence[Floats],  # as in `search_candidate`
+    candidates: Sequence[Candidate],
+    cluster: _Cluster,
+) -> list[Searched | None]:  # in the order of the candidates
+    "Search on a cluster, and tell what each candidate did as it comes back."
+    sent = replace(plan, fits={}, progress=print)  # what listens here, and what has learned here, stays here
+    found: dict[int, Searched | None] = {}
+    for place, (one, said) in cluster(partial(_search_apart, sent, rival), candidates):
+        found[place] = one
+        for sentence in said:
+            plan.progress(sentence)
+    return [found[place] for place in range(len(candidates))]
+
+
 def search_all(
     plan: SearchPlan,
     candidates: Sequence[Candidate],
     workers: int | None = None,  # threads of the quick ones; a core each, two at most, by default
+    cluster: _Cluster
+    | None = None,  # that searches instead, as `RayCluster.run`: all the quick ones at a time, then all the costly ones
 ) -> dict[str, Searched]:  # by name, in the order of the candidates; without those that no time was left for
     "Search two at a time, then the costly ones one by one; without a limit it finds the same one after the other."
     plan = plan.begin()
@@ -436,17 +481,15 @@ def search_all(
     quick = [one for one in in_order if one.kind in _QUICK_KINDS]
     costly = [one for one in in_order if one.kind not in _QUICK_KINDS]
 
-    def search(candidate: Candidate, rival: Sequence[Floats] = ()) -> Searched | None:
-        if plan.is_over() and candidate.name not in REQUIRED_CANDIDATES:
-            plan.progress(f"{candidate.name}: takes no part, {_LATE}")
-            return None
-        return search_candidate(plan, candidate, rival)
+    def search(some: Sequence[Candidate], rival: Sequence[Floats], workers: int | None) -> list[Searched | None]:
+        if cluster and some:
+            return _search_elsewhere(plan, rival, some, cluster)
+        return _side_by_side(partial(_search_in_time, plan, rival), some, workers)
 
     with share_fits(plan.fits):
-        found = _side_by_side(search, quick, workers)
+        found = search(quick, [], workers)
         stayed = [each for each in found if each and not each.left_because]
-        rival = _best_answers(stayed) if stayed else []
-        found += [search(one, rival) for one in costly]
+        found += search(costly, _best_answers(stayed) if stayed else [], 1)
     by_name = dict(zip([one.name for one in [*quick, *costly]], found, strict=True))
     return {one.name: each for one in candidates if (each := by_name[one.name])}
 

@@ -6,88 +6,29 @@
 __all__ = ['by_ray']
 
 # %% ../../notebooks/lib/score/12_on_ray.ipynb #3313bc20
-import contextlib
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from ..core.errors import UserError
+from ..pipeline.cluster import RayCluster
 from .plan import InputFile
 from .reading import Part
 from .worker import Task, answer_part
 
 # %% ../../notebooks/lib/score/12_on_ray.ipynb #08cd5892
-_CONNECT_S = 5.0  # seconds that an address has to answer in
-_RETRIES = 3  # of a part whose node was lost
-
-
-def _check_address(address: str) -> None:
-    "Knock at an address; raises `UserError` where nobody answers."
-    host, _, port = address.rpartition("://")[2].partition(":")
-    try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        why = (
-            "write it as HOST:PORT" if isinstance(error, ValueError) else "start a cluster there by `ray start --head`"
-        )
-        raise UserError(f"no Ray cluster answers at {address}: {why}.") from None
-
-
-@contextlib.contextmanager
-def _connected(ray: Any, address: str) -> Iterator[None]:
-    "Join a cluster; raises `UserError` where its version differs."
-    here = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": path}}, **options)
-    except (RuntimeError, ConnectionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the Ray cluster at {address} can't be joined ({reason}): use its version here.") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _answer_pair(task: Task, job: tuple[Part, InputFile]) -> dict[str, Any]:
+    return answer_part(task, *job)
 
 
 def by_ray(
     address: str,  # HOST:PORT of a cluster
 ) -> Callable[[Task, Sequence[tuple[Part, InputFile]], Callable[[int], object]], Iterator[dict[str, Any]]]:
     "Answer parts as tasks of a cluster; raises `UserError` where there is no Ray here."
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise UserError(
-            "Ray is not installed: install the extra `ray` of this project here and on every node."
-        ) from None
-    _check_address(address)
+    cluster = RayCluster(address)
 
     def run(task: Task, jobs: Sequence[tuple[Part, InputFile]], answered: Callable[[int], object]) -> Iterator[Any]:
-        with _connected(ray, address):
-            remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(answer_part)
-            waiting = [remote.remote(task, part, file) for part, file in jobs]
-            while waiting:
-                (done,), waiting = ray.wait(waiting, num_returns=1)
-                try:
-                    entry = ray.get(done)
-                except ray.exceptions.RayError as error:
-                    raise _in_one_sentence(error) from None
-                answered(entry["rows"])
-                yield entry
+        for _, entry in cluster.run(partial(_answer_pair, task), jobs):
+            answered(entry["rows"])
+            yield entry
 
     return run
-
-
-def _in_one_sentence(error: Any) -> UserError:
-    "Turn what a task raised into one sentence."
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, UserError):
-        return cause
-    reason = " ".join(str(cause or error).strip().splitlines()[-1:])[:200]
-    if "No module named" in str(error):
-        reason = f"{reason}: install this project there"
-    return UserError(
-        f"a node of the Ray cluster could not answer a part ({reason}): what is done stays, so run this again."
-    )

@@ -344,8 +344,8 @@ class RequestBatcher:
                 hits += 1
                 self._replies.answer_from_cache(served, each, *before)
             elif self._is_late(each):
-                late = RequestError(504, f"there was no answer within {self.settings.deadline_ms} ms.")
-                self._replies.refuse(each, late)
+                late = f"too many requests wait, this one for {self.settings.deadline_ms} ms: come again in a second."
+                self._replies.refuse(each, RequestError(429, late))  # it was not read: to send it again does no harm
             elif (asked := self._replies.read(served, each)) is not None:
                 batch.append(asked)
                 rows += len(asked.rows)

@@ -25,7 +25,7 @@ def test_through_kills_and_new_champions_nobody_gets_a_wrong_answer_or_none(fini
     program("nginx", "nginx")
     found = run_nodes(finished.root, bodies(finished), kills=2, swaps=6, calm_s=2)
     assert len(found.kills) == 2
-    assert set(found.disturbed.outcomes) <= {"200", "fallback", "429", "504"}, "nothing wrong, and nothing lost"
+    assert set(found.disturbed.outcomes) <= {"200", "fallback", "429"}, "nothing wrong, and nothing lost"
     assert found.disturbed.outcomes["200"] > 100
     assert len(found.disturbed.champions) == 2, "both have answered"
 

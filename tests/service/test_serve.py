@@ -429,7 +429,7 @@ def test_a_slow_model_gets_a_thread_and_the_deadline_is_kept(tmp_path: Path) -> 
     print(f"slow model: {dict(told)}, /livez at worst {worst * 1e3:.0f} ms")
     assert not load.lost
     assert (200, "prior") in told
-    assert {status for status, _ in told} <= {200, 504}
+    assert {status for status, _ in told} <= {200, 429}
     assert worst < 0.05 * 5  # a loaded machine is several times slower
 
 

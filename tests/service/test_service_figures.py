@@ -50,7 +50,7 @@ def test_a_service_is_asked_itself(tmp_path: Path) -> None:
     assert "Connection refused" in found["sentence"]
     assert "answered 60 rows, 0.0% of them without the model" in found["sentence"]
     assert (found["requests"], found["schema_violations"], found["rows"]) == (17, 4, 60)
-    assert found["sheds"] == found["late"] == found["errors"] == found["not_logged"] == 0
+    assert found["sheds"] == found["errors"] == found["not_logged"] == 0
     assert found["rungs"] == {"model": 20, "partial": 40}
     assert found["unknown_categories"] == {"maker": 40}
     assert found["out_of_range"] == {"width": 10}

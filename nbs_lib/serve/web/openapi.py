@@ -216,7 +216,7 @@ def predict_operation(
         "tags": ["Answers"],
         "responses": {
             "200": {"description": "The answers.", "content": {"application/json": {"schema": answers}}},
-            **problem_responses(400, 408, 413, 415, 422, 429, 431, 500, 503, 504),
+            **problem_responses(400, 408, 413, 415, 422, 429, 431, 500, 503),
         },
     }
     return operation, {"Row": row, "Answer": answer}

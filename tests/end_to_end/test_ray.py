@@ -1,0 +1,101 @@
+"""A Ray cluster of two nodes scores, counts drift and searches to the same bytes; what goes wrong is one sentence."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT, Project, lacking, wait_for_environment
+
+from nbs_lib.core.errors import UserError
+from nbs_lib.pipeline.cluster import RayCluster
+from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
+from nbs_lib.score.on_ray import by_ray
+
+PYTHON = ROOT / ".nbs/envs/ray/bin/python"
+
+SCRIPT = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Where a cluster of two nodes answers, a core each."""
+    wait_for_environment("ray")
+    if not PYTHON.exists():
+        lacking("Ray is not installed in .nbs/envs/ray: `.ci/env ray` installs it")
+    environment = {name: value for name, value in os.environ.items() if name not in PINNED_ENVIRONMENT}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "2", "NPY_DISABLE_CPU_FEATURES": "AVX2"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([PYTHON, "-c", SCRIPT], stdin=pipe, stdout=pipe, text=True, env=environment) as process:
+        assert process.stdin
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
+def on_ray(project: Project, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of the project where Ray is installed."""
+    return project.call([str(PYTHON), "-m", *arguments], **environment)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.name != ".lock" and path.is_file()
+    }
+
+
+@pytest.mark.xdist_group("ray")
+def test_two_nodes_score_and_count_drift_to_the_same_bytes(address: str, project: Project) -> None:
+    table = pd.read_csv(project.root / "penguins.csv").drop(columns="species")
+    (project.root / "rows").mkdir()
+    for n in range(4):
+        table[n::4].to_csv(project.root / f"rows/{n}.csv", index=False)
+    done = project.nbs("score", "rows", "--out", "here", "--drift")
+    assert done.returncode == 0, done.stderr
+    done = on_ray(project, "nbs_lib.cli", "score", "rows", "--out", "there", "--drift", "--ray", address)
+    assert done.returncode == 0, done.stderr
+    here, there = (files(project.root / name) for name in ("here", "there"))
+    assert len([name for name in here if name.startswith("part-")]) == 4
+    assert "_drift.json" in here
+    assert here == there
+    table.assign(bill_length_mm=float("inf"))[:1].to_parquet(project.root / "wrong.parquet")
+    done = on_ray(project, "nbs_lib.cli", "score", "wrong.parquet", "--out", "refused", "--ray", address)
+    assert done.returncode == 1
+    assert "wrong.parquet: column 'bill_length_mm', row 1: inf is not a finite number of 32 bits." in done.stderr
+
+
+@pytest.mark.xdist_group("ray")
+def test_two_nodes_search_candidates_to_the_same_bytes(address: str, project: Project) -> None:
+    before = {name: made for name, made in project.outputs().items() if name.startswith("models/candidates")}
+    assert before
+    for name in before:
+        (project.root / name).unlink()
+    done = on_ray(project, "nbs_lib.pipeline.runner", "train", NBS_RUN_RAY=address)
+    assert done.returncode == 0, done.stderr
+    assert "linear: fold 1" in done.stderr, "what a node says is told here"
+    after = {name: made for name, made in project.outputs().items() if name.startswith("models/candidates")}
+    assert after == before
+    done = on_ray(project, "nbs_lib.pipeline.runner", "train", NBS_RUN_RAY="127.0.0.1:1")
+    assert done.returncode == 1
+    assert "no Ray cluster answers at 127.0.0.1:1: start a cluster there by `ray start --head`." in done.stderr
+
+
+def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for first_use in (by_ray, RayCluster):
+        with pytest.raises(UserError, match="Ray is not installed: install the extra `ray` of this project here and"):
+            first_use("127.0.0.1:6379")
