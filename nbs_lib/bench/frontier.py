@@ -32,9 +32,8 @@ from ..data.roles import Roles
 from ..evaluation.budget import BATCH_SIZES, LATENCY_FILE, format_size
 from ..evaluation.scores import score_on_test
 from ..models.encoding import FeatureLayout
-from ..models.metrics import primary_metric
+from ..models.metrics import predictions_table, primary_metric, select_split
 from ..models.onnx_export import graph_feeds
-from ..models.predictions import predictions_table, select_split
 
 # %% ../../notebooks/lib/bench/04_frontier.ipynb #5cdc036e
 _ROUNDS, _CALLS = 9, {"1": 300, "64": 60, "1024": 12}  # how often each is asked in a round, by rows

@@ -37,8 +37,7 @@ from ..data.roles import Roles, column_kind
 from ..data.source import read_source
 from ..doctor.baseline import default_trees
 from ..explain.report.importance import to_bundle_inputs
-from ..models.metrics import Interval, Statistic, bootstrap, bootstrap_interval, metric_statistics
-from ..models.predictions import squeeze_output
+from ..models.metrics import Interval, Statistic, bootstrap, bootstrap_interval, metric_statistics, squeeze_output
 from ..pipeline.clone import clone_project, set_param
 from ..testing.installed_tables import TABLES, TableCase, export_tables
 

@@ -16,9 +16,8 @@ import pandas as pd
 from ..core.format import format_count, format_interval, format_number
 from ..data.arrays import MAX_TEXT_CHARS, MISSING_TIME, Array
 from ..data.roles import Roles, column_kind
-from ..models.metrics import bootstrap, bootstrap_interval, metric_gain
+from ..models.metrics import CONTEXT, bootstrap, bootstrap_interval, candidate_outputs, metric_gain
 from ..models.metrics import metric_statistics as measures
-from ..models.predictions import CONTEXT, candidate_outputs
 
 # %% ../../notebooks/lib/bundle/03_metadata.ipynb #93b773ad
 _QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)

@@ -22,8 +22,7 @@ from ..bundle.bundle import Bundle
 from ..core.errors import DataError
 from ..data.roles import Roles
 from .run_results import metric_label
-from ..models.metrics import PROBABILITY_EPSILON, Statistic, bootstrap, bootstrap_interval
-from ..models.predictions import squeeze_output
+from ..models.metrics import PROBABILITY_EPSILON, Statistic, bootstrap, bootstrap_interval, squeeze_output
 from ..models.search import hide_features, view_columns
 
 # %% ../../notebooks/lib/evaluation/08_cold_start.ipynb #87e0e4be

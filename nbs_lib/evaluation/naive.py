@@ -17,8 +17,7 @@ from ..data.roles import Roles
 from ..data.table import parse_duration
 from .scores import score_on_valid
 from ..models.encoding import DAY_S
-from ..models.metrics import Floats
-from ..models.predictions import prediction_columns
+from ..models.metrics import Floats, prediction_columns
 
 # %% ../../notebooks/lib/evaluation/11_naive.ipynb #f02d665f
 _Times = NDArray[np.int64]  # seconds since 1970 [rows]

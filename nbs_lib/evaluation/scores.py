@@ -25,12 +25,12 @@ from nbs_lib.models.metrics import (
     Floats,
     bootstrap,
     bootstrap_interval,
+    candidate_outputs,
     evaluate,
     metric_gain,
     metric_statistics,
     primary_metric,
 )
-from ..models.predictions import candidate_outputs
 from ..pages.blocks import Block, interval_cell, table_block
 
 # %% ../../notebooks/lib/evaluation/03_scores.ipynb #5c4913d9

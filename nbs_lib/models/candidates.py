@@ -24,8 +24,8 @@ from ..core.errors import ParamsError, did_you_mean
 from ..core.user_modules import load_user_module
 from .boosting import BlendedClassifier, BlendedRegressor, BoostedClassifier, BoostedRegressor
 from .encoding import FeatureLayout, one_hot_encoder, ordinal_encoder
+from .metrics import CONTEXT
 from .net import NetClassifier, NetRegressor
-from .predictions import CONTEXT
 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #e503b04c
 @dataclass(frozen=True)

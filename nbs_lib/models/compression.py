@@ -20,9 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.pipeline import Pipeline
 
 from .calibration import calibrate
-from .metrics import evaluate, primary_metric
+from .metrics import evaluate, primary_metric, squeeze_output
 from .onnx_export import export_graph
-from .predictions import squeeze_output
 from .search import FittedCandidate, Trial, describe_candidate, uncalibrated_margins
 
 # %% ../../notebooks/lib/models/09_compression.ipynb #2494ee69

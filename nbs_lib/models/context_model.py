@@ -17,8 +17,8 @@ import pandas as pd
 from ..data.roles import Roles
 from .candidates import QUICK_TREES, Task
 from .encoding import FeatureLayout
+from .metrics import CONTEXT, predictions_table
 from .onnx_export import export_graph
-from .predictions import CONTEXT, predictions_table
 from .search import FittedCandidate, as_newcomers, learn_from_all, tune_candidate, unseen_answers
 
 # %% ../../notebooks/lib/models/10_context_model.ipynb #d69450fd

@@ -23,8 +23,7 @@ from ..data.roles import Roles
 from .boosting import fit_once, settings_of_length
 from .calibration import Calibration, calibrate
 from .candidates import Candidate, Task
-from .metrics import evaluate, metric_gain, primary_metric
-from .predictions import squeeze_output
+from .metrics import evaluate, metric_gain, primary_metric, squeeze_output
 
 # %% ../../notebooks/lib/models/07_search.ipynb #56df3fe6
 MIN_PROBABILITY = 1e-6  # probabilities below it count as this much in a logarithm: float32 knows no better

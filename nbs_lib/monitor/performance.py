@@ -19,7 +19,6 @@ from scipy.special import logit
 
 from ..data.arrays import json_value
 from ..evaluation import scores as evaluation
-from ..models import predictions
 from ..models.calibration import calibrate
 from nbs_lib.models.metrics import (
     PROBABILITY_EPSILON,
@@ -28,6 +27,7 @@ from nbs_lib.models.metrics import (
     bootstrap,
     bootstrap_interval,
     metric_statistics,
+    prediction_columns,
     primary_metric,
 )
 
@@ -220,7 +220,7 @@ def calibration_summary(
     drawn = bootstrap({"offset": _mean(prediction_errors(task, target, output))}, block, resamples, seed)["offset"]
     test = pd.DataFrame({"_target": target, "_block": block})
     wide = output.shape[1] if task == "multiclass" else 1
-    test[predictions.prediction_columns("model", wide)] = output.reshape(len(test), wide)
+    test[prediction_columns("model", wide)] = output.reshape(len(test), wide)
     classes = {"regression": 0, "binary": 2}.get(task, wide)
     groups = evaluation.reliability_curve(test, ["model"], classes, resamples, seed).drop(columns="candidate")
     rows = [{str(name): json_value(value) for name, value in row.items()} for row in groups.to_dict("records")]

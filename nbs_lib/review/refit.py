@@ -25,8 +25,8 @@ from ..data.roles import Roles
 from ..models.candidates import Candidate, Task, select_candidates
 from ..models.compression import make_variants
 from ..models.encoding import FeatureLayout
+from ..models.metrics import predictions_table, select_split
 from ..models.onnx_export import export_graph
-from ..models.predictions import predictions_table, select_split
 from nbs_lib.models.search import (
     FittedCandidate,
     describe_candidate,

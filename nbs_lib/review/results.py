@@ -23,10 +23,10 @@ from nbs_lib.models.metrics import (
     Statistic,
     bootstrap,
     bootstrap_interval,
+    candidate_outputs,
     metric_gain,
     metric_statistics,
 )
-from ..models.predictions import candidate_outputs
 from .lock import CANDIDATES_FOLDER, Cache, LockedStage, path_md5
 
 # %% ../../notebooks/lib/review/08_results.ipynb #929c473c

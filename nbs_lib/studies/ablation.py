@@ -20,8 +20,15 @@ from ..evaluation.paired_test import LOSS_METRIC
 from ..models.calibration import Calibration
 from ..models.candidates import CANDIDATES, Task
 from ..models.encoding import FeatureLayout
-from ..models.metrics import Interval, Statistic, bootstrap, bootstrap_interval, metric_gain, metric_statistics
-from ..models.predictions import squeeze_output
+from nbs_lib.models.metrics import (
+    Interval,
+    Statistic,
+    bootstrap,
+    bootstrap_interval,
+    metric_gain,
+    metric_statistics,
+    squeeze_output,
+)
 from ..models.search import FittedCandidate, Trial, mask_groups, refit
 from .model_function import ModelFunction, mix_rows
 

@@ -26,8 +26,8 @@ from nbs_lib.models.metrics import (
     metric_gain,
     metric_statistics,
     primary_metric,
+    squeeze_output,
 )
-from ..models.predictions import squeeze_output
 from ..monitor.performance import metric_unit, prediction_errors
 from ..retrain.decision import RETRAIN, RetrainPolicy, RetrainState, decide_retrain
 from ..retrain.ledger import CONTRACT_FAILURE

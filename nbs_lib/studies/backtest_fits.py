@@ -33,7 +33,7 @@ from ..models.calibration import Calibration
 from ..models.candidates import CANDIDATES, Candidate, Task
 from ..models.compression import make_variants
 from ..models.encoding import FeatureLayout
-from ..models.predictions import squeeze_output
+from ..models.metrics import squeeze_output
 from ..models.search import FittedCandidate, Trial, learn_from_all, mask_groups, refit
 
 # %% ../../notebooks/lib/studies/09_backtest_fits.ipynb #5c1e0968

@@ -30,7 +30,7 @@ from ..features.views import View, source_tables
 from ..models import context_model as context
 from ..models.candidates import QUICK_TREES, Task
 from ..models.encoding import FeatureLayout
-from ..models.predictions import squeeze_output
+from ..models.metrics import squeeze_output
 from ..models.search import FittedCandidate, hide_features, mask_groups, tune_candidate
 
 # %% ../../notebooks/lib/studies/02_cold_start_simulation.ipynb #c8765d8d

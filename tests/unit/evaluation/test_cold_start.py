@@ -28,9 +28,8 @@ from nbs_lib.features.join import attach_views, build_views
 from nbs_lib.models import context_model as context
 from nbs_lib.models.candidates import CANDIDATES, REQUIRED_CANDIDATES, Task
 from nbs_lib.models.encoding import FeatureLayout
-from nbs_lib.models.metrics import evaluate
+from nbs_lib.models.metrics import evaluate, squeeze_output
 from nbs_lib.models.onnx_export import export_graph, graph_feeds
-from nbs_lib.models.predictions import squeeze_output
 from nbs_lib.models.search import FittedCandidate, hide_features, mask_groups, mask_rows, tune_candidate
 from nbs_lib.studies import cold_start_simulation as markets
 

@@ -13,7 +13,7 @@ from nbs_lib.evaluation.naive import NAIVE, NAIVE_ANSWERS, add_best_naive, naive
 from nbs_lib.evaluation.scores import BASELINES, score_on_test, score_on_valid
 from nbs_lib.models.candidates import CANDIDATES, Task
 from nbs_lib.models.encoding import FeatureLayout
-from nbs_lib.models.predictions import predictions_table
+from nbs_lib.models.metrics import predictions_table
 from nbs_lib.models.search import tune_candidate
 
 HOURS, PLACES, START = 24 * 90, 3, pd.Timestamp("2024-01-01", tz="UTC")

@@ -18,9 +18,8 @@ from nbs_lib.core.errors import DataError, ParamsError
 from nbs_lib.models import candidates as models
 from nbs_lib.models.candidates import CANDIDATES, Task, register_candidate, select_candidates
 from nbs_lib.models.encoding import MISSING_TIME, FeatureLayout, ordinal_encoder
-from nbs_lib.models.metrics import evaluate
+from nbs_lib.models.metrics import evaluate, select_split, squeeze_output
 from nbs_lib.models.onnx_export import export_graph, graph_feeds
-from nbs_lib.models.predictions import select_split, squeeze_output
 from nbs_lib.models.search import FittedCandidate, tune_candidate
 
 RNG = np.random.default_rng(0)

@@ -17,8 +17,7 @@ from sklearn.pipeline import Pipeline
 
 from nbs_lib.data.roles import Roles
 from nbs_lib.models.candidates import CANDIDATES, Candidate, Task, register_candidate
-from nbs_lib.models.encoding import FeatureLayout, ordinal_encoder
-from nbs_lib.models.folds import (
+from nbs_lib.models.choice import (
     SearchPlan,
     candidate_cost,
     choice_table,
@@ -26,9 +25,6 @@ from nbs_lib.models.folds import (
     compared_answers,
     decide_masks,
     decide_refit,
-    fold_parts,
-    forward_folds,
-    make_folds,
     mask_answers,
     masks_cost,
     not_compared,
@@ -36,6 +32,8 @@ from nbs_lib.models.folds import (
     search_all,
     search_candidate,
 )
+from nbs_lib.models.encoding import FeatureLayout, ordinal_encoder
+from nbs_lib.models.folds import fold_parts, forward_folds, make_folds
 from nbs_lib.models.metrics import evaluate
 from nbs_lib.models.net import NetRegressor
 from nbs_lib.models.onnx_export import export_graph
