@@ -41,17 +41,17 @@ class SearchPlan:
     again: bool = False  # learn once more from all rows, with the best setting
     minutes: float | str = AUTO  # after which `search_all` begins no further fold or setting; auto: never
     progress: Callable[[str], None] = lambda _: None  # told after each fold
-    ends: float = np.inf  # when the search is over, in seconds since 1970: nodes of a cluster have that clock too
+    ends: float = np.inf  # when the search is over, on the monotonic clock in seconds
     fits: dict[str, SharedFit] = field(default_factory=dict, repr=False)  # what has learned for the decisions before
 
     def begin(self) -> "SearchPlan":
         "Return the plan of a search that begins now, and keeps what it learns to itself."
-        ends = np.inf if self.minutes == AUTO else time.time() + 60 * float(self.minutes)
+        ends = np.inf if self.minutes == AUTO else time.monotonic() + 60 * float(self.minutes)
         return replace(self, ends=ends, fits={**self.fits})
 
     def is_over(self) -> bool:
         "Return whether the time of the search is over."
-        return time.time() >= self.ends
+        return time.monotonic() >= self.ends
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,8 @@ def _side_by_side(
     workers: int | None = None,  # threads; a core each, two at most, by default
 ) -> list[_Found]:  # in the order of the jobs
     "Work on several jobs at a time."
+    if workers == 1:
+        return [work(job) for job in jobs]
     with ThreadPoolExecutor(workers or min(2, len(os.sched_getaffinity(0)))) as pool:
         return list(pool.map(work, jobs))
 
@@ -218,31 +220,33 @@ def _search_in_time(
     return search_candidate(plan, candidate, rival)
 
 
-def _search_apart(
-    plan: SearchPlan,
+_Answer = tuple[Searched | None, list[str]]  # and what there was to tell
+_Runner = Callable[[Callable[[Candidate], _Answer], Sequence[Candidate]], Iterator[tuple[int, _Answer]]]
+
+
+def _search_task(
+    plan: SearchPlan,  # whose end is on the clock that nodes share
     rival: Sequence[Floats],  # as in `search_candidate`
     candidate: Candidate,
-) -> tuple[Searched | None, list[str]]:  # with what there was to tell
-    "Search in a process of its own, in which nobody else has learned anything, and nobody listens."
+) -> _Answer:
+    "Search a candidate on a node, where nobody listens and nothing is shared."
     said: list[str] = []
+    plan = replace(plan, ends=plan.ends - time.time() + time.monotonic(), progress=said.append)
     with share_fits({}):
-        return _search_in_time(replace(plan, progress=said.append), rival, candidate), said
+        return _search_in_time(plan, rival, candidate), said
 
 
-_Apart = Callable[[Candidate], tuple[Searched | None, list[str]]]
-_Cluster = Callable[[_Apart, Sequence[Candidate]], Iterator[tuple[int, tuple[Searched | None, list[str]]]]]
-
-
-def _search_elsewhere(
+def _search_on_cluster(
     plan: SearchPlan,
     rival: Sequence[Floats],  # as in `search_candidate`
     candidates: Sequence[Candidate],
-    cluster: _Cluster,
+    run: _Runner,
 ) -> list[Searched | None]:  # in the order of the candidates
     "Search on a cluster, and tell what each candidate did as it comes back."
-    sent = replace(plan, fits={}, progress=print)  # what listens here, and what has learned here, stays here
+    ends = plan.ends - time.monotonic() + time.time()
+    sent = replace(plan, ends=ends, fits={}, progress=print)  # who listens, and what has learned, stays here
     found: dict[int, Searched | None] = {}
-    for place, (one, said) in cluster(partial(_search_apart, sent, rival), candidates):
+    for place, (one, said) in run(partial(_search_task, sent, rival), candidates):
         found[place] = one
         for sentence in said:
             plan.progress(sentence)
@@ -253,18 +257,17 @@ def search_all(
     plan: SearchPlan,
     candidates: Sequence[Candidate],
     workers: int | None = None,  # threads of the quick ones; a core each, two at most, by default
-    cluster: _Cluster
-    | None = None,  # that searches instead, as `RayCluster.run`: all the quick ones at a time, then all the costly ones
+    run: _Runner | None = None,  # what searches on a cluster, as `RayCluster.run`; None: this machine does
 ) -> dict[str, Searched]:  # by name, in the order of the candidates; without those that no time was left for
-    "Search two at a time, then the costly ones one by one; without a limit it finds the same one after the other."
+    "Search the quick ones, then the costly ones; without a limit, any number of workers or nodes finds the same."
     plan = plan.begin()
     in_order = sorted(candidates, key=lambda one: (one.name not in REQUIRED_CANDIDATES, -_kind_rank(one)))
     quick = [one for one in in_order if one.kind in _QUICK_KINDS]
     costly = [one for one in in_order if one.kind not in _QUICK_KINDS]
 
     def search(some: Sequence[Candidate], rival: Sequence[Floats], workers: int | None) -> list[Searched | None]:
-        if cluster and some:
-            return _search_elsewhere(plan, rival, some, cluster)
+        if run and some:
+            return _search_on_cluster(plan, rival, some, run)
         return _side_by_side(partial(_search_in_time, plan, rival), some, workers)
 
     with share_fits(plan.fits):

@@ -23,7 +23,7 @@ def _answer_pair(task: Task, job: tuple[Part, InputFile]) -> dict[str, Any]:
 def by_ray(
     address: str,  # HOST:PORT of a cluster
 ) -> Callable[[Task, Sequence[tuple[Part, InputFile]], Callable[[int], object]], Iterator[dict[str, Any]]]:
-    "Answer parts as tasks of a cluster; raises `UserError` where there is no Ray here."
+    "Answer parts as tasks of a cluster; raises `UserError` where there is no Ray here, or nobody answers."
     cluster = RayCluster(address)
 
     def run(task: Task, jobs: Sequence[tuple[Part, InputFile]], answered: Callable[[int], object]) -> Iterator[Any]:

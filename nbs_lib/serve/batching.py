@@ -142,6 +142,12 @@ class _ReplyWriter:
         if not waiting.reply.done():
             waiting.reply.set_result(refused.reply)
 
+    def refuse_late(self, waiting: QueuedRequest) -> None:
+        "Refuse what waited to the deadline unread: to send it again does no harm."
+        self.worker_metrics.count("nbs_failures", "late")
+        late = f"it waited {self.settings.deadline_ms} ms and was not read: come again in a second."
+        self.refuse(waiting, RequestError(429, late))
+
     def fail(self, waiting: Sequence[QueuedRequest]) -> None:
         "Say that it failed, and leave the reason to whoever runs the service."
         number = secrets.token_hex(4)
@@ -344,8 +350,7 @@ class RequestBatcher:
                 hits += 1
                 self._replies.answer_from_cache(served, each, *before)
             elif self._is_late(each):
-                late = f"too many requests wait, this one for {self.settings.deadline_ms} ms: come again in a second."
-                self._replies.refuse(each, RequestError(429, late))  # it was not read: to send it again does no harm
+                self._replies.refuse_late(each)
             elif (asked := self._replies.read(served, each)) is not None:
                 batch.append(asked)
                 rows += len(asked.rows)

@@ -24,7 +24,7 @@ COUNTERS = {
     "nbs_out_of_range": ("numbers outside of what training saw", ["column"]),
     "nbs_missing": ("values that training always knew, and a request did not", ["column"]),
     "nbs_view_rows": ("rows that a view was asked for, by what became of it", ["view", "status"]),
-    "nbs_failures": ("rows for which the model, the context graph or a view failed", ["what"]),
+    "nbs_failures": ("rows for which the model, the context graph or a view failed, and late requests", ["what"]),
     "nbs_log_rows": ("rows for the prediction log", ["result"]),
     "nbs_feedback": ("labels that came back", ["result"]),
     "nbs_model_loads": ("champions loaded", []),

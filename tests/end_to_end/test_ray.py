@@ -28,6 +28,15 @@ sys.stdin.read()
 cluster.shutdown()
 """
 
+IN_PARTS = """
+from pathlib import Path
+from nbs_lib.score.on_ray import by_ray
+from nbs_lib.score.score import score_files
+from nbs_lib.score.worker import Options
+
+score_files([str(Path("whole.parquet").absolute())], Path("{out}").absolute(), Options(part_rows=100), run={where})
+"""
+
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
@@ -36,18 +45,20 @@ def address() -> Iterator[str]:
     if not PYTHON.exists():
         lacking("Ray is not installed in .nbs/envs/ray: `.ci/env ray` installs it")
     environment = {name: value for name, value in os.environ.items() if name not in PINNED_ENVIRONMENT}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "2", "NPY_DISABLE_CPU_FEATURES": "AVX2"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "2", "NPY_DISABLE_CPU_FEATURES": "X86_V3"}
     pipe = subprocess.PIPE
     with subprocess.Popen([PYTHON, "-c", SCRIPT], stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         assert process.stdin
         assert process.stdout
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        assert ":" in address, "the cluster has not begun"
+        yield address
         process.stdin.close()
 
 
 def on_ray(project: Project, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a module of the project where Ray is installed."""
-    return project.call([str(PYTHON), "-m", *arguments], **environment)
+    """Run Python in the project where Ray is installed."""
+    return project.call([str(PYTHON), *arguments], **environment)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -66,14 +77,21 @@ def test_two_nodes_score_and_count_drift_to_the_same_bytes(address: str, project
         table[n::4].to_csv(project.root / f"rows/{n}.csv", index=False)
     done = project.nbs("score", "rows", "--out", "here", "--drift")
     assert done.returncode == 0, done.stderr
-    done = on_ray(project, "nbs_lib.cli", "score", "rows", "--out", "there", "--drift", "--ray", address)
+    done = on_ray(project, "-m", "nbs_lib.cli", "score", "rows", "--out", "there", "--drift", "--ray", address)
     assert done.returncode == 0, done.stderr
     here, there = (files(project.root / name) for name in ("here", "there"))
     assert len([name for name in here if name.startswith("part-")]) == 4
     assert "_drift.json" in here
     assert here == there
+    table.to_parquet(project.root / "whole.parquet")
+    for out, where in (("one", "None"), ("many", f"by_ray({address!r})")):
+        done = on_ray(project, "-c", IN_PARTS.format(out=out, where=where))
+        assert done.returncode == 0, done.stderr
+    one, many = (files(project.root / name) for name in ("one", "many"))
+    assert len([name for name in many if name.startswith("_parts/")]) == 4
+    assert one == many
     table.assign(bill_length_mm=float("inf"))[:1].to_parquet(project.root / "wrong.parquet")
-    done = on_ray(project, "nbs_lib.cli", "score", "wrong.parquet", "--out", "refused", "--ray", address)
+    done = on_ray(project, "-m", "nbs_lib.cli", "score", "wrong.parquet", "--out", "refused", "--ray", address)
     assert done.returncode == 1
     assert "wrong.parquet: column 'bill_length_mm', row 1: inf is not a finite number of 32 bits." in done.stderr
 
@@ -84,12 +102,12 @@ def test_two_nodes_search_candidates_to_the_same_bytes(address: str, project: Pr
     assert before
     for name in before:
         (project.root / name).unlink()
-    done = on_ray(project, "nbs_lib.pipeline.runner", "train", NBS_RUN_RAY=address)
+    done = on_ray(project, "-m", "nbs_lib.pipeline.runner", "train", NBS_RUN_RAY=address)
     assert done.returncode == 0, done.stderr
     assert "linear: fold 1" in done.stderr, "what a node says is told here"
     after = {name: made for name, made in project.outputs().items() if name.startswith("models/candidates")}
     assert after == before
-    done = on_ray(project, "nbs_lib.pipeline.runner", "train", NBS_RUN_RAY="127.0.0.1:1")
+    done = on_ray(project, "-m", "nbs_lib.pipeline.runner", "train", NBS_RUN_RAY="127.0.0.1:1")
     assert done.returncode == 1
     assert "no Ray cluster answers at 127.0.0.1:1: start a cluster there by `ray start --head`." in done.stderr
 

@@ -1,12 +1,14 @@
 """Folds: none knows its own future, each task and split has some, and masks that hurt are found out."""
 
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import wraps
 from typing import Any, Self
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -257,13 +259,21 @@ def told_by_x() -> tuple[pd.DataFrame, SearchPlan]:
     return table, SearchPlan(work, 2, make_folds(table, work, about), table[:900], table[900:], 2, again=True)
 
 
+def backward_as_bytes(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Do as a cluster does: all travels as bytes, and the last is done first."""
+    sent = cloudpickle.dumps(work)
+    for place in reversed(range(len(jobs))):
+        job = cloudpickle.dumps(jobs[place])
+        yield place, pickle.loads(cloudpickle.dumps(pickle.loads(sent)(pickle.loads(job))))
+
+
 def test_two_at_a_time_find_what_one_after_the_other_finds() -> None:
     table, plan = told_by_x()
     some = [CANDIDATES[name] for name in ("dummy", "linear", "hgb_small", "lgbm", "blend", "net")]
     alone, beside = (search_all(replace(plan, fits={}), some, workers) for workers in (1, 2))
-    assert list(alone) == list(beside) == [one.name for one in some]
-    for name, one in alone.items():
-        other = beside[name]
+    elsewhere = search_all(plan, some, run=backward_as_bytes)
+    assert list(alone) == list(beside) == list(elsewhere) == [one.name for one in some]
+    for one, other in [(one, there[name]) for name, one in alone.items() for there in (beside, elsewhere)]:
         assert one.fitted.pipeline[-1] is not other.fitted.pipeline[-1]
         assert one.fitted.trials == other.fitted.trials
         assert all(np.array_equal(*both) for both in zip(one.outputs, other.outputs, strict=True))
@@ -357,6 +367,10 @@ def test_without_folds_and_time_only_the_own_setting_is_tried(monkeypatch: pytes
     found = search_all(replace(plan, folds=[], trials=3, minutes=1e-9), [CANDIDATES["linear"], CANDIDATES["hgb_small"]])
     assert list(found) == ["linear"]
     assert len(found["linear"].fitted.trials) == 1
+    some, said = [CANDIDATES["hgb_small"], CANDIDATES["linear"]], list[str]()
+    found = search_all(replace(plan, minutes=1e-9, progress=said.append), some, run=backward_as_bytes)
+    assert [(name, len(one.outputs)) for name, one in found.items()] == [("linear", 2)], "the end is sent along"
+    assert "hgb_small: takes no part, out of time (train.minutes)" in said
     monkeypatch.setattr(SearchPlan, "is_over", over_after(1))
     one = search_candidate(replace(plan, folds=[], trials=3), CANDIDATES["linear"])
     assert len(one.fitted.trials) == 2

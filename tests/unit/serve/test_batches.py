@@ -81,6 +81,17 @@ def test_who_waits_for_a_thread_is_asked_for_as_soon_as_it_is_free(worker: Worke
     run(test)
 
 
+def test_who_waited_to_the_deadline_is_sent_away_unread(worker: Worker) -> None:
+    async def test() -> None:
+        came = time.perf_counter() - 2 * worker.batcher.deadline
+        status, body = await worker.batcher.ask(b"it is not read", came)
+        assert status == 429
+        assert b"it waited 500 ms and was not read: come again in a second." in body
+        assert worker.batcher.worker_metrics._counted["nbs_failures", "late"] == 1
+
+    run(test)
+
+
 def test_who_comes_again_does_not_make_the_others_wait(worker: Worker) -> None:
     async def test() -> None:
         for k in range(200):
