@@ -58,7 +58,7 @@ bench: $(READY) ## What the pipeline costs beside a plain script (WHAT=features,
 	@$(if $(filter score,$(WHAT)),.ci/env ray)
 	@$(if $(filter serve scaling start load soak,$(WHAT)),.ci/apt wrk)
 	@$(if $(filter nodes,$(WHAT)),.ci/apt nginx)
-	@$(if $(filter serve,$(WHAT)),.ci/env bentoml litserve mlserver)
+	@$(if $(filter serve,$(WHAT)),.ci/env bentoml litserve mlserver ray)
 	@$(if $(filter load,$(WHAT)),.ci/env mlserver)
 	@$(NBS) bench $(WHAT)
 

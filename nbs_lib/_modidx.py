@@ -422,6 +422,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'nbs_lib/bench/servers/peers.py'),
                                              'nbs_lib.bench.servers.peers._pydantic_onnx': ( 'lib/bench/servers/peers.html#_pydantic_onnx',
                                                                                              'nbs_lib/bench/servers/peers.py'),
+                                             'nbs_lib.bench.servers.peers._ray_serve': ( 'lib/bench/servers/peers.html#_ray_serve',
+                                                                                         'nbs_lib/bench/servers/peers.py'),
                                              'nbs_lib.bench.servers.peers._service_script': ( 'lib/bench/servers/peers.html#_service_script',
                                                                                               'nbs_lib/bench/servers/peers.py'),
                                              'nbs_lib.bench.servers.peers._v2_request': ( 'lib/bench/servers/peers.html#_v2_request',

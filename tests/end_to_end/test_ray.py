@@ -9,10 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT, Project, lacking, wait_for_environment
+from helpers.services import client
 
+from nbs_lib.bench.serve import holdout_rows, peer_server, write_models
+from nbs_lib.bench.servers.peers import FOLDER, PEERS, Graph
+from nbs_lib.bundle.bundle import Bundle
+from nbs_lib.bundle.layout import InputLayout
 from nbs_lib.core.errors import UserError
 from nbs_lib.pipeline.cluster import RayCluster
 from nbs_lib.pipeline.runner import PINNED_ENVIRONMENT
+from nbs_lib.registry.pointers import champion_path
 from nbs_lib.score.on_ray import by_ray
 
 PYTHON = ROOT / ".nbs/envs/ray/bin/python"
@@ -110,6 +116,24 @@ def test_two_nodes_search_candidates_to_the_same_bytes(address: str, project: Pr
     done = on_ray(project, "-m", "nbs_lib.pipeline.runner", "train", NBS_RUN_RAY="127.0.0.1:1")
     assert done.returncode == 1
     assert "no Ray cluster answers at 127.0.0.1:1: start a cluster there by `ray start --head`." in done.stderr
+
+
+@pytest.mark.xdist_group("ray")
+def test_ray_serve_answers_what_the_graph_says(address: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer of `nbs bench serve`: what a team that has Ray Serve would write."""
+    monkeypatch.chdir(project.root)
+    (project.root / ".nbs/envs").symlink_to(ROOT / ".nbs/envs")
+    bundle = Bundle.open(champion_path())
+    _, rows = holdout_rows(InputLayout(bundle))
+    served = project.root / "peer"
+    served.mkdir()
+    write_models(bundle, rows, served)
+    (peer,) = [each for each in PEERS if each.title.startswith("Ray Serve")]
+    with peer_server(peer, served) as server, client(int(server.url.rpartition(":")[2])) as kept:
+        answers = [kept.ask(row) for row in rows[:20]]
+    monkeypatch.setenv(FOLDER, str(served))
+    graph = Graph()
+    assert answers == [(200, {"output": graph.row(row)}) for row in rows[:20]]
 
 
 def test_without_ray_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,28 @@ def _mlserver() -> None:
             answer = NumpyCodec.encode_output("output", np.array([output]))
             return mlserver.types.InferenceResponse(model_name=self.name, outputs=[answer])
 
+# %% ../../../notebooks/lib/bench/servers/01_peers.ipynb #956be7e6
+def _ray_serve() -> None:
+    "Serve with Ray Serve: a deployment of one replica behind its proxy."
+    import ray
+    from ray import serve
+    from starlette.requests import Request
+
+    from nbs_lib.bench.servers.peers import Graph
+
+    class Service:
+        def __init__(self) -> None:
+            self.graph = Graph()
+
+        async def __call__(self, request: Request) -> dict[str, list[float]]:
+            return {"output": self.graph.row(await request.json()) if request.method == "POST" else []}
+
+    if __name__ == "__main__":
+        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ[PORT])})
+        deployment: Any = serve.deployment(Service)
+        serve.run(deployment.bind(), blocking=True)
+
 # %% ../../../notebooks/lib/bench/servers/01_peers.ipynb #08652c8d
 @dataclass(frozen=True)
 class Peer:
@@ -232,6 +254,7 @@ PEERS = (
         envelope=_v2_request,
     ),
     Peer("LitServe, ONNX", _litserve, _PYTHON, ready="/health", environment="litserve"),
+    Peer("Ray Serve 2.60, ONNX", _ray_serve, _PYTHON, ready="/ready", environment="ray"),
     Peer(
         "BentoML 1.4, ONNX",
         _bentoml,
