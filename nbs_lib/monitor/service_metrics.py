@@ -145,8 +145,8 @@ def _sentence(found: Mapping[str, Any], when: str) -> str:
     share = f", {lower / found['rows']:.1%} of them without the model" if found["rows"] else ""
     p99 = f"p99 {found['p99_ms']:g} ms; " if found["p99_ms"] is not None else ""
     rows, requests = format_count(found["rows"], "row"), format_count(found["requests"], "request")
-    wrong = f"{found['schema_violations']:,} violated the schema, {found['sheds']:,} were sent away "
-    return f"{when} the service answered {rows}{share}; {p99}of {requests} {wrong}and {found['errors']:,} failed."
+    wrong = f"{found['schema_violations']:,} violated the schema, {found['sheds']:,} were sent away"
+    return f"{when} the service answered {rows}{share}; {p99}of {requests} {wrong} and {found['errors']:,} failed."
 
 # %% ../../notebooks/lib/monitor/06_service_metrics.ipynb #4efa3414
 def read_service_metrics(
