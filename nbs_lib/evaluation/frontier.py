@@ -52,30 +52,28 @@ def _candidate_costs(
 
 _Point = tuple[float, float]
 _CHAR_WIDTH_PT, _LINE_HEIGHT_PT = 5.6, 12  # points that a name's letters and lines take
-_LABEL_OFFSETS_PT = (
-    3,
-    -_LINE_HEIGHT_PT,
-    3 + _LINE_HEIGHT_PT,
-    -2 * _LINE_HEIGHT_PT,
-    3 + 2 * _LINE_HEIGHT_PT,
+_DOT_PT, _GAP_PT = 4, 6  # half of a dot, and how far to its right its name begins
+_LABEL_OFFSETS_PT = tuple(
+    up for k in range(5) for up in (3 + k * _LINE_HEIGHT_PT, -(k + 1) * _LINE_HEIGHT_PT)
 )  # of a name above its dot, in points
+_PHONE_AXES_PT = (190, 200)  # what a figure's axes have of a phone: names that fit there fit everywhere
 
 
 def _place_labels(
     spots: Mapping[str, _Point],  # by name, in points; labels are put to the right
 ) -> dict[str, int]:  # how far above its spot each name is written, in points
-    "Return where names stand that do not cover each other, as far as there is room."
-    taken: list[tuple[float, float, float]] = []
+    "Return where names stand that cover neither each other nor a dot, as far as there is room."
+    taken = [(x - _DOT_PT, x + _DOT_PT, y - _DOT_PT) for x, y in spots.values()]
     found = {}
     for name, (x, y) in sorted(spots.items(), key=lambda item: item[1]):
-        wide = _CHAR_WIDTH_PT * len(name)
+        start, end = x + _GAP_PT, x + _GAP_PT + _CHAR_WIDTH_PT * len(name)
         free = [
             up
             for up in _LABEL_OFFSETS_PT
-            if all(x > right or x + wide < left or abs(y + up - at) >= _LINE_HEIGHT_PT for left, right, at in taken)
+            if all(start > right or end < left or abs(y + up - at) >= _LINE_HEIGHT_PT for left, right, at in taken)
         ]
         found[name] = (free or _LABEL_OFFSETS_PT)[0]
-        taken.append((x, x + wide, y + found[name]))
+        taken.append((start, end, y + found[name]))
     return found
 
 # %% ../../notebooks/lib/evaluation/06_frontier.ipynb #150cf5b2
@@ -109,11 +107,12 @@ def frontier_plot(
 def _draw_names(ax: Axes, shown: Mapping[str, _Point], best: str) -> None:
     "Write each candidate's name at its dot."
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
-    spots = {name: (300 * (x - x0) / (x1 - x0), 200 * (y - y0) / (y1 - y0)) for name, (x, y) in shown.items()}
+    wide, high = _PHONE_AXES_PT
+    spots = {name: (wide * (x - x0) / (x1 - x0), high * (y - y0) / (y1 - y0)) for name, (x, y) in shown.items()}
     for name, up in _place_labels(spots).items():
         ink, weight = (plots.INK_COLOR, "bold") if name == best else (plots.MUTED_COLOR, "normal")
         text = plots.short_label(name)
-        ax.annotate(text, shown[name], (6, up), textcoords="offset points", color=ink, fontweight=weight)
+        ax.annotate(text, shown[name], (_GAP_PT, up), textcoords="offset points", color=ink, fontweight=weight)
 
 # %% ../../notebooks/lib/evaluation/06_frontier.ipynb #233a47c9
 def frontier_table(
