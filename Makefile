@@ -66,7 +66,7 @@ docs: $(READY) ## The documentation, from the notebooks: site/index.html opens w
 	@$(NBS) docs
 
 lib: $(READY) ## After editing notebooks/lib: export nbs_lib, tidy the notebooks, store what they show
-	@.venv/bin/ruff format --quiet notebooks
+	@.venv/bin/ruff format notebooks > /dev/null
 	@.venv/bin/nbdev-clean
 	@.venv/bin/python .ci/export
 	@$(NBS) deps

@@ -19,7 +19,7 @@ def load_user_module(
     try:
         return importlib.import_module(f"nbs_lib.own.{name}")
     except Exception as error:  # whatever somebody wrote there
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
         raise UserError(
             f"notebooks/own: the notebook of {name} fails with {reason}: correct it there, then run `make lib`."
         ) from None

@@ -7,9 +7,10 @@ __all__ = ['CANDIDATES', 'QUICK_TREES', 'REQUIRED_CANDIDATES', 'LOADED_BY_NAME',
            'select_candidates']
 
 # %% ../../notebooks/lib/models/03_candidates.ipynb #9e70edbf
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,7 +21,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import ParameterSampler
 from sklearn.pipeline import Pipeline
 
-from ..core.errors import ParamsError, did_you_mean
+from ..core.errors import ParamsError, UserError, did_you_mean
 from ..core.user_modules import load_user_module
 from .boosting import BlendedClassifier, BlendedRegressor, BoostedClassifier, BoostedRegressor
 from .encoding import FeatureLayout, one_hot_encoder, ordinal_encoder
@@ -64,6 +65,23 @@ class Candidate:
         drawn = ParameterSampler(space, min(trials, _product(sizes)), random_state=seed) if space else []
         others = [{name: setting[name] for name in space} for setting in drawn if setting != first]
         return [first, *others[: trials - 1]]
+
+    def check_settings(
+        self,
+        task: Task,  # what there is to learn
+    ) -> None:
+        "Raise `UserError` on a setting that its estimator has for no kind of target."
+        estimators = [self.build(task)[-1]]
+        for kind in ("binary", "multiclass", "regression"):
+            with contextlib.suppress(Exception):  # it need not learn every kind
+                estimators.append(self.build(replace(task, kind=kind))[-1])
+        known = {name for each in estimators for name in each.get_params()}
+        if unknown := [name for name in self.space if name not in known]:
+            what, hint = type(estimators[0]).__name__, did_you_mean(unknown[0], known)
+            raise UserError(
+                f"candidate {self.name!r}: its estimator {what} has no setting {unknown[0]!r}{hint}: "
+                "correct it where the candidate is registered, then run `make lib`."
+            )
 
 
 def _product(sizes: Sequence[int]) -> int:

@@ -260,6 +260,8 @@ def search_all(
     run: _Runner | None = None,  # what searches on a cluster, as `RayCluster.run`; None: this machine does
 ) -> dict[str, Searched]:  # by name, in the order of the candidates; without those that no time was left for
     "Search the quick ones, then the costly ones; without a limit, any number of workers or nodes finds the same."
+    for one in candidates:
+        one.check_settings(plan.task)
     plan = plan.begin()
     in_order = sorted(candidates, key=lambda one: (one.name not in REQUIRED_CANDIDATES, -_kind_rank(one)))
     quick = [one for one in in_order if one.kind in _QUICK_KINDS]

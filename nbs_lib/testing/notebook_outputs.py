@@ -9,11 +9,13 @@ __all__ = ['Output', 'run_notebook', 'differing_cells', 'store_outputs', 'Notebo
 # %% ../../notebooks/lib/testing/02_notebook_outputs.ipynb #910a896d
 import ast
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import re
 import sys
+import textwrap
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -80,7 +82,10 @@ def _source(cell: dict[str, Any]) -> str:
 
 def _module_file(cells: list[dict[str, Any]]) -> Path:
     name = next(found[1] for cell in cells if (found := re.search(r"#\| default_exp (\S+)", _source(cell))))
-    return Path(str(importlib.import_module(f"nbs_lib.{name}").__file__))
+    spec = importlib.util.find_spec(f"nbs_lib.{name}")  # not imported: what fails in it is told of its cell
+    if not (spec and spec.origin):
+        raise UserError(f"nbs_lib.{name} is not there: run `make lib`, which exports it.")
+    return Path(spec.origin)
 
 
 def _placed(cell: dict[str, Any], notebook: Path, module: Path) -> tuple[str, str]:  # source, and its file
@@ -89,6 +94,16 @@ def _placed(cell: dict[str, Any], notebook: Path, module: Path) -> tuple[str, st
         return source, f"{notebook.name}, cell {cell['id']}"
     above = module.read_text(encoding="utf-8").partition(f" #{cell['id']}\n")[0]
     return "\n" * above.count("\n") + re.sub(r"\A(#\|.*\n)+", "\n", source), str(module)
+
+
+def _describe_failure(error: Exception, source: str, place: str) -> str:
+    "Say why a cell failed, and at which line."
+    if isinstance(error, UserError):  # it says where
+        return f": {error}"
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
+    at, lines = frames[-1] if frames else getattr(error, "lineno", None), source.splitlines()
+    line = f", at `{lines[at - 1].strip()}`" if at and at <= len(lines) else ""
+    return f": {type(error).__name__}: {textwrap.shorten(str(error), 300)}{line}"
 
 
 @contextlib.contextmanager
@@ -120,7 +135,7 @@ def run_notebook(
             try:
                 outputs = [] if _NOT_RUN.match(_source(cell)) else _run_cell(source, names, place)
             except Exception as error:
-                raise UserError(f"{where}: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+                raise UserError(f"{where}{_describe_failure(error, source, place)}") from error
             outputs = [] if _NOT_SHOWN.match(_source(cell)) else outputs
             if (size := len(json.dumps(outputs))) > _MAX_OUTPUT_BYTES:
                 raise UserError(f"{where} shows {size // 1000} kB: show less, or say `#| output: false`.")

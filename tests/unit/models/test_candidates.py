@@ -14,9 +14,10 @@ from sklearn.tree import DecisionTreeClassifier
 
 from nbs_lib.bundle.bundle import inference_session, run_graph
 from nbs_lib.bundle.parity import parity_difference
-from nbs_lib.core.errors import DataError, ParamsError
+from nbs_lib.core.errors import DataError, ParamsError, UserError
 from nbs_lib.models import candidates as models
-from nbs_lib.models.candidates import CANDIDATES, Task, register_candidate, select_candidates
+from nbs_lib.models.candidates import CANDIDATES, Candidate, Task, register_candidate, select_candidates
+from nbs_lib.models.choice import SearchPlan, search_all
 from nbs_lib.models.encoding import MISSING_TIME, FeatureLayout, ordinal_encoder
 from nbs_lib.models.metrics import evaluate, select_split, squeeze_output
 from nbs_lib.models.onnx_export import export_graph, graph_feeds
@@ -133,6 +134,21 @@ def test_the_module_does_without_the_cell_of_a_candidate(name: str, monkeypatch:
 def test_unknown_candidates_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(ParamsError, match="did you mean 'linear'"):
         select_candidates(["linaer"])
+
+
+def test_a_misspelled_setting_is_refused_before_anything_is_learned() -> None:
+    def build(task: Task) -> Pipeline:
+        if task.kind != "binary":
+            raise ValueError("it tells two classes apart, no more")
+        return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", DecisionTreeClassifier())])
+
+    task = Task("binary", FeatureLayout(("x",), (), (), ()))
+    Candidate("mine", "trees", "one tree", {"max_depth": [2]}, build).check_settings(task)
+    slip = Candidate("mine", "trees", "one tree", {"max_dept": [2]}, build)
+    with pytest.raises(UserError, match=r"'mine': .*DecisionTreeClassifier has no setting 'max_dept' \(did you mean"):
+        search_all(SearchPlan(task, 2, [], pd.DataFrame(), pd.DataFrame(), 1), [slip])
+    for each in CANDIDATES.values():
+        each.check_settings(task)
 
 
 def test_a_part_with_a_single_class_is_refused() -> None:
