@@ -9,7 +9,6 @@ __all__ = ['Output', 'run_notebook', 'differing_cells', 'store_outputs', 'Notebo
 # %% ../../notebooks/lib/testing/02_notebook_outputs.ipynb #910a896d
 import ast
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
+import nbs_lib
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.findings import FINDINGS_PAGE, findings_page
@@ -82,10 +82,10 @@ def _source(cell: dict[str, Any]) -> str:
 
 def _module_file(cells: list[dict[str, Any]]) -> Path:
     name = next(found[1] for cell in cells if (found := re.search(r"#\| default_exp (\S+)", _source(cell))))
-    spec = importlib.util.find_spec(f"nbs_lib.{name}")  # not imported: what fails in it is told of its cell
-    if not (spec and spec.origin):
+    path = Path(nbs_lib.__path__[0], *name.split(".")).with_suffix(".py")  # not imported: its cells tell what fails
+    if not path.exists():
         raise UserError(f"nbs_lib.{name} is not there: run `make lib`, which exports it.")
-    return Path(spec.origin)
+    return path
 
 
 def _placed(cell: dict[str, Any], notebook: Path, module: Path) -> tuple[str, str]:  # source, and its file
