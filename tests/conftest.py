@@ -53,7 +53,9 @@ gc.disable()  # what test modules import is kept: looking for garbage in it take
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
-    gc.set_threshold(50_000, 20, 50)  # tests make little garbage: looking for it every 700 objects takes a twentieth
+    gc.set_threshold(
+        50_000, 20, 50
+    )  # looking for garbage every 700 objects, as is usual, takes a twentieth of the time
 
 
 FAILED = pytest.StashKey[bool]()

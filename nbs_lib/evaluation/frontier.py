@@ -52,11 +52,11 @@ def _candidate_costs(
 
 _Point = tuple[float, float]
 _CHAR_WIDTH_PT, _LINE_HEIGHT_PT = 5.6, 12  # points that a name's letters and lines take
-_DOT_PT, _GAP_PT = 4, 6  # half of a dot, and how far to its right its name begins
+_DOT_PT, _GAP_PT = 4, 6  # half of a dot with a margin, and how far to its right its name begins
 _LABEL_OFFSETS_PT = tuple(
     up for k in range(5) for up in (3 + k * _LINE_HEIGHT_PT, -(k + 1) * _LINE_HEIGHT_PT)
 )  # of a name above its dot, in points
-_PHONE_AXES_PT = (190, 200)  # what a figure's axes have of a phone: names that fit there fit everywhere
+_PHONE_AXES_PT = (190, 200)  # what a figure's axes have of a phone, about: where names fit there, a page has room
 
 
 def _place_labels(
@@ -66,7 +66,7 @@ def _place_labels(
     taken = [(x - _DOT_PT, x + _DOT_PT, y - _DOT_PT) for x, y in spots.values()]
     found = {}
     for name, (x, y) in sorted(spots.items(), key=lambda item: item[1]):
-        start, end = x + _GAP_PT, x + _GAP_PT + _CHAR_WIDTH_PT * len(name)
+        start, end = x + _GAP_PT, x + _GAP_PT + _CHAR_WIDTH_PT * len(plots.short_label(name))
         free = [
             up
             for up in _LABEL_OFFSETS_PT
@@ -111,8 +111,16 @@ def _draw_names(ax: Axes, shown: Mapping[str, _Point], best: str) -> None:
     spots = {name: (wide * (x - x0) / (x1 - x0), high * (y - y0) / (y1 - y0)) for name, (x, y) in shown.items()}
     for name, up in _place_labels(spots).items():
         ink, weight = (plots.INK_COLOR, "bold") if name == best else (plots.MUTED_COLOR, "normal")
-        text = plots.short_label(name)
-        ax.annotate(text, shown[name], (_GAP_PT, up), textcoords="offset points", color=ink, fontweight=weight)
+        leader = {"arrowstyle": "-", "color": ink, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
+        ax.annotate(
+            plots.short_label(name),
+            shown[name],
+            (_GAP_PT, up),
+            textcoords="offset points",
+            arrowprops=None if up in _LABEL_OFFSETS_PT[:2] else leader,  # only where it stands apart from its dot
+            color=ink,
+            fontweight=weight,
+        )
 
 # %% ../../notebooks/lib/evaluation/06_frontier.ipynb #233a47c9
 def frontier_table(

@@ -71,16 +71,15 @@ class Candidate:
         task: Task,  # what there is to learn
     ) -> None:
         "Raise `UserError` on a setting that its estimator has for no kind of target."
-        estimators = [self.build(task)[-1]]
-        for kind in ("binary", "multiclass", "regression"):
+        known = set(self.build(task)[-1].get_params())
+        for kind in {"binary", "multiclass", "regression"} - {task.kind}:
             with contextlib.suppress(Exception):  # it need not learn every kind
-                estimators.append(self.build(replace(task, kind=kind))[-1])
-        known = {name for each in estimators for name in each.get_params()}
+                known |= set(self.build(replace(task, kind=kind))[-1].get_params())
         if unknown := [name for name in self.space if name not in known]:
-            what, hint = type(estimators[0]).__name__, did_you_mean(unknown[0], known)
             raise UserError(
-                f"candidate {self.name!r}: its estimator {what} has no setting {unknown[0]!r}{hint}: "
-                "correct it where the candidate is registered, then run `make lib`."
+                f"candidate {self.name!r}: its estimator has no setting {unknown[0]!r}"
+                f"{did_you_mean(unknown[0], sorted(known))}: correct it where the candidate is registered, "
+                "then run `make lib`."
             )
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import sys
-import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -84,7 +83,7 @@ def _module_file(cells: list[dict[str, Any]]) -> Path:
     name = next(found[1] for cell in cells if (found := re.search(r"#\| default_exp (\S+)", _source(cell))))
     path = Path(nbs_lib.__path__[0], *name.split(".")).with_suffix(".py")  # not imported: its cells tell what fails
     if not path.exists():
-        raise UserError(f"nbs_lib.{name} is not there: run `make lib`, which exports it.")
+        raise UserError(f"nbs_lib.{name} is not there: `make lib` exports it, or says above why not.")
     return path
 
 
@@ -100,10 +99,12 @@ def _describe_failure(error: Exception, source: str, place: str) -> str:
     "Say why a cell failed, and at which line."
     if isinstance(error, UserError):  # it says where
         return f": {error}"
-    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
-    at, lines = frames[-1] if frames else getattr(error, "lineno", None), source.splitlines()
-    line = f", at `{lines[at - 1].strip()}`" if at and at <= len(lines) else ""
-    return f": {type(error).__name__}: {textwrap.shorten(str(error), 300)}{line}"
+    numbers = [frame.lineno or 0 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
+    numbers.insert(0, getattr(error, "lineno", None) or 0)  # of a cell that can't be parsed
+    lines = dict(enumerate(source.split("\n"), 1))
+    own = [line for number in numbers if (line := lines.get(number, "").strip())]  # not of a cell above
+    said = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())[:300]]))
+    return f": {said}, at `{own[-1]}`" if own else f": {said}"
 
 
 @contextlib.contextmanager

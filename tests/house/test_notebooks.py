@@ -76,5 +76,25 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
     assert names in "\n".join(found)
 
 
+SAID = {
+    "assert 1 == 2": "AssertionError, at `assert 1 == 2`",
+    "x = 1\nhalf(\n    0,\n)": "ZeroDivisionError: division by zero, at `half(`",
+    "#| export\nwhole = half(0)": "ZeroDivisionError: division by zero, at `whole = half(0)`",
+    "#| export\nx = half(": "SyntaxError: '(' was never closed",
+    "raise ValueError('a\\nb' + 'c' * 400)": f"ValueError: a b{'c' * 297}, at `raise",
+}
+
+
+@pytest.mark.parametrize("source", SAID)
+def test_a_failing_cell_is_told_with_its_line(source: str, tmp_path: Path) -> None:
+    sources = ["#| default_exp core.format", "#| export\ndef half(x):\n    return 1 / x", source]
+    cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    cells = [cell | {"id": f"c{k}", "source": text} for k, text in enumerate(sources)]
+    (tmp_path / "01_a.ipynb").write_text(json.dumps({"cells": cells}))
+    with pytest.raises(UserError) as raised:
+        differing_cells(tmp_path / "01_a.ipynb")
+    assert f"cell c2: {SAID[source]}" in str(raised.value)
+
+
 def test_the_index_lists_all_notebooks() -> None:
     assert (ROOT / "notebooks/README.md").read_text() == index_text(ROOT), "run `make lib`"

@@ -136,7 +136,7 @@ def test_unknown_candidates_are_refused_with_the_nearest_name() -> None:
         select_candidates(["linaer"])
 
 
-def test_a_misspelled_setting_is_refused_before_anything_is_learned() -> None:
+def test_a_misspelled_setting_is_refused_before_the_search() -> None:
     def build(task: Task) -> Pipeline:
         if task.kind != "binary":
             raise ValueError("it tells two classes apart, no more")
@@ -145,10 +145,16 @@ def test_a_misspelled_setting_is_refused_before_anything_is_learned() -> None:
     task = Task("binary", FeatureLayout(("x",), (), (), ()))
     Candidate("mine", "trees", "one tree", {"max_depth": [2]}, build).check_settings(task)
     slip = Candidate("mine", "trees", "one tree", {"max_dept": [2]}, build)
-    with pytest.raises(UserError, match=r"'mine': .*DecisionTreeClassifier has no setting 'max_dept' \(did you mean"):
+    with pytest.raises(UserError, match=r"'mine': its estimator has no setting 'max_dept' \(did you mean 'max_depth'"):
         search_all(SearchPlan(task, 2, [], pd.DataFrame(), pd.DataFrame(), 1), [slip])
     for each in CANDIDATES.values():
         each.check_settings(task)
+
+    def nothing_else(task: Task) -> Pipeline:
+        kind: Any = DecisionTreeClassifier() if task.kind == "binary" else "passthrough"
+        return Pipeline([("encode", ordinal_encoder(task.layout)), ("estimator", kind)])
+
+    Candidate("mine", "trees", "one tree", {"max_depth": [2]}, nothing_else).check_settings(task)
 
 
 def test_a_part_with_a_single_class_is_refused() -> None:
