@@ -53,9 +53,7 @@ gc.disable()  # what test modules import is kept: looking for garbage in it take
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
-    gc.set_threshold(
-        50_000, 20, 50
-    )  # looking for garbage every 700 objects, as is usual, takes a twentieth of the time
+    gc.set_threshold(50_000, 20, 50)  # every 700 objects, as is usual, looking takes a twentieth of the time
 
 
 FAILED = pytest.StashKey[bool]()

@@ -98,13 +98,13 @@ def _placed(cell: dict[str, Any], notebook: Path, module: Path) -> tuple[str, st
 def _describe_failure(error: Exception, source: str, place: str) -> str:
     "Say why a cell failed, and at which line."
     if isinstance(error, UserError):  # it says where
-        return f": {error}"
+        return str(error)
     numbers = [frame.lineno or 0 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
     numbers.insert(0, getattr(error, "lineno", None) or 0)  # of a cell that can't be parsed
     lines = dict(enumerate(source.split("\n"), 1))
     own = [line for number in numbers if (line := lines.get(number, "").strip())]  # not of a cell above
     said = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())[:300]]))
-    return f": {said}, at `{own[-1]}`" if own else f": {said}"
+    return f"{said}, at `{own[-1]}`" if own else said
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ def run_notebook(
             try:
                 outputs = [] if _NOT_RUN.match(_source(cell)) else _run_cell(source, names, place)
             except Exception as error:
-                raise UserError(f"{where}{_describe_failure(error, source, place)}") from error
+                raise UserError(f"{where}: {_describe_failure(error, source, place)}") from error
             outputs = [] if _NOT_SHOWN.match(_source(cell)) else outputs
             if (size := len(json.dumps(outputs))) > _MAX_OUTPUT_BYTES:
                 raise UserError(f"{where} shows {size // 1000} kB: show less, or say `#| output: false`.")
