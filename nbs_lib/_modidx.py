@@ -1453,6 +1453,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'nbs_lib.docs.api.Module': ('lib/docs/api.html#module', 'nbs_lib/docs/api.py'),
                                   'nbs_lib.docs.api.Parameter': ('lib/docs/api.html#parameter', 'nbs_lib/docs/api.py'),
                                   'nbs_lib.docs.api._class': ('lib/docs/api.html#_class', 'nbs_lib/docs/api.py'),
+                                  'nbs_lib.docs.api._comment': ('lib/docs/api.html#_comment', 'nbs_lib/docs/api.py'),
                                   'nbs_lib.docs.api._comments': ('lib/docs/api.html#_comments', 'nbs_lib/docs/api.py'),
                                   'nbs_lib.docs.api._constant': ('lib/docs/api.html#_constant', 'nbs_lib/docs/api.py'),
                                   'nbs_lib.docs.api._entry': ('lib/docs/api.html#_entry', 'nbs_lib/docs/api.py'),

@@ -67,17 +67,22 @@ def _kind(annotation: ast.expr | None) -> str:
     return _source(annotation).strip("'")  # one in quotes is a name of the same module, or an import of type checkers
 
 
+def _comment(comments: dict[int, str], first: ast.arg | ast.AnnAssign, last: ast.expr | None = None) -> str:
+    "Return the comment of a declaration, which may take several lines."
+    lines = range(first.lineno, ((last or first).end_lineno or first.lineno) + 1)
+    return next((comments[line] for line in lines if line in comments), "")
+
+
 def _parameters(node: Function, comments: dict[int, str]) -> Iterator[Parameter]:
     a = node.args
     plain = [*a.posonlyargs, *a.args]
     defaults: list[ast.expr | None] = [*[None] * (len(plain) - len(a.defaults)), *a.defaults, *a.kw_defaults]
     for arg, default in zip([*plain, *a.kwonlyargs], defaults, strict=True):
         if arg.arg not in ("self", "cls"):
-            comment = comments.get(arg.lineno, "")
-            yield Parameter(arg.arg, _kind(arg.annotation), _source(default), comment)
+            yield Parameter(arg.arg, _kind(arg.annotation), _source(default), _comment(comments, arg, default))
     for rest, stars in ((a.vararg, "*"), (a.kwarg, "**")):
         if rest:
-            yield Parameter(f"{stars}{rest.arg}", _kind(rest.annotation), "", comments.get(rest.lineno, ""))
+            yield Parameter(f"{stars}{rest.arg}", _kind(rest.annotation), "", _comment(comments, rest))
     if node.returns and node.returns.end_lineno and _source(node.returns) != "None":
         yield Parameter("returns", _kind(node.returns), "", comments.get(node.returns.end_lineno, ""))
 
@@ -95,7 +100,7 @@ def _function(node: Function, comments: dict[int, str]) -> Entry:
 def _class(node: ast.ClassDef, comments: dict[int, str]) -> Entry:
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     fields = [
-        Parameter(item.target.id, _kind(item.annotation), _source(item.value), comments.get(item.lineno, ""))
+        Parameter(item.target.id, _kind(item.annotation), _source(item.value), _comment(comments, item))
         for item in node.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.target.id[0] != "_"
     ]

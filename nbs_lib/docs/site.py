@@ -100,8 +100,9 @@ def link_all(
 
 # %% ../../notebooks/lib/docs/05_site.ipynb #6397d101
 def _navigation(pages: Sequence[Page]) -> list[tuple[str, list[tuple[str, list[Page]]]]]:
-    "Group the pages by section, and then by package or folder."
-    sections = groupby(pages, key=lambda page: page.group.partition("/")[0])
+    "Group the pages by section, and then by package or folder; the notebooks' many groups come last."
+    in_order = sorted(pages, key=lambda page: page.group.startswith("Notebooks/"))
+    sections = groupby(in_order, key=lambda page: page.group.partition("/")[0])
     return [
         (section, [(group.partition("/")[2], list(each)) for group, each in groupby(found, key=lambda p: p.group)])
         for section, found in sections
