@@ -30,7 +30,7 @@ from nbs_lib.data.reading.numbers import (
     split_number,
     why_code,
 )
-from .times import ISO, MixedZonesError, parse_times
+from .times import ISO, MixedZonesError, guess_forms, parse_time, parse_times
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -191,6 +191,8 @@ def _said_missing(column: TextColumn, gone: list[str], reading: Reading) -> Read
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #2890a0c5
 _UNIT = re.compile(r"^\s*[-+]?\d+(?:[.,]\d+)?\s*(?P<unit>[A-Za-z°²³/]{1,8})\s*$")
+_SHORT_YEARS = ("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y")  # which pandas does not guess
+_CLOCK = re.compile(r"^\s*\d{1,3}:[0-5]\d(:[0-5]\d(\.\d+)?)?\s*([AaPp][Mm])?\s*$")
 
 
 def _like_numbers(column: TextColumn) -> str:
@@ -220,15 +222,30 @@ def _like_times(column: TextColumn) -> str:
     "Say why a column of text is none of times; nothing where it looks like no times."
     if column.share(text for text in column.distinct if _DATE.match(text)) < _NEARLY:
         return ""
-    other = next((text for text in column.distinct if not _DATE.match(text)), column.distinct[0])
-    write = f"data.read: {{columns: {{{column.name}: '%d/%m/%Y'}}}}"
+    if other := next((text for text in column.distinct if not _DATE.match(text)), None):
+        write = f"data.read: {{missing: {{{column.name}: [{other[:40]!r}]}}}}"
+        said = f"it looks like times, and row {column.row([other])} holds {other[:40]!r}"
+        return f"{said} (if it marks a missing value, write {write})"
+    first = column.distinct[:200]
+    forms = dict.fromkeys([*(form for text in first for form in guess_forms(text)), *_SHORT_YEARS])
+    form = max(forms, key=lambda form: sum(parse_time(text, form) is not None for text in first))
+    other = next((text for text in column.distinct if parse_time(text, form) is None), first[0])
+    write = f"data.read: {{columns: {{{column.name}: '{form}'}}}}"
     said = f"it looks like times, and row {column.row([other])} holds {other[:40]!r}"
-    return f"{said} (its form, such as {write}, reads it as times)"
+    return f"{said} (their form, such as {write}, reads them as times)"
+
+
+def _like_clock(column: TextColumn) -> str:
+    "Say that a column of text is times of day, or durations; nothing where it is not."
+    if not column.distinct or not all(_CLOCK.match(text) for text in column.distinct):
+        return ""
+    shown = f"such as {column.distinct[0][:40]!r}"
+    return f"it looks like times of day or durations, {shown} (write them as hours or minutes to have them as numbers)"
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #a57c5178
 def _text_reading(column: TextColumn) -> Reading:
     "Note what a column of text looks like, where it looks like something else."
-    if why := _like_numbers(column) or _like_times(column):
+    if why := _like_numbers(column) or _like_times(column) or _like_clock(column):
         column.notes.append(f"Column {column.name!r} is taken as text: {why}.")
     return {"type": "text"}
 

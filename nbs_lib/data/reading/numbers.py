@@ -139,6 +139,7 @@ def number_reading(
 
 # %% ../../../notebooks/lib/data/reading/03_numbers.ipynb #443bf684
 _EXACT = 2**53  # whole numbers beyond it are not kept apart
+_TELEPHONE = r"^\+[1-9]\d{7,14}$"  # E.164: at most 15 digits
 
 
 def first_row(
@@ -160,6 +161,8 @@ def why_code(
 
     if row := first_row(pc.match_substring_regex(texts, r"^[-+]?0\d")):
         return f"row {row} holds {texts[row - 1].as_py()[:40]!r}, which begins with a zero"
+    if texts.null_count < len(texts) and pc.all(pc.match_substring_regex(texts, _TELEPHONE)).as_py():
+        return f"every value begins with + like a telephone number, such as {pc.drop_null(texts)[0].as_py()!r}"
     long = pc.if_else(pc.match_substring_regex(texts, r"^[-+]?\d{16}"), texts, None).to_pylist()
     for row, value in enumerate(long, 1):
         if value is not None and abs(int(value)) > _EXACT:

@@ -289,8 +289,9 @@ def test_a_decimal_comma_is_found_in_the_columns_that_leave_no_choice(tmp_path: 
         ([*["7"] * 59, "V45"], "row 60 holds 'V45', and nearly all others numbers (if it marks a missing value, write"),
         (["01/02/2018", "02/03/2018"], "may have day or month first, as in '01/02/2018'"),
         (["01/02/2018 12:00 AM", "02/03/2018 7:30 PM"], "may have day or month first, as in '01/02/2018 12:00 AM'"),
-        (["20.03.18", "01.04.18"], "it looks like times, and row 1 holds '20.03.18'"),
-        ([*["2018-02-03"] * 59, "soon"], "it looks like times, and row 60 holds 'soon'"),
+        (["20.03.18", "01.04.18"], "row 1 holds '20.03.18' (their form, such as data.read: {columns: {n: '%d.%m.%y'}}"),
+        ([*["2018-02-03"] * 59, "soon"], "it looks like times, and row 60 holds 'soon' (if it marks a missing value"),
+        (["20.03.2018", *["21.03.2018"] * 8, "2018-03-22"], "{columns: {n: '%d.%m.%Y'}}"),
     ],
 )
 def test_what_only_looks_like_numbers_or_times_is_said(tmp_path: Path, values: list[str], said: str) -> None:
