@@ -196,12 +196,16 @@ def prior_threshold(
     probability: Array,  # of the positive class, on the validation rows, shape [N]
     target: Array,  # 0 or 1, shape [N]
 ) -> float:  # in [0, 1]
-    "Find the probability above which as many rows lie as are positive."
-    values = np.sort(np.asarray(probability, dtype=np.float64))[::-1]
+    "Find the probability above which as many rows lie as are positive, as nearly as equal probabilities allow."
+    values, rows = np.unique(np.asarray(probability, dtype=np.float64), return_counts=True)
     positive = int(np.sum(target))
-    if positive in (0, len(values)):
+    if positive in (0, rows.sum()):
         return 0.5
-    return round(float(values[positive - 1] + values[positive]) / 2, 6)
+    above = np.r_[rows[::-1].cumsum()[::-1], 0]  # at or above each value, and above all
+    ends = np.r_[0.0, values, np.nextafter(1.0, 2.0)]
+    k = int(np.abs(above - positive).argmin())  # equal probabilities stay together
+    middle = float(ends[k] + ends[k + 1]) / 2
+    return round(middle, 6) if ends[k] < round(middle, 6) <= ends[k + 1] else middle
 
 # %% ../../notebooks/lib/bundle/03_metadata.ipynb #e21323a4
 def decision_rule(
@@ -210,7 +214,7 @@ def decision_rule(
     "Describe in words how a bundle decides."
     if schema["task"] == "binary":
         yes, at = schema["classes"][1], schema["threshold"]
-        where = "above it lie as many validation rows as are"
+        where = "above it lie about as many validation rows as are"
         return f"A row counts as {yes} from a probability of {at:.3f} on: {where} {yes}."
     return "It answers with the most probable class." if schema["classes"] else "It answers with a number."
 

@@ -54,9 +54,14 @@ def atomic_folder(
         temporary = Path(place, "new")
         temporary.mkdir()
         yield temporary
-        if path.exists():
-            path.rename(Path(place, "old"))
-        temporary.rename(path)
+        old = Path(place, "old")
+        try:
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+        finally:
+            if old.exists() and not path.exists():  # it was interrupted
+                old.rename(path)
 
 # %% ../../notebooks/lib/core/03_files.ipynb #a7760e36
 def write_text(

@@ -95,7 +95,10 @@ def _check_timezone(
 
 # %% ../../notebooks/lib/data/04_resolve.ipynb #8b79aa6b
 _TASKS = ("binary", "multiclass", "regression")
-_POSITIVE_LABELS = ("yes", "true", "1", "y", "t", "positive")
+_POSITIVE_LABELS = (
+    *("yes", "true", "1", "y", "t", "positive"),
+    *("da", "evet", "hai", "ja", "oui", "si", "sim", "sí", "tak", "vero", "verdadero", "vrai", "wahr", "да"),
+)
 _MIN_CLASS_ROWS = 10
 _MAX_CLASSES = 100
 
@@ -341,5 +344,5 @@ def _check_learned(
     amounts = [*roles.numeric, *([roles.target] if roles.task == "regression" else [])]
     times = dict.fromkeys([*roles.time, *([roles.timestamp] if roles.timestamp else [])])
     check_limits(table, amounts, times, roles.categorical)
-    if roles.timestamp and roles.entity and (twins := spelling_twins(table.columns)):
+    if twins := spelling_twins(table.columns):  # which a database takes for one
         raise DataError(f"Two columns, {twins[0]!r} and {twins[1]!r}, differ only by case or blanks: rename one.")

@@ -7,6 +7,7 @@ __all__ = ['class_name', 'missing_texts', 'missing_values', 'settle_value']
 
 # %% ../../notebooks/lib/data/09_values.ipynb #f3be0850
 import contextlib
+import re
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,9 @@ def missing_values(
     return frozenset(value for value in found if value == value and value != MISSING_TIME)
 
 # %% ../../notebooks/lib/data/09_values.ipynb #2a432445
+_DAY = re.compile(r"((?:19|20)\d\d)(\d\d)(\d\d)")
+
+
 def _from_text(text: str, reading: Reading) -> Any:
     "Read a text that is not missing; None where it has no such meaning."
     kind = reading["type"]
@@ -67,6 +71,8 @@ def _from_number(value: int | float, reading: Reading) -> Any:
         return bool(value) if value in (0, 1) else None
     if reading["type"] == "time" and digits_in_form(reading.get("format")):
         return parse_time(str(int(value)), reading["format"]) if value == int(value) >= 0 else None
+    if reading["type"] == "time" and (day := _DAY.fullmatch(str(value))) and parse_time(str(value), "%Y%m%d"):
+        raise DataError(f"{value} may be a day or seconds since 1970: write {'-'.join(day.groups())!r}.")
     if reading["type"] == "text":  # a code: beyond 2^53 another may have become the same number
         whole = isinstance(value, int) or (abs(value) < 2**53 and value.is_integer())
         return str(int(value)) if whole else None

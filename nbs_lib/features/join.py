@@ -28,7 +28,15 @@ from ..data.source import source_module as demo_of
 from ..data.split import target_ids
 from ..data.table import parse_duration
 from .default_views import build_default_views
-from .views import CONTEXT_MODEL_ONLY, View, order_views, view_duration_s, view_versions
+from nbs_lib.features.views import (
+    CONTEXT_MODEL_ONLY,
+    View,
+    columns_read,
+    order_views,
+    source_tables,
+    view_duration_s,
+    view_versions,
+)
 
 # %% ../../notebooks/lib/features/03_join.ipynb #e0122d4b
 LOADED_BY_NAME = ("nbs_lib.demos.*.views", "nbs_lib.own.views")  # what is imported below, so that a stage depends on it
@@ -291,6 +299,28 @@ def _view_features(view: View) -> dict[str, dict[str, str]]:
     return found
 
 # %% ../../notebooks/lib/features/03_join.ipynb #df032890
+def _check_delays(views: Sequence[View], snapshot: pd.DataFrame, roles: Roles) -> None:
+    "Refuse a view whose outcomes are known sooner than they can be; raises `ViewError`."
+    needed = parse_duration(roles.label_delay, "data.label_delay").total_seconds()
+    times = {str(name).lower() for name in snapshot if column_kind(snapshot[name]) == "time"}
+    times.discard(str(roles.timestamp).lower())
+    telling: set[str] = set()  # the views that tell outcomes
+    for view in views:
+        tables, columns = source_tables(view), columns_read(view)
+        own = "snapshot" in tables and columns & {"_target", roles.target.lower()}
+        if not own and telling.isdisjoint(tables):
+            continue
+        telling.add(view.name)
+        if columns & times:  # it may happen when its outcome was known
+            continue
+        if (view_duration_s(view, "delay") or 0) < needed:
+            raise ViewError(
+                f"view {view.name}: it reads the target {roles.target!r}, which is known {roles.label_delay} after "
+                f"{roles.timestamp!r} (data.label_delay), and its delay is {view.delay}: "
+                f'write delay="{roles.label_delay}".'
+            )
+
+
 def build_views(
     snapshot: pd.DataFrame,
     roles: Roles,  # as resolved
@@ -304,6 +334,7 @@ def build_views(
         views = order_views(views, _register_tables(db, snapshot, roles, companions))
         version, found = view_versions(views, [roles.target, roles.task, roles.classes]), {}
         joined = _roles_with_views(roles, views, version)
+        _check_delays(views, snapshot, roles)
         for view, told in zip(views, joined.views, strict=True):
             progress(view.name)
             found[view.name] = _compute_view(db, view, view_file(folder, told), roles.as_of)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT_MODEL_ONLY', 'MIN_HISTORY_DAYS', 'View', 'view_duration_s', 'check_view', 'source_tables', 'order_views',
-           'view_versions', 'Measure', 'rolling_features']
+           'columns_read', 'view_versions', 'Measure', 'rolling_features']
 
 # %% ../../notebooks/lib/features/01_views.ipynb #dd3193a9
 import hashlib
@@ -168,6 +168,14 @@ def order_views(
     return [named[name] for name in done]
 
 # %% ../../notebooks/lib/features/01_views.ipynb #9bb76144
+def columns_read(
+    view: View,
+) -> set[str]:  # in small letters
+    "Name the columns that a view's SQL names, and those that it gives."
+    named = (column.name for column in _parse_sql(view).find_all(exp.Column))
+    return {name.lower() for name in (*named, *view.entity, *view.columns)}
+
+
 def _sees_target(query: exp.Query) -> bool:
     return query.find(exp.Star) is not None or any(c.name.lower() == "_target" for c in query.find_all(exp.Column))
 

@@ -73,7 +73,7 @@ def _coarse_counts(
     if column.kind != NUMERIC:
         return values
     then = _value_counts(column, reference)
-    tenth = (np.cumsum(then) - then / 2) * _N_GROUPS // max(then.sum(), 1)
+    tenth = np.minimum((np.cumsum(then) - then / 2) * _N_GROUPS // max(then.sum(), 1), _N_GROUPS - 1)
     return np.stack([values[..., tenth == k].sum(axis=-1) for k in range(_N_GROUPS)], axis=-1)
 
 
@@ -148,7 +148,7 @@ def drift_limits(
     reference: Profile,  # what was learned from
     window: int,  # days of the windows that are watched
     alarms: float = 0.05,  # share of ordinary windows that may raise one, over all columns together
-    rows: int | None = None,  # of a watched window, where it is a sample: fewer rows scatter more
+    rows: int | None = None,  # of a watched window: fewer than in any window of the reference scatter more
     seed: int = 0,
 ) -> dict[str, DriftLimit]:  # by column; empty where the reference has fewer than `MIN_REFERENCE_WINDOWS` windows
     "How far an ordinary window may lie."
@@ -156,6 +156,7 @@ def drift_limits(
     if len(blocks) < MIN_REFERENCE_WINDOWS or not reference.columns:
         return {}
     alpha = alarms / (2 * len(reference.columns))
+    reference_rows = min(int(reference.rows[block].sum()) for block in blocks)
     rng = np.random.default_rng(seed)
     found = {}
     for name, column in reference.columns.items():
@@ -163,7 +164,7 @@ def drift_limits(
         inside = np.array([counts[block].sum(axis=0) for block in blocks])
         rest = total - inside
         cases = [inside]
-        if rows is not None:
+        if rows is not None and rows < reference_rows:
             cases.append(np.array([_subsampled(block, rows, rng) for block in inside]))
         each = [_column_limits(column, rest, case, alpha) for case in cases]
         found[name] = DriftLimit(max(far for far, _ in each), max(nulls for _, nulls in each), len(blocks))

@@ -196,7 +196,7 @@ def run_monitor(
     rows = rows_in_window(data.current, spans[-1])
     ledger += _check_store(bundle, rows, data.reference)
     weights = _importance_weights(data, bundle)
-    limits = drift.drift_limits(reference, days, alarms)
+    limits = drift.drift_limits(reference, days, alarms, min(map(len, parts)))
     verdict = drift.drift_verdict(reference, parts, limits, patience, weights or None)
     verdict = _excuse_harmless_drift(verdict, rows, data.reference, bundle)
     performance = report_performance(data, spans, bundle, roles, days, patience, sliced)

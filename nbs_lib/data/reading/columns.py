@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'MISSING_MARKS', 'TYPES', 'missing_words', 'without_missing', 'read_bool', 'TextColumn',
-           'infer_reading', 'spelling_twins', 'vanished_class', 'convert_text', 'check_told', 'told_reading']
+           'days_of_digits', 'infer_reading', 'spelling_twins', 'vanished_level', 'vanished_class', 'convert_text',
+           'check_told', 'told_reading']
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #58ba483e
 import re
@@ -40,6 +41,7 @@ MISSING_WORDS = ("NA", "N/A", "NaN", "nan", "null", "NULL")
 MISSING_MARKS = ("?", "-", "--", "---", ".", "*", "n/a", "na", "none", "None", "missing", "unknown", "#N/A", "<NA>")
 _GONE = {*MISSING_WORDS, *MISSING_MARKS}
 _FITTING = 0.5  # the share of the values that must be numbers, or times, where all others are such marks
+_MIN_DAYS = 10  # different numbers that look like days, before it is said
 _NEARLY = 0.8  # the share from which a column of text looks like numbers, or times, and is said to
 
 TYPES = ("text", "number", "bool", "time")
@@ -125,6 +127,24 @@ class TextColumn:
         self.notes.append(f"Column {self.name!r} is {what} ({write} takes it as {_PLURALS[instead]}).")
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #fa8ea448
+def days_of_digits(
+    name: str,  # of a column
+    texts: "pa.ChunkedArray",  # whole numbers as text, None where missing
+) -> list[str]:  # a sentence; none where they are no days
+    "Say that whole numbers look like days, such as 20240131."
+    import pyarrow.compute as pc
+
+    form = "%Y%m%d"
+    some = texts[:1].to_pylist() + pc.unique(texts).to_pylist()[:1000]
+    if not pc.all(pc.match_substring_regex(texts, r"^(19|20)\d{6}$")).as_py() or len(set(some) - {None}) < _MIN_DAYS:
+        return []
+    if any(text is not None and parse_time(text, form) is None for text in some):
+        return []
+    shown = next(text for text in some if text is not None)
+    write = f"data.read: {{columns: {{{name}: '{form}'}}}}"
+    return [f"Column {name!r} holds whole numbers that look like days, such as {shown} ({write} reads them as times)."]
+
+
 def _plain_reading(column: TextColumn, target: bool, mark: str) -> Reading | None:
     "Read plain numbers, and words for true and false; None where there are others."
     import pyarrow.compute as pc
@@ -136,11 +156,14 @@ def _plain_reading(column: TextColumn, target: bool, mark: str) -> Reading | Non
         if column.typed:
             return {"type": "text"}
         if pc.all(pc.match_substring_regex(trimmed, r"^[-+]?\d+$")).as_py():
+            column.notes += [] if target else days_of_digits(column.name, trimmed)
             if why := why_code(trimmed, target):
                 column.say(f"taken as text: {why}", "number")
                 return {"type": "text"}
         elif pc.count_distinct(trimmed).as_py() <= MAX_NAMES and (twins := number_twins(column.distinct)):
             column.say(f"read as numbers: {twins[0]!r} and {twins[1]!r} are one", "text")
+        elif pc.all(pc.match_substring_regex(trimmed, r"^\d+[eE]\d+$")).as_py():
+            return _said_number(column, {"type": "number"})
         elif mark == "," and (reading := number_reading(column.distinct, mark)) and "group" in reading:
             return _said_number(column, reading)
         return {"type": "number"}
@@ -151,8 +174,9 @@ def _plain_reading(column: TextColumn, target: bool, mark: str) -> Reading | Non
 
 
 def _said_number(column: TextColumn, reading: Reading) -> Reading:
-    "Note the form of a column of numbers."
+    "Note the form of a column of numbers; those in brackets are negative."
     shown = next((text for text in column.distinct if not re.fullmatch(r"\d+", text)), column.distinct[0])
+    shown = next((text for text in column.distinct if text.strip().startswith("(")), shown)
     value = parse_number(shown, reading)
     column.say(f"read as numbers: {shown[:40]!r} is {value:.15g}", "text")
     return reading
@@ -163,7 +187,8 @@ def _number_reading(column: TextColumn, mark: str) -> Reading | None:
     reading = number_reading(column.distinct, mark)
     if reading is None or (column.typed and len(reading) == 1):
         return None
-    return _said_number(column, reading) if len(reading) > 1 else reading
+    negative = any(text.strip().startswith("(") for text in column.distinct)
+    return _said_number(column, reading) if len(reading) > 1 or negative else reading
 
 
 def _time_reading(column: TextColumn) -> Reading | None:
@@ -292,24 +317,31 @@ def spelling_twins(
     return None
 
 
+def vanished_level(
+    texts: "pa.ChunkedArray",  # of a column, as they stand in the file
+) -> tuple[str, str] | None:  # the word, and a part of a sentence; None where there is none
+    "Find a word for missing that may be a level, for all others are short codes."
+    import pyarrow.compute as pc
+
+    distinct = {text for text in pc.unique(texts).to_pylist() if text}
+    words, levels = distinct & set(MISSING_WORDS), distinct - set(MISSING_WORDS)
+    codes = [text for text in levels if len(text) <= 3 and text.isalpha()]
+    if not words or len(levels) < 2 or len(codes) < len(levels):
+        return None
+    word = sorted(words)[0]
+    row = first_row(pc.equal(texts, word))
+    return word, f"{word!r} (first in row {row}) among short codes such as {sorted(codes)[0]!r}"
+
+
 def vanished_class(
     texts: "pa.ChunkedArray",  # of the target, as they stand in the file
     name: str,  # its name, for the message
 ) -> None:
     "Refuse a target where a word for missing may be a class; raises `DataError`."
-    import pyarrow.compute as pc
-
-    distinct = {text for text in pc.unique(texts).to_pylist() if text}
-    words, classes = distinct & set(MISSING_WORDS), distinct - set(MISSING_WORDS)
-    codes = [text for text in classes if len(text) <= 3 and text.isalpha()]
-    if not words or len(classes) < 2 or len(codes) < len(classes):
-        return
-    word = sorted(words)[0]
-    row = first_row(pc.equal(texts, word))
-    raise DataError(
-        f"The target {name!r} holds {word!r} (first in row {row}) among short codes such as {sorted(codes)[0]!r}: "
-        f"write data.read: {{missing: {{{name}: []}}}} if it is a class, or {{missing: {{{name}: [{word}]}}}}."
-    )
+    if found := vanished_level(texts):
+        word, said = found
+        write = f"data.read: {{missing: {{{name}: []}}}} if it is a class, or {{missing: {{{name}: [{word}]}}}}"
+        raise DataError(f"The target {name!r} holds {said}: write {write}.")
 
 # %% ../../../notebooks/lib/data/reading/04_columns.ipynb #033e1e18
 _WANTED = {"number": "a number", "bool": "a bool", "time": "a time such as 2020-02-13T08:00Z"}

@@ -49,6 +49,7 @@ def table_of_rows(
         values = [_known_value(row[position]) for row in rows]
         kinds = {type(value) for value in values} - {type(None)}
         large = kinds == {int, float} and any(isinstance(value, int) and abs(value) > 2**53 for value in values)
+        zoned = {value.tzinfo is not None for value in values if isinstance(value, datetime.datetime)}
         if bytes in kinds and len(kinds) > 1:
             raise DataError(
                 f"{source}: column {name!r} holds bytes beside other values: select it otherwise in a query."
@@ -58,6 +59,9 @@ def table_of_rows(
             values = [None if value is None else str(value) for value in values]
         elif len(kinds) > 1 and kinds <= {int, float, decimal.Decimal}:
             values = [None if value is None else float(value) for value in values]
+        elif kinds == {datetime.date, datetime.datetime} or len(zoned) > 1:
+            untyped.add(name)  # read as those of a file, which may be refused
+            values = [None if value is None else value.isoformat() for value in values]
         try:
             columns.append(pa.array(values))
         except (pa.ArrowException, OverflowError):  # such as a whole number beyond 64 bits

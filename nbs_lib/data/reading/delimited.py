@@ -141,9 +141,9 @@ def _utf8(
     except (UnicodeError, LookupError) as error:
         raise DataError(f"{path} can't be read with data.read: {{encoding: {encoding}}} ({error}).") from None
     data = data.removeprefix(b"\xef\xbb\xbf")
-    if 0 < data.count(b"\r\n") < data.count(b"\n"):
+    if b"\r\n" in data:  # in a cell too: a part of a file reads like the whole
         data = data.replace(b"\r\n", b"\n")
-    lone, first = len(_LONE_RETURN.findall(data)), re.search(rb"\r\n|\r|\n", data)
+    lone, first = len(_LONE_RETURN.findall(data)), re.search(rb"\r|\n", data)
     ends_lines = first is not None and first[0] == b"\r" and lone >= data.count(b"\n")
     if not lone or ends_lines:
         return data, encoding, ""

@@ -18,11 +18,13 @@ from nbs_lib.data.reading.columns import (
     TextColumn,
     check_told,
     convert_text,
+    days_of_digits,
     infer_reading,
     missing_words,
     spelling_twins,
     told_reading,
     vanished_class,
+    vanished_level,
     without_missing,
 )
 from .files import Raw, read_raw
@@ -194,6 +196,9 @@ def _inferred_text(
     if words is not None or reading["type"] == "text":  # whose words no other file can know
         reading = {"missing": list(column.words)} | reading
     names = reading["type"] == "text" and not target and not asked and len(column.distinct) <= MAX_NAMES
+    if names and words is None and not column.typed and (gone := vanished_level(raw)):
+        write = f"data.read: {{missing: {{{column.name}: []}}}} takes it as a level"
+        column.notes.append(f"Column {column.name!r} holds {gone[1]}, which is read as missing ({write}).")
     levels = column.distinct if names else []
     if twins := spelling_twins(levels):
         said = f"{twins[0][:40]!r} and {twins[1][:40]!r} differ only by case or blanks, and are learned as two"
@@ -213,12 +218,13 @@ def _inferred_numbers(
         return values, reading | kept, [] if target else _crowded(name, values)
     texts = _whole_texts(values)
     why = "" if texts is None else why_code(texts, target)
+    days = [] if texts is None or target else days_of_digits(name, texts)
     if texts is not None and why:
         note = (
             f"Column {name!r} is taken as text: {why} (data.read: {{columns: {{{name}: number}}}} takes it as numbers)."
         )
-        return texts, {"missing": list(MISSING_WORDS)} | kept | {"type": "text"}, [note]
-    return values, kept, [] if target else _crowded(name, values)
+        return texts, {"missing": list(MISSING_WORDS)} | kept | {"type": "text"}, [*days, note]
+    return values, kept, days + ([] if target else _crowded(name, values))
 
 
 def _told_values(values: "pa.ChunkedArray", name: str, asked: str) -> tuple["pa.ChunkedArray", Reading]:

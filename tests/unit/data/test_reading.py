@@ -608,11 +608,27 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         assert name in refused(lambda: read_source(path))  # noqa: B023
 
 
-def test_names_that_differ_by_case_are_two_columns_or_refused(tmp_path: Path) -> None:
+def test_names_that_differ_by_case_are_read_as_two_and_refused(tmp_path: Path) -> None:
     columns = {"at": [f"2021-01-{day:02}" for day in range(1, 29)], "shop": ["a", "b"], "Shop": ["c"], "y": YES}
     path = csv(tmp_path / "t.csv", columns)
     assert read_source(path).table[["shop", "Shop"]].iloc[0].tolist() == ["a", "c"]
     assert "'Shop' and 'shop', differ only by case" in refused(lambda: learned(path, timestamp="at", entity="shop"))
+    assert "'Shop' and 'shop', differ only by case" in refused(lambda: learned(path))  # a database takes them for one
+
+
+def test_a_level_a_part_a_bracket_and_a_day_are_said(tmp_path: Path) -> None:
+    days = [f"202401{day}" for day in range(10, 30)]
+    columns = {"land": ["NA", "DE", "US"], "day": days, "part": ["12E4", "11E2"], "note": ["(1)", "7"], "y": YES}
+    source, _ = learned(csv(tmp_path / "t.csv", columns))
+    assert "'NA' (first in row 1) among short codes such as 'DE', which is read as missing" in noted(source, "land")
+    assert "'12E4' is 120000" in noted(source, "part")
+    assert "'(1)' is -1" in noted(source, "note")
+    assert "look like days, such as 20240110" in noted(source, "day")
+    read = {"columns": {"day": "%Y%m%d"}, "missing": {"land": []}}
+    source, roles = learned(csv(tmp_path / "t.csv", columns), read=read)
+    assert roles.time == ["day"]
+    assert source.table["land"][:2].tolist() == ["NA", "DE"]
+    assert all("looks like" not in note for note in source.notes)
 
 
 def test_a_line_break_that_nobody_sees_survives_the_contract(tmp_path: Path) -> None:

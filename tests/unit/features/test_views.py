@@ -85,7 +85,8 @@ def moved(join: Joined, before: pd.DataFrame, after: pd.DataFrame, moment: pd.Ti
 
 def joined_by(view: View, place: Path) -> Joined:
     def join(table: pd.DataFrame) -> pd.DataFrame:
-        roles, _ = build_views(table, replace(roles_of(table), as_of="2030-01-01"), [view], place, place / "none")
+        given = replace(roles_of(table), as_of="2030-01-01", label_delay="0s")  # else such a view is refused
+        roles, _ = build_views(table, given, [view], place, place / "none")
         return attach_views(table, roles, place)
 
     return join
@@ -99,6 +100,26 @@ def test_a_planted_future_is_seen_by_no_row_and_is_seen_without_known_at(hours: 
     assert moved(joined_by(week(), tmp_path), table, planted, moment) == []
     without_known_at = joined_by(week(timestamp="began", delay="0s"), tmp_path)
     assert "week_failed_1d" in moved(without_known_at, table, planted, moment)
+
+
+def test_an_outcome_that_is_known_too_soon_is_refused(tmp_path: Path) -> None:
+    table = jobs(400)
+
+    def build(*views: View) -> None:
+        build_views(table, roles_of(table), views, tmp_path, tmp_path / "none")
+
+    def told(name: str, sql: str, **more: str) -> View:
+        return View(name, sql=sql, entity=["worker"], timestamp="began", columns={"last": {"type": "text"}}, **more)
+
+    every = "SELECT DISTINCT ON (worker, began) worker, began, failed AS last FROM snapshot"
+    build(week(), told("own", every, delay="1d"))
+    for sql in (every, every.replace("snapshot", "(SELECT * FROM snapshot)"), every.replace("failed", "_target::TEXT")):
+        with pytest.raises(ViewError, match=r"view own: it reads the target 'failed', .* its delay is 0s: write"):
+            build(told("own", sql))
+    through = told("through", "SELECT worker, began, last FROM own")
+    with pytest.raises(ViewError, match="view through: it reads the target"):
+        build(told("own", every, delay="1d"), through)
+    build(told("own", "SELECT DISTINCT ON (worker, began) worker, began, 'x' AS last FROM snapshot"))
 
 
 def test_the_delay_alone_keeps_what_has_just_happened_out(tmp_path: Path) -> None:

@@ -103,8 +103,16 @@ def test_drift_is_told_with_what_it_does(tmp_path: Path, bundle: Bundle) -> None
     assert effect["output"] > 0.1
     assert len(effect["rows"]) == 10
     assert next(iter(finding["importance"])) == "width"
-    once = since(width=lambda t: t["width"] + 2.5 * (t["_time"] >= (LEARNED + 14) * DAY))
+    once = since(width=lambda t: t["width"] + 1.5 * (t["_time"] >= (LEARNED + 14) * DAY))
     assert found(tmp_path, once, bundle=bundle)["status"] == WATCH
+
+
+@pytest.mark.parametrize("shift", [3, -3])
+def test_a_jump_beyond_the_range_is_a_fault_in_both_directions(shift: float, tmp_path: Path, bundle: Bundle) -> None:
+    once = since(width=lambda t: t["width"] + shift * (t["_time"] >= (LEARNED + 14) * DAY))
+    finding = found(tmp_path, once, bundle=bundle)
+    assert finding["status"] == CONTRACT_FAILURE
+    assert "since the window before" in failed(finding)[("jump", "width")]
 
 
 def test_drift_that_moves_no_answer_is_no_alarm(tmp_path: Path, bundle: Bundle) -> None:
