@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..data.roles import Roles
-from ..data.table import parse_duration
+from ..data.split import label_lag_s
 from .scores import score_on_valid
 from ..models.encoding import DAY_S
 from ..models.metrics import Floats, prediction_columns
@@ -85,8 +85,7 @@ def _outcomes(target: NDArray[Any], classes: int) -> Floats:
 def _as_known_then(table: pd.DataFrame, roles: Roles, outcome: Floats) -> dict[str, Floats]:
     "Compute the answers that follow time; NaN where nothing was known."
     time = table["_time"].to_numpy(np.int64)
-    delays = ((roles.horizon, "data.horizon"), (roles.label_delay, "data.label_delay"))
-    late = int(sum(parse_duration(*each).total_seconds() for each in delays))
+    late = label_lag_s(roles)
     past = _History(table["_entity"].to_numpy(np.int64), time, outcome)
     found = {"recent_mean": past.mean(time - late - 4 * _WEEK_S, time - late)}
     found["last_value"] = past.latest(np.full_like(time, past.first), time - late)

@@ -99,6 +99,6 @@ def fit_context_model(
     )
     fitted = tune_candidate(QUICK_TREES, task, train, valid, trials=1)
     fitted = learn_from_all(fitted, train, valid) if again else fitted
-    unseen = table[table["_split"] != "train"]
+    unseen = table[table["_split"].isin(["valid", "test"])]
     found = predictions_table({CONTEXT: unseen_answers(fitted, unseen)}, unseen)
     return ContextModel(export_graph(fitted, train), found, fitted)

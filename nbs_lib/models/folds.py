@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..data.roles import Roles
+from ..data.split import known_before, label_lag_s
 from .candidates import Candidate, Task
 from nbs_lib.models.metrics import (
     Floats,
@@ -76,6 +77,13 @@ def _dealt(group: _Places, strata: NDArray[Any], seed: int) -> _Places:
     return (rank % min(_PARTS, len(names)))[member]
 
 
+def _known_parts(parts: _Parts, times: _Places, roles: Roles) -> _Parts:
+    "Leave out what is learned or stopped by before its label is known."
+    learn, stop, score = parts
+    known = [known_before(times[one], times[after].min(), roles) for one, after in ((learn, stop), (stop, score))]
+    return learn[known[0]], stop[known[1]], score
+
+
 def fold_parts(
     table: pd.DataFrame,  # the training rows
     roles: Roles,  # as resolved
@@ -83,6 +91,8 @@ def fold_parts(
 ) -> list[_Parts]:
     "Cut the training rows into folds, as the table was split."
     block, target = table["_block"].to_numpy(), table["_target"].to_numpy()
+    if roles.timestamp and label_lag_s(roles):
+        return [_known_parts(parts, table["_time"].to_numpy(np.int64), roles) for parts in forward_folds(block)]
     if roles.timestamp:
         return forward_folds(block)
     still = np.zeros(len(table)) if roles.task == "regression" or roles.entity else target

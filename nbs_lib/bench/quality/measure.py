@@ -109,7 +109,7 @@ def write_forms(
 ) -> None:
     "Write the rows of a project in each form that a booster takes."
     roles, table = Roles.load(root / CONTRACT_FILE), read_table(root / "data/training_set.parquet")
-    learn = (table["_split"] != "test").to_numpy()
+    learn = table["_split"].isin(["train", "valid"]).to_numpy()
     layout = FeatureLayout.learn(table[learn], roles)
     encoder = ordinal_encoder(layout).fit(table.loc[learn, layout.features])
     forms = {
